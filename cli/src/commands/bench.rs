@@ -1,0 +1,177 @@
+//! `mctl bench resume`: chained suspend/resume cycles on a user's own machine, judged as the
+//! end-to-end harness judges its own.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Subcommand;
+use cycles::{
+    Cycle, FailedCheck, Host, KvmKind, LeftoverVsocks, MIN_CYCLES, MachineSubject, Observer,
+    Report, RunOptions, SubjectDescription, cycles_csv, report_page, run_cycles,
+};
+use machine_api::{HostInfo, MachineState};
+
+use super::report::{summary, write};
+use crate::error::CommandError;
+use crate::machine_ref;
+use crate::output::Progress;
+use crate::session::Session;
+use crate::span::milliseconds;
+
+/// Measure a machine of your own
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  mctl bench resume web --cycles 100 --assert-flat")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Resume(ResumeArgs),
+}
+
+/// Suspend and resume a started machine again and again
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The exit code is 8 if a check of a cycle fails, or with --assert-flat if the latency is not flat.
+
+Example:
+  mctl bench resume web --cycles 100 --assert-flat --output report.json")]
+struct ResumeArgs {
+    /// Id, beginning of an id, or name; may be left out if there is only one machine
+    machine: Option<String>,
+    /// How many cycles
+    #[arg(long, short, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    cycles: u32,
+    /// Fail unless resume latency stays flat
+    #[arg(long)]
+    assert_flat: bool,
+    /// Go on when a socket is left over in the guest
+    #[arg(long)]
+    allow_leaks: bool,
+    /// File in the guest with a number that a process there keeps counting up
+    #[arg(long, value_name = "PATH")]
+    counter_file: Option<String>,
+    /// Longest time for one suspend or one resume
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = crate::span::parse_duration)]
+    step_timeout: Duration,
+    /// Write the report as JSON, and beside it as a page and CSV
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
+    let Verb::Resume(args) = args.verb;
+    if args.assert_flat && usize::try_from(args.cycles).is_ok_and(|cycles| cycles < MIN_CYCLES) {
+        return Err(CommandError::Argument {
+            argument: "--cycles",
+            reason: format!("--assert-flat needs at least {MIN_CYCLES} for a verdict"),
+        });
+    }
+    let machine = machine_ref::find(session, args.machine.as_deref()).await?;
+    if machine.state != MachineState::Started {
+        return Err(CommandError::NotStarted {
+            machine: crate::transition::label(&machine),
+            state: machine.state,
+        });
+    }
+    let host = described(session.client.host().await?);
+    let started_at = jiff::Timestamp::now().to_string();
+    let mut subject = MachineSubject::new(
+        session.client.clone(),
+        machine,
+        args.counter_file,
+        args.step_timeout,
+    );
+    let options = RunOptions {
+        cycles: args.cycles,
+        leftover_vsocks: if args.allow_leaks {
+            LeftoverVsocks::Record
+        } else {
+            LeftoverVsocks::Fail
+        },
+    };
+    let mut watching = Watching {
+        progress: session.output.progress(u64::from(args.cycles), "cycles"),
+        interrupted: interruption(),
+    };
+    let measured = run_cycles(&mut subject, options, &mut watching).await;
+    drop(watching);
+    let report = Report::of_run(host, started_at, measured);
+    if let Some(path) = &args.output {
+        let json = serde_json::to_string_pretty(&report).map_err(std::io::Error::from)?;
+        write(path, &json)?;
+        write(&path.with_extension("html"), &report_page(&report))?;
+        write(&path.with_extension("csv"), &cycles_csv(&report.cycles))?;
+    }
+    summary(session, &report)?;
+    if let Some(failed) = &report.failed_check {
+        let what = session.output.harmless(&failed.message);
+        return Err(CommandError::CycleFailed {
+            cycle: failed.cycle,
+            what,
+        });
+    }
+    if args.assert_flat && !report.flatness.flat {
+        return Err(CommandError::NotFlat);
+    }
+    Ok(())
+}
+
+fn described(info: HostInfo) -> Host {
+    let kvm = match info.kvm.as_str() {
+        "hardware" => KvmKind::Hardware,
+        "virtual" => KvmKind::Virtual,
+        "software" => KvmKind::Software,
+        _ => KvmKind::Unknown,
+    };
+    let details = [
+        ("cpu", info.cpu.into()),
+        ("kernel", info.kernel.into()),
+        ("cpus", info.cpus.into()),
+        ("memory_mib", info.memory_mib.into()),
+        ("kvm_detail", info.kvm_detail.into()),
+    ];
+    Host {
+        kvm,
+        details: details
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect::<BTreeMap<_, _>>(),
+    }
+}
+
+/// Resolves once somebody presses Ctrl-C: the run then ends after its cycle, with a report, and
+/// with the machine started.
+fn interruption() -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async {
+        // Without the signal there is no interruption; it then ends the process as usual.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    })
+}
+
+struct Watching {
+    progress: Progress,
+    interrupted: tokio::task::JoinHandle<()>,
+}
+
+impl Observer for Watching {
+    fn run_started(&mut self, _subject: &SubjectDescription, _cycles: u32) {}
+
+    fn cycle_done(&mut self, cycle: &Cycle, _cycles: u32) -> ControlFlow<()> {
+        let resume = milliseconds(cycle.resume_ms);
+        self.progress
+            .advance_to(u64::from(cycle.cycle), &format!("resume {resume}"));
+        if self.interrupted.is_finished() {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn check_failed(&mut self, _failed: &FailedCheck) {}
+}

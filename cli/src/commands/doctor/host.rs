@@ -1,0 +1,142 @@
+//! What is looked at: the supervisor, and through it or directly KVM, kernel and image.
+
+use std::path::{Path, PathBuf};
+
+use client::{Endpoint, ErrorKind};
+use kvm_host::probe::{KvmKind, detect};
+use machine_api::HostInfo;
+
+use super::Finding;
+use crate::session::Session;
+use crate::settings::default_state_dir;
+
+/// Looks at everything. The supervisor's own view counts where there is one: it may be on another
+/// host, or see what this user may not.
+pub(super) async fn examine(session: &Session) -> Vec<Finding> {
+    match session.client.host().await {
+        Ok(info) => from_supervisor(session, &info),
+        Err(error) => {
+            let mut findings = vec![unreachable_supervisor(session, &error)];
+            if let Endpoint::Unix(socket) = session.client.endpoint() {
+                let state_dir = socket
+                    .parent()
+                    .map_or_else(default_state_dir, Path::to_owned);
+                findings.push(measured());
+                findings.push(image(&state_dir));
+            }
+            findings
+        }
+    }
+}
+
+fn unreachable_supervisor(session: &Session, error: &client::Error) -> Finding {
+    let endpoint = session.client.endpoint();
+    match error.kind() {
+        ErrorKind::Denied => Finding::problem(
+            "supervisor",
+            format!("{endpoint} wants a token"),
+            "set MCTL_TOKEN; `mctl token create` on its host makes one",
+        ),
+        _ => Finding::problem(
+            "supervisor",
+            format!("{error}"),
+            error
+                .hint()
+                .unwrap_or_else(|| "start it with `mctl-supervisor`".to_owned()),
+        ),
+    }
+}
+
+fn from_supervisor(session: &Session, info: &HostInfo) -> Vec<Finding> {
+    let ours = env!("CARGO_PKG_VERSION");
+    let endpoint = session.client.endpoint();
+    let found = format!("version {} at {endpoint}", info.version);
+    let supervisor = if info.version == ours {
+        Finding::ok("supervisor", found)
+    } else {
+        Finding::warning(
+            "supervisor",
+            found,
+            format!("this is mctl {ours}: use equal versions"),
+        )
+    };
+    let image = if info.images.iter().any(|name| name == "default") {
+        Finding::ok(
+            "image",
+            format!("{} in {}", info.images.join(", "), info.state_dir),
+        )
+    } else {
+        no_image(&info.state_dir)
+    };
+    vec![
+        supervisor,
+        kvm(info),
+        Finding::ok(
+            "host",
+            format!(
+                "{}, {} CPUs, {} MiB, Linux {}",
+                info.cpu, info.cpus, info.memory_mib, info.kernel
+            ),
+        ),
+        image,
+        Finding::ok("vmm", info.vmm.as_str()),
+    ]
+}
+
+fn kvm(info: &HostInfo) -> Finding {
+    // The detail is of the measurement, which can't tell an emulated computer from hardware.
+    let found = if info.kvm_detail.starts_with(&info.kvm) {
+        info.kvm_detail.clone()
+    } else {
+        format!("{}: {}", info.kvm, info.kvm_detail)
+    };
+    match info.kvm.as_str() {
+        "hardware" => Finding::ok("kvm", found),
+        "virtual" => Finding::warning(
+            "kvm",
+            found,
+            "good for tests, slow: latencies are not those of hardware",
+        ),
+        "software" => Finding::problem("kvm", found, USE_VIRTUAL_HOST),
+        _ => Finding::problem("kvm", found, KVM_MISSING),
+    }
+}
+
+const USE_VIRTUAL_HOST: &str = "this KVM interprets guest kernels and can't boot Linux: start the \
+                                virtual KVM host with `./just kvm-host` and point MCTL_HOST at it";
+
+const KVM_MISSING: &str = "enable virtualisation in the firmware and load kvm_intel or kvm_amd, \
+                           or use the virtual KVM host: `./just kvm-host`";
+
+/// Without a supervisor: what a guest loop of our own measures.
+fn measured() -> Finding {
+    let kind = detect();
+    let found = kind.to_string();
+    match kind {
+        KvmKind::Hardware { .. } => Finding::ok("kvm", found),
+        KvmKind::Software { .. } => Finding::problem("kvm", found, USE_VIRTUAL_HOST),
+        KvmKind::Missing { .. } => Finding::problem("kvm", found, KVM_MISSING),
+    }
+}
+
+/// Without a supervisor: is there an image in its store?
+fn image(state_dir: &Path) -> Finding {
+    let folder = state_dir.join("images/default");
+    let missing: Vec<PathBuf> = ["image.json", "kernel", "initramfs"]
+        .iter()
+        .map(|name| folder.join(name))
+        .filter(|path| !path.exists())
+        .collect();
+    match missing.first() {
+        None => Finding::ok("image", folder.display().to_string()),
+        Some(_) => no_image(&state_dir.display().to_string()),
+    }
+}
+
+fn no_image(state_dir: &str) -> Finding {
+    Finding::problem(
+        "image",
+        format!("no image `default` in {state_dir}/images"),
+        "make it with `./just images`",
+    )
+}

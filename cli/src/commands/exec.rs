@@ -1,0 +1,191 @@
+//! `mctl exec`: runs a command in a machine; its streams and its exit code become ours.
+
+use std::io::{self, Read};
+use std::time::Duration;
+
+use client::{Command, CommandEnd, CommandInput, Piece};
+use machine_api::ExecRequest;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::machine_flags::parse_pair;
+use crate::error::CommandError;
+use crate::machine_ref;
+use crate::session::Session;
+use crate::terminal::{self, RawTerminal};
+
+/// Bytes of standard input passed on at a time.
+const INPUT_BYTES: usize = 32 << 10;
+
+/// Run a command in a machine
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The exit code is that of the command, 128 + N if signal N ended it, 125 if mctl itself failed.
+With --json the output is collected and printed at the end; a minute is then the usual limit.
+
+Example:
+  mctl exec -it web -- sh")]
+pub(crate) struct Args {
+    /// Id, beginning of an id, or name; may be left out if there is only one machine
+    machine: Option<String>,
+    /// Pass standard input on
+    #[arg(long, short)]
+    interactive: bool,
+    /// Give the command a terminal
+    #[arg(long, short, conflicts_with = "json")]
+    tty: bool,
+    /// Environment variable of the command; can be repeated
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse_pair, conflicts_with = "json")]
+    env: Vec<(String, String)>,
+    /// Working directory of the command
+    #[arg(long, short = 'w', value_name = "PATH", conflicts_with = "json")]
+    cwd: Option<String>,
+    /// Kill the command after this time
+    #[arg(long, value_name = "TIME", value_parser = crate::span::parse_duration)]
+    timeout: Option<Duration>,
+    /// Program and arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+pub(crate) async fn run(session: &Session, args: Args) -> Result<u8, CommandError> {
+    let id = machine_ref::find(session, args.machine.as_deref())
+        .await?
+        .id;
+    if session.output.is_json() {
+        return collected(session, &id, args).await;
+    }
+    let command = Command {
+        argv: args.command,
+        env: args.env,
+        cwd: args.cwd,
+        terminal: args.tty.then(terminal::size),
+        timeout: args.timeout,
+    };
+    let (input, mut output) = session.client.exec_stream(&id, &command).await?;
+    let raw = if args.tty && args.interactive {
+        RawTerminal::enter()?
+    } else {
+        None
+    };
+    let feeding = tokio::spawn(feed(input, args.interactive, args.tty));
+    let end = loop {
+        match output.next().await? {
+            Piece::Stdout(bytes) => session.output.raw(&bytes)?,
+            Piece::Stderr(bytes) => session.output.raw_error(&bytes)?,
+            Piece::Ended(end) => break end,
+        }
+    };
+    feeding.abort();
+    drop(raw);
+    if end.timed_out {
+        session.output.warning("killed at its timeout");
+    }
+    if end.oom_killed {
+        session
+            .output
+            .warning("killed because the guest ran out of memory");
+    }
+    Ok(exit_code(end))
+}
+
+/// The API's one-shot form: everything at the end, for programs.
+async fn collected(session: &Session, id: &str, args: Args) -> Result<u8, CommandError> {
+    let mut stdin = None;
+    if args.interactive {
+        let mut bytes = Vec::new();
+        io::stdin().read_to_end(&mut bytes)?;
+        stdin = Some(String::from_utf8_lossy(&bytes).into_owned());
+    }
+    let seconds = |timeout: Duration| u32::try_from(timeout.as_secs().max(1)).unwrap_or(u32::MAX);
+    let timeout = args.timeout.map(seconds);
+    let request = ExecRequest {
+        command: args.command,
+        cmd: None,
+        stdin,
+        timeout,
+    };
+    let answer = session.client.exec(id, &request).await?;
+    session.output.json(&answer)?;
+    let (exit_code, exit_signal) = (answer.exit_code, answer.exit_signal);
+    Ok(self::exit_code(CommandEnd {
+        exit_code,
+        exit_signal,
+        timed_out: false,
+        oom_killed: false,
+    }))
+}
+
+/// As a shell reports it.
+fn exit_code(end: CommandEnd) -> u8 {
+    let number = match end.exit_signal {
+        signal if signal > 0 => signal.saturating_add(128),
+        _ => end.exit_code,
+    };
+    u8::try_from(number).unwrap_or(u8::MAX)
+}
+
+/// Passes input and window sizes on. An input that can't be passed on any more is no error here:
+/// the command may have ended, and its end comes the other way.
+async fn feed(mut input: CommandInput, interactive: bool, tty: bool) {
+    if !interactive {
+        if input.end().await.is_ok() {
+            // Dropping this half would not hurt, but the other is told apart more easily.
+            std::future::pending::<()>().await;
+        }
+        return;
+    }
+    let mut resized = if tty {
+        signal(SignalKind::window_change()).ok()
+    } else {
+        None
+    };
+    let mut typed = typed();
+    loop {
+        tokio::select! {
+            bytes = typed.recv() => {
+                let sent = match bytes {
+                    Some(bytes) => input.write(&bytes).await,
+                    None => break,
+                };
+                if sent.is_err() {
+                    return;
+                }
+            }
+            () = next_resize(&mut resized) => {
+                let (columns, rows) = terminal::size();
+                if input.resize(columns, rows).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+    if input.end().await.is_ok() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn next_resize(resized: &mut Option<Signal>) {
+    match resized {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Standard input, read by a thread of its own that ends with the process: a read of a terminal
+/// can't be called off.
+fn typed() -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel(4);
+    std::thread::spawn(move || {
+        let mut stdin = io::stdin().lock();
+        let mut buffer = vec![0; INPUT_BYTES];
+        while let Ok(length @ 1..) = stdin.read(&mut buffer) {
+            if sender.blocking_send(buffer[..length].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}

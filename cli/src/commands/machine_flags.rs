@@ -1,0 +1,336 @@
+//! The flags that describe a machine, shared by `run`, `create`, `update` and `clone`, and the
+//! configuration that they make. Flags change a configuration; what is not given stays.
+
+use std::fs;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use machine_api::{
+    Guest, Init, MachineConfig, Mount, Port, PortPolicy, Restart, RestartPolicy, Service,
+};
+
+use crate::error::CommandError;
+use crate::span::parse_duration;
+
+/// What a machine is made of.
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Machine options")]
+pub(crate) struct MachineFlags {
+    /// Number of vCPUs
+    #[arg(long, alias = "vm-cpus", value_name = "N")]
+    cpus: Option<u32>,
+    /// Memory in MiB, or with a unit: 512, 512mb, 2gb
+    #[arg(long, alias = "vm-memory", value_name = "SIZE", value_parser = parse_memory_mib)]
+    memory: Option<u32>,
+    /// Environment variable of the main process; can be repeated
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse_pair)]
+    env: Vec<(String, String)>,
+    /// Metadata; can be repeated
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = parse_pair)]
+    metadata: Vec<(String, String)>,
+    /// When to start it again: no, always, on-failure, on-failure:MAX
+    #[arg(long, value_name = "POLICY", value_parser = parse_restart)]
+    restart: Option<Restart>,
+    /// Publish a port of the guest on this host; can be repeated
+    #[arg(long = "port", short, value_name = "[ADDRESS:]HOST:GUEST", value_parser = parse_port)]
+    ports: Vec<PublishedPort>,
+    /// What to do with a machine whose published ports are idle
+    #[arg(long, value_name = "ACTION")]
+    autostop: Option<AutoStop>,
+    /// How long is idle, such as 5m
+    #[arg(long, value_name = "TIME", value_parser = checked_duration)]
+    idle_timeout: Option<String>,
+    /// Start it when somebody connects to a published port
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    autostart: Option<bool>,
+    /// Attach a disk image of this host and mount it; can be repeated
+    #[arg(long = "disk", short = 'v', alias = "volume", value_name = "FILE:MOUNTPOINT[:ro]",
+          value_parser = parse_disk)]
+    disks: Vec<Mount>,
+    /// Program to run instead of the image's
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Appended to the kernel's command line; can be repeated
+    #[arg(long = "kernel-arg", value_name = "ARG")]
+    kernel_args: Vec<String>,
+    /// How vsock ports of the host are chosen after each start and resume
+    #[arg(long, value_name = "POLICY")]
+    vsock_port_policy: Option<PolicyName>,
+    /// Whether the guest's ends of saved connections are freed at a resume
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    vsock_eviction: Option<bool>,
+    /// Reconnect the CPU monitor before the readiness check; for experiments
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    monitor_first: Option<bool>,
+    /// Whole configuration as JSON, or a file with it; other flags change it
+    #[arg(long, value_name = "FILE|JSON")]
+    machine_config: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+struct PublishedPort {
+    address: Option<String>,
+    host: u16,
+    guest: u16,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum AutoStop {
+    /// Nothing
+    Off,
+    /// Stop it
+    Stop,
+    /// Suspend it
+    Suspend,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PolicyName {
+    /// Drawn anew
+    Random,
+    /// Go on from the last one
+    Continue,
+    /// Always from 2^30
+    Fixed,
+}
+
+impl MachineFlags {
+    /// Changes `config` as the flags say.
+    pub(crate) fn apply(self, config: &mut MachineConfig) -> Result<(), CommandError> {
+        if let Some(text) = self.machine_config {
+            *config = read_config(&text)?;
+        }
+        if self.cpus.is_some() || self.memory.is_some() || !self.kernel_args.is_empty() {
+            let guest = config.guest.get_or_insert_with(Guest::default);
+            guest.cpus = self.cpus.unwrap_or(guest.cpus);
+            guest.memory_mb = self.memory.unwrap_or(guest.memory_mb);
+            guest.kernel_args.extend(self.kernel_args);
+        }
+        config.env.extend(self.env);
+        config.metadata.extend(self.metadata);
+        if self.restart.is_some() {
+            config.restart = self.restart;
+        }
+        config.mounts.extend(self.disks);
+        if let Some(program) = self.entrypoint {
+            config.init.get_or_insert_with(Init::default).entrypoint = vec![program];
+        }
+        if let Some(policy) = self.vsock_port_policy {
+            config.vsock.get_or_insert_default().port_policy = Some(match policy {
+                PolicyName::Random => PortPolicy::Random,
+                PolicyName::Continue => PortPolicy::Continue,
+                PolicyName::Fixed => PortPolicy::Fixed,
+            });
+        }
+        if self.vsock_eviction.is_some() || self.monitor_first.is_some() {
+            let vsock = config.vsock.get_or_insert_default();
+            vsock.eviction = self.vsock_eviction.or(vsock.eviction);
+            vsock.monitor_first = self.monitor_first.or(vsock.monitor_first);
+        }
+        publish(&mut config.services, self.ports);
+        for service in &mut config.services {
+            if let Some(action) = self.autostop {
+                service.autostop = Some(action.wire_name().to_owned());
+            }
+            service.idle_timeout = self.idle_timeout.clone().or(service.idle_timeout.take());
+            service.autostart = self.autostart.or(service.autostart);
+        }
+        Ok(())
+    }
+}
+
+impl AutoStop {
+    const fn wire_name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Stop => "stop",
+            Self::Suspend => "suspend",
+        }
+    }
+}
+
+/// Ports of the same guest port belong to one service.
+fn publish(services: &mut Vec<Service>, ports: Vec<PublishedPort>) {
+    for PublishedPort {
+        address,
+        host,
+        guest,
+    } in ports
+    {
+        let port = Port {
+            port: host,
+            address,
+            handlers: vec![],
+        };
+        match services
+            .iter_mut()
+            .find(|service| service.internal_port == guest)
+        {
+            Some(service) => service.ports.push(port),
+            None => services.push(Service {
+                protocol: "tcp".to_owned(),
+                internal_port: guest,
+                ports: vec![port],
+                ..Service::default()
+            }),
+        }
+    }
+}
+
+fn read_config(text: &str) -> Result<MachineConfig, CommandError> {
+    let json = if text.trim_start().starts_with('{') {
+        text.to_owned()
+    } else {
+        let path = PathBuf::from(text);
+        fs::read_to_string(&path).map_err(|source| CommandError::File {
+            what: "read the machine configuration",
+            path,
+            source,
+        })?
+    };
+    serde_json::from_str(&json).map_err(|error| CommandError::Argument {
+        argument: "--machine-config",
+        reason: format!("no machine configuration: {error}"),
+    })
+}
+
+/// Parses `KEY=VALUE`.
+pub(crate) fn parse_pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write it as NAME=VALUE".to_owned()),
+    }
+}
+
+fn parse_memory_mib(text: &str) -> Result<u32, String> {
+    let lower = text.to_ascii_lowercase();
+    let (digits, factor) = ["gib", "gb", "g"]
+        .iter()
+        .find_map(|unit| lower.strip_suffix(unit).map(|digits| (digits, 1024)))
+        .or_else(|| {
+            ["mib", "mb", "m"]
+                .iter()
+                .find_map(|unit| lower.strip_suffix(unit).map(|d| (d, 1)))
+        })
+        .unwrap_or((&lower, 1));
+    let number: u32 = digits
+        .trim()
+        .parse()
+        .map_err(|_| "write it as 512, 512mb or 2gb")?;
+    number
+        .checked_mul(factor)
+        .ok_or_else(|| "that is too much".to_owned())
+}
+
+fn parse_restart(text: &str) -> Result<Restart, String> {
+    let (name, max_retries) = match text.split_once(':') {
+        Some((name, max)) => (
+            name,
+            Some(
+                max.parse()
+                    .map_err(|_| format!("{max:?} is no number of retries"))?,
+            ),
+        ),
+        None => (text, None),
+    };
+    let policy = match name {
+        "no" => RestartPolicy::No,
+        "always" => RestartPolicy::Always,
+        // flyctl writes the short form.
+        "on-failure" | "on-fail" => RestartPolicy::OnFailure,
+        _ => return Err("known are no, always, on-failure and on-failure:MAX".to_owned()),
+    };
+    if max_retries.is_some() && policy != RestartPolicy::OnFailure {
+        return Err(format!("{name} takes no number of retries"));
+    }
+    Ok(Restart {
+        policy,
+        max_retries,
+    })
+}
+
+fn parse_port(text: &str) -> Result<PublishedPort, String> {
+    let wrong = || "write it as HOST:GUEST or ADDRESS:HOST:GUEST".to_owned();
+    // flyctl allows a protocol behind the port.
+    let text = text.strip_suffix("/tcp").unwrap_or(text);
+    let (rest, guest) = text.rsplit_once(':').unwrap_or((text, text));
+    let guest: u16 = guest.parse().map_err(|_| wrong())?;
+    if guest == 0 {
+        return Err("the guest's port can't be 0".to_owned());
+    }
+    let (address, host) = match rest.rsplit_once(':') {
+        Some((address, host)) => (Some(address.trim_matches(['[', ']']).to_owned()), host),
+        None => (None, rest),
+    };
+    Ok(PublishedPort {
+        address,
+        host: host.parse().map_err(|_| wrong())?,
+        guest,
+    })
+}
+
+fn parse_disk(text: &str) -> Result<Mount, String> {
+    let (text, read_only) = match text.strip_suffix(":ro") {
+        Some(rest) => (rest, true),
+        None => (text, false),
+    };
+    match text.split_once(':') {
+        Some((volume, path)) if volume.starts_with('/') && path.starts_with('/') => Ok(Mount {
+            volume: volume.to_owned(),
+            path: path.to_owned(),
+            read_only,
+        }),
+        _ => Err("write it as /disk.img:/mountpoint, both absolute".to_owned()),
+    }
+}
+
+fn checked_duration(text: &str) -> Result<String, String> {
+    parse_duration(text).map(|_| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_with_and_without_units() {
+        let read = ["512", "512mb", "2gb", "1GiB"].map(|text| parse_memory_mib(text).unwrap());
+        assert_eq!(read, [512, 512, 2048, 1024]);
+        assert!(parse_memory_mib("lots").is_err());
+        assert!(
+            parse_memory_mib("4194304gb")
+                .unwrap_err()
+                .contains("too much")
+        );
+    }
+
+    #[test]
+    fn a_port_may_carry_an_address() {
+        let port = parse_port("[::1]:8080:80").unwrap();
+        assert_eq!(
+            (port.address.as_deref(), port.host, port.guest),
+            (Some("::1"), 8080, 80)
+        );
+        let port = parse_port("0:80/tcp").unwrap();
+        assert_eq!((port.address, port.host, port.guest), (None, 0, 80));
+        assert!(parse_port("80:0").is_err());
+        assert!(parse_port("http:80").is_err());
+    }
+
+    #[test]
+    fn only_on_failure_counts_retries() {
+        let restart = parse_restart("on-failure:3").unwrap();
+        assert_eq!(restart.max_retries, Some(3));
+        assert!(parse_restart("always:3").is_err());
+        assert!(parse_restart("sometimes").is_err());
+    }
+
+    #[test]
+    fn two_ports_of_one_guest_port_are_one_service() {
+        let mut services = vec![];
+        let ports = ["8080:80", "8081:80", "9000:90"].map(|text| parse_port(text).unwrap());
+        publish(&mut services, ports.into());
+        let ports: Vec<usize> = services.iter().map(|service| service.ports.len()).collect();
+        assert_eq!(ports, [2, 1]);
+    }
+}

@@ -1,0 +1,243 @@
+//! Settings, the host, files and scripts: everything around machines.
+
+mod api;
+
+use std::fs;
+
+use api::{Api, WEB, bare, ran};
+use serde_json::{Value, json};
+
+#[test]
+fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mctl.toml");
+    fs::write(
+        &file,
+        "host = \"http://file:1\"\nwait_timeout = \"7s\"\ntoken = \"t\"\n",
+    )
+    .unwrap();
+    let run = |arguments: &[&str], host: Option<&str>| {
+        let mut command = bare(arguments);
+        command
+            .env("MCTL_CONFIG", &file)
+            .envs(host.map(|host| ("MCTL_HOST", host)));
+        ran(command.output().unwrap()).json()["host"].clone()
+    };
+    let from = |value: Value| value["from"].as_str().unwrap().to_owned();
+    let by_file = run(&["config", "--json"], None);
+    assert_eq!(by_file["value"], "http://file:1");
+    assert_eq!(from(by_file), format!("file {}", file.display()));
+    let by_environment = run(&["config", "--json"], Some("http://env:1"));
+    assert_eq!(from(by_environment), "environment MCTL_HOST");
+    let by_flag = run(
+        &["config", "--json", "--host", "http://flag:1"],
+        Some("http://env:1"),
+    );
+    assert_eq!(from(by_flag), "flag --host");
+}
+
+#[test]
+fn config_shows_no_token() {
+    let mut command = bare(&["config"]);
+    command.env("MCTL_TOKEN", "0123456789abcdef-secret-wxyz");
+    let ran = ran(command.output().unwrap());
+    assert!(ran.out.contains("…wxyz"), "{}", ran.out);
+    assert!(!ran.out.contains("secret"), "{}", ran.out);
+}
+
+#[test]
+fn a_misspelt_key_in_the_file_is_an_error_with_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mctl.toml");
+    fs::write(&file, "hots = \"http://a:1\"\n").unwrap();
+    let ran = ran(bare(&["list", "--config", file.to_str().unwrap()])
+        .output()
+        .unwrap());
+    assert_eq!(ran.code, 2);
+    assert!(
+        ran.err.contains("hots") && ran.err.contains("hint:"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn an_unreachable_supervisor_exits_with_5_and_a_hint() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = format!("unix://{}/api.sock", folder.path().display());
+    let ran = ran(bare(&["list", "--host", &host]).output().unwrap());
+    assert_eq!(ran.code, 5);
+    assert!(
+        ran.err.contains("hint: is mctl-supervisor running?"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn a_missing_token_exits_with_7() {
+    let api = Api::with(&[]);
+    api.answers("GET ", 401, json!({"error": "a token is needed"}));
+    assert_eq!(api.mctl(&["list"]).code, 7);
+}
+
+#[test]
+fn mistakes_on_the_command_line_exit_with_2() {
+    let api = Api::with(&[]);
+    let codes = [
+        &["frobnicate"][..],
+        &["run", "--memory", "lots"],
+        &["list", "--state", "sleeping"],
+        &["exec", "web"],
+        &[],
+    ]
+    .map(|arguments| api.mctl(arguments).code);
+    assert_eq!(codes, [2; 5]);
+}
+
+#[test]
+fn every_verb_has_an_example_in_its_help() {
+    let verbs = [
+        "run",
+        "create",
+        "list",
+        "status",
+        "start",
+        "stop",
+        "suspend",
+        "resume",
+        "restart",
+        "destroy",
+        "wait",
+        "exec",
+        "logs",
+        "timings",
+        "events",
+        "cp",
+        "token",
+        "top",
+        "ps",
+        "signal",
+        "kill",
+        "update",
+        "clone",
+        "cordon",
+        "uncordon",
+        "metadata",
+        "lease",
+        "bench",
+        "report",
+        "doctor",
+        "config",
+        "completion",
+        "man",
+    ];
+    let help = |verb: &str| ran(bare(&[verb, "--help"]).output().unwrap()).out;
+    let without: Vec<&str> = verbs
+        .into_iter()
+        .filter(|verb| !help(verb).contains("Example:\n  "))
+        .collect();
+    assert!(without.is_empty(), "{without:?}");
+}
+
+#[test]
+fn doctor_reads_the_supervisors_view_of_its_host() {
+    let api = Api::with(&[]);
+    let info = json!({"version": env!("CARGO_PKG_VERSION"), "kvm": "hardware",
+        "kvm_detail": "hardware KVM (900.0 million)", "cpu": "EPYC", "kernel": "6.1", "cpus": 2, "memory_mib": 4096,
+        "images": ["default"], "state_dir": "/s", "vmm": "/bin/mctl-vmm"});
+    api.answers("GET /v1/host", 200, info);
+    let ran = api.mctl(&["doctor"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(
+        ran.out
+            .contains("kvm         ok     hardware KVM (900.0 million)\n"),
+        "{}",
+        ran.out
+    );
+}
+
+#[test]
+fn doctor_without_a_supervisor_exits_with_8_and_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = format!("unix://{}/api.sock", folder.path().display());
+    let ran = ran(bare(&["doctor", "--json", "--host", &host])
+        .output()
+        .unwrap());
+    assert_eq!(ran.code, 8);
+    let checks = ran.json()["checks"].clone();
+    assert_eq!(
+        (&checks[0]["check"], &checks[0]["grade"]),
+        (&json!("supervisor"), &json!("problem"))
+    );
+    assert_eq!(checks[2]["advice"], "make it with `./just images`");
+}
+
+#[test]
+fn a_lease_is_printed_once_and_carried_by_later_calls() {
+    let api = Api::with_web("started");
+    let lease = json!({"status": "success", "data": {"nonce": "n123", "expires_at": 60}});
+    api.answers(&format!("POST /{WEB}/lease"), 200, lease);
+    let ran = api.mctl(&["lease", "acquire", "web", "--ttl", "5m"]);
+    assert_eq!(
+        (ran.out.as_str(), ran.err.as_str()),
+        ("n123\n", "held until 1970-01-01T00:01:00Z\n")
+    );
+    assert_eq!(
+        api.mctl(&["lease", "release", "web", "--lease", "n123"])
+            .code,
+        0
+    );
+    assert_eq!(api.request("DELETE ").lease.as_deref(), Some("n123"));
+}
+
+#[test]
+fn a_lease_without_its_nonce_can_not_be_released() {
+    let ran = Api::with_web("started").mctl(&["lease", "release", "web"]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("MCTL_LEASE"), "{}", ran.err);
+}
+
+#[test]
+fn metadata_are_read_and_written_one_by_one() {
+    let api = Api::with_web("started");
+    api.answers(
+        &format!("GET /{WEB}/metadata"),
+        200,
+        json!({"team": "shop"}),
+    );
+    assert_eq!(api.mctl(&["metadata", "get", "web", "team"]).out, "shop\n");
+    assert_eq!(api.mctl(&["metadata", "get", "web", "nope"]).code, 3);
+    assert_eq!(api.mctl(&["metadata", "set", "web", "a/b=1"]).code, 0);
+    let path = format!("POST /v1/apps/default/machines/{WEB}/metadata/a%2Fb");
+    assert_eq!(api.request(&path).json(), json!({"value": "1"}));
+}
+
+#[test]
+fn a_file_that_is_no_report_gets_a_clear_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("report.json");
+    fs::write(&file, "{\"hello\": 1}").unwrap();
+    let ran = ran(bare(&["report", file.to_str().unwrap()]).output().unwrap());
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.err.contains("is not a report") && ran.err.contains("hint:"),
+        "{}",
+        ran.err
+    );
+    assert!(!folder.path().join("report.html").exists());
+}
+
+#[test]
+fn manual_pages_and_completions_come_from_the_definition() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("man1");
+    let ran_man = ran(bare(&["man", "--output", output.to_str().unwrap()])
+        .output()
+        .unwrap());
+    assert_eq!(ran_man.code, 0, "{}", ran_man.err);
+    let page = fs::read_to_string(output.join("mctl-suspend.1")).unwrap();
+    assert!(page.contains("Suspend machines"), "{page}");
+    let script = ran(bare(&["completion", "bash"]).output().unwrap()).out;
+    assert!(script.contains("suspend"), "no verb in the script");
+}

@@ -1,0 +1,132 @@
+//! The matrix as small multiples on one scale, and as a table.
+
+use std::fmt::Write;
+
+use super::details::table;
+use super::plot::{SIDE, ValueAxis, x};
+use super::text::{Text, count, ms};
+use crate::matrix::{Cell, CellVerdict, Expectation, Matrix};
+use crate::table::attempts_in_words;
+
+/// The whole section.
+pub(super) fn section(matrix: &Matrix) -> String {
+    let largest = matrix
+        .cells
+        .iter()
+        .flat_map(|cell| &cell.cycles)
+        .map(|cycle| cycle.resume_ms);
+    let axis = ValueAxis::covering(largest.fold(0.0, f64::max));
+    let mut cells: Vec<&Cell> = matrix.cells.iter().collect();
+    // One row of three port policies for each guest and eviction.
+    cells.sort_by_key(|cell| {
+        let key = cell.key;
+        (key.guest, key.eviction, key.monitor_first, key.port_policy)
+    });
+    let cards: String = cells.iter().map(|cell| card(cell, &axis)).collect();
+    let (class, says) = if matrix.as_expected() && matrix.includes_the_disease() {
+        (
+            "holds",
+            "Every cell shows what it must: the disease where no fix is on, and flat latency wherever one is.",
+        )
+    } else if matrix.as_expected() {
+        (
+            "undecided",
+            "Every cell shows what it must, but no cell without any fix was run: this proves nothing yet.",
+        )
+    } else {
+        ("broken", "Not every cell shows what it must.")
+    };
+    format!(
+        r#"<section class="matrix" aria-labelledby="matrix"><h2 id="matrix">Each fix switched off on its own</h2><p class="verdict-line {class}">{says}</p><p class="note">Resume latency over {} cycles in each cell. All cells share one scale, 0 to {} ms; the figures are the medians of the first and of the last tenth.</p><ul class="cells">{cards}</ul>{}</section>"#,
+        count(matrix.cycles_per_cell),
+        ms(axis.top()),
+        figures(&cells),
+    )
+}
+
+fn card(cell: &Cell, axis: &ValueAxis) -> String {
+    let class = match (cell.as_expected(), cell.verdict) {
+        (false, _) => "unexpected",
+        (true, CellVerdict::Rising) => "rising",
+        (true, CellVerdict::Flat | CellVerdict::Undecided) => "calm",
+    };
+    let eviction = if cell.key.eviction { "on" } else { "off" };
+    let first = if cell.key.monitor_first {
+        "monitor"
+    } else {
+        "status"
+    };
+    format!(
+        r#"<li class="cell {class}"><h3>{} guest, {} ports</h3><p>eviction {eviction}, {first} first</p><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{}"><path class="base" d="M0 1000H1000"/><path class="series" d="{}"/></svg><p class="ends"><b>{} &rarr; {}</b></p><p class="chip">{}</p></li>"#,
+        cell.key.guest.name(),
+        cell.key.port_policy.name(),
+        Text(&format!("{}: {}", cell.key, cell.verdict.name())),
+        line(cell, axis),
+        optional(cell.resume_p50_first_decile_ms),
+        optional(cell.resume_p50_last_decile_ms),
+        expectation(cell),
+    )
+}
+
+fn line(cell: &Cell, axis: &ValueAxis) -> String {
+    let mut path = String::new();
+    for (index, cycle) in cell.cycles.iter().enumerate() {
+        let command = if index == 0 { 'M' } else { 'L' };
+        // A line on the very edge would be cut in half by it.
+        let y = axis.y(cycle.resume_ms).clamp(12.0, SIDE - 12.0);
+        // Writing to a string cannot fail.
+        let _ = write!(path, "{command}{:.1} {y:.1}", x(index, cell.cycles.len()));
+    }
+    path
+}
+
+fn expectation(cell: &Cell) -> String {
+    let verdict = cell.verdict.name();
+    match (cell.expected, cell.as_expected()) {
+        (Expectation::Either, _) => format!("{verdict}, either will do"),
+        (_, true) => format!("{verdict}, as expected"),
+        (Expectation::Flat, false) => format!("{verdict}, but must be flat"),
+        (Expectation::Rising, false) => format!("{verdict}, but must show the disease"),
+    }
+}
+
+fn figures(cells: &[&Cell]) -> String {
+    let header = [
+        "cell",
+        "p50 first tenth",
+        "p50 last tenth",
+        "slope, ms per cycle",
+        "95 % interval",
+        "attempts per cycle",
+        "attempts",
+        "vsocks leaked",
+        "verdict",
+    ];
+    let rows = cells.iter().map(|cell| {
+        vec![
+            cell.key.to_string(),
+            optional(cell.resume_p50_first_decile_ms),
+            optional(cell.resume_p50_last_decile_ms),
+            cell.flatness
+                .slope_ms_per_cycle
+                .map_or_else(dash, |slope| format!("{slope:+.3}")),
+            cell.flatness
+                .ci95
+                .map_or_else(dash, |[low, high]| format!("{low:+.3} to {high:+.3}")),
+            cell.attempts_per_cycle
+                .map_or_else(dash, |slope| format!("{slope:+.2}")),
+            attempts_in_words(cell),
+            cell.vsocks_leaked.map_or_else(dash, count),
+            expectation(cell),
+        ]
+    });
+    table("Figures of every cell", &header, rows)
+}
+
+fn optional(value: Option<f64>) -> String {
+    value.map_or_else(dash, |value| format!("{} ms", ms(value)))
+}
+
+fn dash() -> String {
+    "-".to_owned()
+}

@@ -1,0 +1,177 @@
+//! The page in a real browser: headless Chromium (Debian's package `chromium`).
+//!
+//! Skips, and says so, where there is no Chromium.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "test helpers, not only test functions"
+)]
+
+mod made_up;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cycles::{Report, report_page};
+
+/// The page's DOM after its script has run, or `None` without Chromium.
+fn rendered(report: &Report) -> Option<String> {
+    let directory = tempfile::tempdir().unwrap();
+    let page = directory.path().join("report.html");
+    std::fs::write(&page, report_page(report)).unwrap();
+    let output = directory.path().join("dom.html");
+    let arguments = [
+        "--dump-dom".to_owned(),
+        format!("file://{}", page.display()),
+    ];
+    chromium(directory.path(), &arguments, &output)?;
+    Some(std::fs::read_to_string(output).unwrap())
+}
+
+/// Runs Chromium to its end, or fails at the deadline.
+fn chromium(directory: &Path, arguments: &[String], output: &Path) -> Option<()> {
+    let flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ];
+    let started = Command::new("chromium")
+        .args(flags)
+        .arg(format!(
+            "--user-data-dir={}",
+            directory.join("profile").display()
+        ))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(std::fs::File::create(output).unwrap())
+        .stderr(Stdio::null())
+        .spawn();
+    let Ok(mut child) = started else {
+        println!("skipped: there is no chromium on this machine (apt-get install chromium)");
+        return None;
+    };
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success(), "chromium ended with {status}");
+            return Some(());
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("chromium did not render the page within 120 s");
+        }
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+fn count(dom: &str, part: &str) -> usize {
+    dom.matches(part).count()
+}
+
+fn assert_script_ran(dom: &str) {
+    assert!(!dom.contains("data-script-error"), "a script failed");
+    assert!(
+        dom.contains(r#"data-ready="true""#),
+        "the script did not finish"
+    );
+}
+
+#[test]
+fn a_flat_run_has_a_mark_for_every_cycle_and_no_script_error() {
+    let report = made_up::flat_report(300);
+    let Some(dom) = rendered(&report) else { return };
+    assert_script_ran(&dom);
+    assert_eq!(count(&dom, r#"class="mark resume"#), 300);
+    assert_eq!(count(&dom, r#"class="mark suspend"#), 300);
+    assert_eq!(count(&dom, r#"<g class="bar">"#), 300);
+    assert_eq!(count(&dom, r#"class="phase "#), 10 + 7);
+    assert_eq!(count(&dom, r#"class="trend""#), 1);
+    assert!(dom.contains("Resume latency stayed flat"));
+    assert!(
+        dom.contains(r#"aria-valuetext="cycle 300, resume"#),
+        "the slider shows no cycle"
+    );
+}
+
+#[test]
+fn a_matrix_has_a_series_for_every_cell() {
+    let report = made_up::full_report();
+    let cells = report.matrix.as_ref().unwrap().cells.len();
+    let Some(dom) = rendered(&report) else { return };
+    assert_script_ran(&dom);
+    assert_eq!(count(&dom, r#"<li class="cell "#), cells);
+    assert_eq!(count(&dom, r#"class="series""#), cells);
+    assert_eq!(
+        count(&dom, "rising, as expected"),
+        2,
+        "once on the card, once in the table"
+    );
+    assert!(dom.contains("Firecracker"));
+}
+
+#[test]
+fn hostile_strings_stay_text() {
+    let attack = r#"</script><script>document.title='owned'</script><img src=x onerror="document.title='owned'">"#;
+    let report = made_up::hostile_report(attack);
+    let Some(dom) = rendered(&report) else { return };
+    assert_script_ran(&dom);
+    assert!(
+        dom.contains("<title>Resume latency: "),
+        "a string of the report was executed"
+    );
+    assert_eq!(count(&dom, "<img"), 0);
+    assert_eq!(
+        count(&dom, "<script"),
+        2,
+        "only the page's own data and script"
+    );
+}
+
+#[test]
+fn a_run_without_cycles_still_makes_a_page() {
+    let Some(dom) = rendered(&made_up::flat_report(0)) else {
+        return;
+    };
+    assert_script_ran(&dom);
+    assert!(dom.contains("Too few cycles for a verdict"));
+}
+
+#[test]
+fn a_verdict_that_its_cycles_contradict_is_pointed_out() {
+    let mut report = made_up::rising_report(300);
+    report.flatness.flat = true;
+    let page = report_page(&report);
+    assert!(page.contains("does not follow from its cycles"));
+}
+
+/// Writes pages for people to look at: `CYCLES_PAGES=dir cargo test -p cycles --test report_page`.
+#[test]
+fn pages_of_made_up_runs_can_be_written() {
+    let reports = [
+        ("full", made_up::full_report()),
+        ("rising", made_up::rising_report(300)),
+        ("short", made_up::flat_report(12)),
+        ("thousand", made_up::flat_report(1000)),
+    ];
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = std::env::var_os("CYCLES_PAGES")
+        .map_or_else(|| scratch.path().to_owned(), std::path::PathBuf::from);
+    for (name, report) in reports {
+        let path = directory.join(format!("{name}.html"));
+        std::fs::write(&path, report_page(&report)).unwrap();
+        // What a page is made of must be a report that can be loaded again.
+        let json = serde_json::to_vec(&report).unwrap();
+        assert_eq!(
+            cycles::parse(&json, &path).unwrap().cycles.len(),
+            report.cycles.len()
+        );
+    }
+}

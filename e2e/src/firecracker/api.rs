@@ -1,0 +1,118 @@
+//! Firecracker's public API: one JSON request per connection to its Unix socket.
+//!
+//! Field names are those of its `src/firecracker/swagger/firecracker.yaml`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+/// Longest that one call may take; creating a full snapshot under emulation is the slowest.
+const CALL_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Why a call to Firecracker's API failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// Nobody listens on the socket.
+    #[error("cannot connect to firecracker's API at {}", socket.display())]
+    Connect {
+        /// The API socket.
+        socket: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The connection broke.
+    #[error("{what}: firecracker's API broke off")]
+    Transport {
+        /// Method and path.
+        what: String,
+        /// Why.
+        source: hyper::Error,
+    },
+    /// It did not answer.
+    #[error("{what}: no answer within {} s", CALL_DEADLINE.as_secs())]
+    Deadline {
+        /// Method and path.
+        what: String,
+    },
+    /// It answered with an error.
+    #[error("{what}: firecracker answered {status}: {body}")]
+    Refused {
+        /// Method and path.
+        what: String,
+        /// HTTP status.
+        status: StatusCode,
+        /// Its message.
+        body: String,
+    },
+}
+
+/// Sends `body` to `path` and wants success.
+///
+/// # Errors
+/// [`ApiError`], with Firecracker's own message where it refused.
+pub(super) async fn call(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: &Value,
+) -> Result<(), ApiError> {
+    let what = format!("{method} {path}");
+    timeout(CALL_DEADLINE, exchange(socket, method, path, body, &what))
+        .await
+        .map_err(|_| ApiError::Deadline { what: what.clone() })?
+}
+
+async fn exchange(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: &Value,
+    what: &str,
+) -> Result<(), ApiError> {
+    let transport = |source| ApiError::Transport {
+        what: what.to_owned(),
+        source,
+    };
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|source| ApiError::Connect {
+            socket: socket.to_owned(),
+            source,
+        })?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(transport)?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("Host", "localhost")
+        .header("Content-Type", "application/json")
+        .body(Full::new(Bytes::from(body.to_string())))
+        .expect("a request of constant parts is well formed");
+    let driver = tokio::spawn(connection);
+    let response = sender.send_request(request).await.map_err(transport)?;
+    let status = response.status();
+    let bytes = response
+        .into_body()
+        .collect()
+        .await
+        .map_err(transport)?
+        .to_bytes();
+    driver.abort();
+    if status.is_success() {
+        return Ok(());
+    }
+    let body = String::from_utf8_lossy(&bytes).into_owned();
+    Err(ApiError::Refused {
+        what: what.to_owned(),
+        status,
+        body,
+    })
+}

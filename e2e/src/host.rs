@@ -1,0 +1,295 @@
+//! A KVM host with a supervisor on it: this machine where its KVM runs Linux guests, otherwise a
+//! virtual one.
+//!
+//! Which of the two it is makes no difference to whoever drives machines on it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use client::{Client, Endpoint};
+use cycles::{Host, KvmKind};
+use kvm_host::host::{Config, Run, VirtualHost};
+use kvm_host::pack::{HostFile, Parts};
+use kvm_host::probe;
+use rootfs::cache::Cache;
+
+use crate::artifacts::{self, GuestImage};
+use crate::output;
+
+/// Set inside a virtual host, where the probe can't tell emulated hardware from real.
+pub const VIRTUAL_ENV: &str = "MCTL_VIRTUAL_KVM";
+/// Where binaries lie inside a virtual host.
+const INSIDE_BINARIES: &str = "/usr/bin";
+/// Memory of a virtual host; guests and their images (on tmpfs) share it.
+pub const VIRTUAL_MEMORY_MIB: u32 = 8192;
+/// CPUs of a virtual host.
+pub const VIRTUAL_CPUS: u32 = 2;
+/// How long a supervisor may take to answer, the boot of a virtual host included.
+const READY_DEADLINE: Duration = Duration::from_secs(120);
+/// How long a supervisor may take to end.
+const END_DEADLINE: Duration = Duration::from_secs(20);
+
+/// A running supervisor and what it runs on.
+#[derive(Debug)]
+pub struct KvmHost {
+    kind: KvmKind,
+    client: Client,
+    log: PathBuf,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Here(Supervisor),
+    Virtual(VirtualHost),
+}
+
+/// A supervisor process of this run, killed when dropped.
+#[derive(Debug)]
+struct Supervisor(Child);
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        // It may have ended by itself; either way nothing is left to do.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What kind of KVM there is here, and what that means in a sentence.
+pub fn kind_of_kvm() -> (KvmKind, String) {
+    let found = probe::detect();
+    if !found.runs_linux() {
+        let sentence = format!(
+            "{found}: Linux guests run in a virtual KVM host (QEMU emulates an AMD processor with SVM)"
+        );
+        return (KvmKind::Virtual, sentence);
+    }
+    if std::env::var_os(VIRTUAL_ENV).is_some() {
+        return (
+            KvmKind::Virtual,
+            format!("{found}, inside a virtual KVM host"),
+        );
+    }
+    (
+        KvmKind::Hardware,
+        format!("{found}: Linux guests run directly on this machine"),
+    )
+}
+
+/// Whether Linux guests can run on this very machine.
+pub fn runs_linux_here() -> bool {
+    probe::detect().runs_linux()
+}
+
+impl KvmHost {
+    /// Builds the images and starts a supervisor that has them. `folder` takes state and logs.
+    ///
+    /// # Errors
+    /// What is missing, or did not come up in time.
+    pub async fn start(folder: &Path, images: &[GuestImage]) -> anyhow::Result<Self> {
+        let (kind, sentence) = kind_of_kvm();
+        output::say(&sentence);
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let folder = folder
+            .canonicalize()
+            .context("cannot resolve the output folder")?;
+        let host = if runs_linux_here() {
+            let state = empty_state(&folder)?;
+            artifacts::build_images(&state.join("images"), images)?;
+            Self::here(kind, &folder, &state)?
+        } else {
+            Self::virtual_one(&folder, images)?
+        };
+        host.wait_ready().await?;
+        Ok(host)
+    }
+
+    /// Starts a supervisor on this very machine, with images that are there already.
+    ///
+    /// # Errors
+    /// What is missing, or did not come up in time.
+    pub async fn start_here(folder: &Path, image_store: &Path) -> anyhow::Result<Self> {
+        let (kind, _) = kind_of_kvm();
+        let state = empty_state(folder)?;
+        std::os::unix::fs::symlink(image_store, state.join("images"))
+            .context("cannot link the image store")?;
+        let host = Self::here(kind, folder, &state)?;
+        host.wait_ready().await?;
+        Ok(host)
+    }
+
+    fn here(kind: KvmKind, folder: &Path, state: &Path) -> anyhow::Result<Self> {
+        let log = folder.join("supervisor.log");
+        let log_file =
+            File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let child = Command::new(artifacts::binary("mctl-supervisor")?)
+            .arg("--state-dir")
+            .arg(state)
+            .stdin(Stdio::null())
+            .stdout(log_file.try_clone().context("cannot share the log")?)
+            .stderr(log_file)
+            .spawn()
+            .context("cannot start mctl-supervisor")?;
+        let client = Client::new(Endpoint::Unix(state.join("api.sock")));
+        Ok(Self {
+            kind,
+            client,
+            log,
+            place: Place::Here(Supervisor(child)),
+        })
+    }
+
+    fn virtual_one(folder: &Path, images: &[GuestImage]) -> anyhow::Result<Self> {
+        let token = format!("{:032x}", rand::random::<u128>());
+        let host = VirtualHost::start(&Config {
+            parts: parts()?,
+            memory_mib: VIRTUAL_MEMORY_MIB,
+            cpus: VIRTUAL_CPUS,
+            files: files_for_supervisor(folder, images)?,
+            run: Run::Supervisor {
+                token: token.clone(),
+                port: None,
+            },
+            log_folder: folder.join("kvm-host"),
+        })?;
+        let url = host
+            .api_url()
+            .context("the virtual host has no API address")?;
+        let client = Client::new(url.parse::<Endpoint>()?).with_token(Some(token));
+        let log = folder.join("kvm-host/console.log");
+        Ok(Self {
+            kind: KvmKind::Virtual,
+            client,
+            log,
+            place: Place::Virtual(host),
+        })
+    }
+
+    async fn wait_ready(&self) -> anyhow::Result<()> {
+        if let Place::Virtual(host) = &self.place {
+            host.wait_ready(READY_DEADLINE)?;
+        }
+        let deadline = Instant::now() + READY_DEADLINE;
+        while let Err(error) = self.client.host().await {
+            if Instant::now() >= deadline {
+                let log = self.log.display();
+                return Err(error).with_context(|| format!("the supervisor is silent; see {log}"));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// The supervisor's API.
+    pub const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Where the supervisor writes what it does.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// What the report says about it.
+    pub async fn describe(&self) -> anyhow::Result<Host> {
+        let info = self
+            .client
+            .host()
+            .await
+            .context("cannot ask the supervisor about its host")?;
+        let details = BTreeMap::from([
+            ("kvm_detail".to_owned(), info.kvm_detail.into()),
+            ("cpu".to_owned(), info.cpu.into()),
+            ("kernel".to_owned(), info.kernel.into()),
+            ("cpus".to_owned(), info.cpus.into()),
+            ("memory_mib".to_owned(), info.memory_mib.into()),
+        ]);
+        Ok(Host {
+            kvm: self.kind,
+            details,
+        })
+    }
+
+    /// Ends the supervisor and whatever it ran on.
+    pub fn stop(self) -> anyhow::Result<()> {
+        match self.place {
+            Place::Virtual(host) => host.shutdown(),
+            Place::Here(mut supervisor) => {
+                let pid = rustix::process::Pid::from_child(&supervisor.0);
+                rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+                    .context("cannot end the supervisor")?;
+                let deadline = Instant::now() + END_DEADLINE;
+                while supervisor.0.try_wait()?.is_none() {
+                    if Instant::now() >= deadline {
+                        bail!(
+                            "the supervisor did not end within {} s",
+                            END_DEADLINE.as_secs()
+                        );
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An empty state directory; machines of an earlier run that was killed would only be in the way.
+fn empty_state(folder: &Path) -> anyhow::Result<PathBuf> {
+    let state = folder.join("state");
+    if state.exists() {
+        fs::remove_dir_all(&state).context("cannot remove the state of an earlier run")?;
+    }
+    fs::create_dir_all(&state).with_context(|| format!("cannot make {}", state.display()))?;
+    Ok(state)
+}
+
+/// What every virtual host is made of.
+pub fn parts() -> anyhow::Result<Parts> {
+    let cache = Cache::of_user()?;
+    let init = artifacts::binary("kvm-host-init")?;
+    Ok(Parts::from_debian(&cache, &init, &output::say)?)
+}
+
+/// The supervisor, its companions and the guest images, as files of a virtual host.
+fn files_for_supervisor(folder: &Path, images: &[GuestImage]) -> anyhow::Result<Vec<HostFile>> {
+    let inside_images = format!("{}/images", kvm_host::host::INSIDE_STATE_DIR);
+    let mut files = binaries_for_inside(&["mctl-supervisor", "mctl-vmm", "mctl"])?;
+    files.extend(image_files(folder, images, &inside_images)?);
+    Ok(files)
+}
+
+/// Binaries of this project as files of a virtual host.
+pub fn binaries_for_inside(names: &[&str]) -> anyhow::Result<Vec<HostFile>> {
+    names
+        .iter()
+        .map(|name| {
+            let path = artifacts::binary(name)?;
+            Ok(HostFile::program(path, format!("{INSIDE_BINARIES}/{name}")))
+        })
+        .collect()
+}
+
+/// Guest images, built if need be, as files below `inside` in a virtual host.
+pub fn image_files(
+    folder: &Path,
+    images: &[GuestImage],
+    inside: &str,
+) -> anyhow::Result<Vec<HostFile>> {
+    let store = folder.join("images");
+    artifacts::build_images(&store, images)?;
+    let mut files = Vec::new();
+    for image in images {
+        let source = store.join(image.name());
+        for name in ["image.json", "kernel", "initramfs"] {
+            let target = format!("{inside}/{}/{name}", image.name());
+            files.push(HostFile::data(source.join(name), target));
+        }
+    }
+    Ok(files)
+}

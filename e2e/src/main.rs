@@ -1,0 +1,61 @@
+//! `mctl-e2e`: the main job, the matrix and the benchmarks, on real guests.
+//!
+//! Only wires: arguments, a runtime, an exit code. 0 means that what the command claims was
+//! shown, 1 that it was not, 2 that the command line makes no sense.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use e2e::{bench, main_job, matrix, output, peer, scale};
+
+/// Suspend and resume real Linux machines, many times, and judge whether latency stays flat
+#[derive(Debug, Parser)]
+#[command(name = "mctl-e2e", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run chained cycles on one machine and judge them
+    Cycles(main_job::Arguments),
+    /// Run the cycles with each fix switched off on its own
+    Matrix(matrix::Arguments),
+    /// Measure suspend and restore, as ratios within one run
+    Bench(bench::Arguments),
+    /// Measure a peer on this very machine; called by `cycles --vmm`
+    #[command(hide = true)]
+    Peer(peer::Arguments),
+    /// Resume a guest with thousands of leaked pairs, on this very machine; called by `matrix`
+    #[command(hide = true)]
+    Scale(scale::Arguments),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let result = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        runtime.block_on(async {
+            match arguments.command {
+                Command::Cycles(arguments) => main_job::run(&arguments).await,
+                Command::Matrix(arguments) => matrix::run(&arguments).await,
+                Command::Bench(arguments) => bench::run(&arguments).await,
+                Command::Peer(arguments) => peer::run(&arguments).await,
+                Command::Scale(arguments) => scale::run(&arguments).await,
+            }
+        })
+    });
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! The main job: one real Linux guest, hundreds of chained cycles, a verdict.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use client::Client;
+use cycles::{LeftoverVsocks, MachineSubject, Report, Run, RunOptions, run_cycles};
+use machine_api::{
+    CreateMachine, Guest, Init, Machine, MachineConfig, MachineState, Restart, RestartPolicy,
+    VsockOptions,
+};
+
+use crate::artifacts::GuestImage;
+use crate::host::KvmHost;
+use crate::output::{self, Progress};
+use crate::{counter, peer, report_files};
+
+/// Longest that a start, a suspend or a resume may take, the emulated host included.
+pub const STEP_DEADLINE: Duration = Duration::from_secs(120);
+
+/// What to run.
+#[derive(Debug, Clone, Args)]
+pub struct Arguments {
+    /// How many cycles
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    cycles: u32,
+    /// Memory of the guest, in MiB
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(64..=65_536))]
+    memory_mib: u32,
+    /// vCPUs of the guest
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
+    vcpus: u32,
+    /// Folder for report.json, report.csv and report.html
+    #[arg(long, value_name = "DIR", default_value = "target/e2e")]
+    output: PathBuf,
+    /// Measure another VMM on the same work, side by side: firecracker=PATH of its static binary
+    #[arg(long, value_name = "KIND=PATH")]
+    vmm: Option<peer::PeerBinary>,
+}
+
+/// Runs the job; true if the verdict is flat.
+pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
+    let host = KvmHost::start(&arguments.output, &[GuestImage::Default]).await?;
+    let wanted = Wanted {
+        name: "e2e".to_owned(),
+        image: GuestImage::Default,
+        memory_mib: arguments.memory_mib,
+        vcpus: arguments.vcpus,
+        vsock: None,
+    };
+    let started_at = humantime_now();
+    let run = cycles_on(
+        host.client(),
+        &wanted,
+        arguments.cycles,
+        LeftoverVsocks::Fail,
+    )
+    .await;
+    let description = host.describe().await?;
+    let run = match run {
+        Ok(run) => run,
+        Err(error) => {
+            return Err(error.context(format!("see the host's log: {}", host.log().display())));
+        }
+    };
+    host.stop()?;
+    let mut report = Report::of_run(description, started_at, run);
+    if let Some(binary) = &arguments.vmm {
+        let peer = peer::measure(
+            binary,
+            &arguments.output,
+            arguments.cycles,
+            arguments.memory_mib,
+            arguments.vcpus,
+        )?;
+        report.peers.push(peer);
+    }
+    publish(&arguments.output, "report", &report)?;
+    Ok(report.flatness.flat)
+}
+
+/// A machine for a run.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    pub name: String,
+    pub image: GuestImage,
+    pub memory_mib: u32,
+    pub vcpus: u32,
+    pub vsock: Option<VsockOptions>,
+}
+
+/// Makes the machine, puts it through its cycles, removes it.
+pub async fn cycles_on(
+    client: &Client,
+    wanted: &Wanted,
+    cycles: u32,
+    leftover_vsocks: LeftoverVsocks,
+) -> anyhow::Result<Run> {
+    let machine = boot(client, wanted).await?;
+    let id = machine.id.clone();
+    let file = Some(counter::FILE.to_owned());
+    let mut subject = MachineSubject::new(client.clone(), machine, file, STEP_DEADLINE);
+    subject
+        .counting()
+        .await
+        .context("cannot watch the counter in the guest")?;
+    let mut progress = Progress::new(&wanted.name, interruption());
+    let options = RunOptions {
+        cycles,
+        leftover_vsocks,
+    };
+    let run = run_cycles(&mut subject, options, &mut progress).await;
+    drop(progress);
+    client
+        .destroy(&id, true)
+        .await
+        .context("cannot remove the machine")?;
+    Ok(run)
+}
+
+/// Creates a machine with the counter as its main process, and waits until it is started.
+pub async fn boot(client: &Client, wanted: &Wanted) -> anyhow::Result<Machine> {
+    let config = MachineConfig {
+        image: wanted.image.name().to_owned(),
+        guest: Some(Guest {
+            cpus: wanted.vcpus,
+            memory_mb: wanted.memory_mib,
+            ..Guest::default()
+        }),
+        init: Some(Init {
+            exec: counter::command(),
+            ..Init::default()
+        }),
+        restart: Some(Restart {
+            policy: RestartPolicy::No,
+            max_retries: None,
+        }),
+        vsock: wanted.vsock.clone(),
+        ..MachineConfig::default()
+    };
+    let request = CreateMachine {
+        name: Some(wanted.name.clone()),
+        config,
+        ..CreateMachine::default()
+    };
+    let machine = client
+        .create(&request)
+        .await
+        .context("cannot make the machine")?;
+    let started = client
+        .reach(&machine.id, MachineState::Started, STEP_DEADLINE)
+        .await;
+    started.context("cannot boot the machine")
+}
+
+/// Set by Ctrl-C, upon which a run ends after its cycle and is reported as far as it got.
+fn interruption() -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&flag);
+    tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            seen.store(true, Ordering::Relaxed);
+            output::say("interrupted: the report will hold the cycles so far");
+        }
+    });
+    flag
+}
+
+/// Writes the report and prints what people want to know of it.
+pub fn publish(folder: &Path, stem: &str, report: &Report) -> anyhow::Result<()> {
+    let paths = report_files::write(folder, stem, report)?;
+    output::print(&cycles::phases_table(&report.cycles));
+    output::print("");
+    output::print(&cycles::readiness_line(&report.cycles));
+    if !report.peers.is_empty() {
+        output::print("");
+        output::print(&cycles::peers_table(report));
+    }
+    output::print("");
+    output::print(&cycles::rules_in_words().join("\n"));
+    let verdict = if report.flatness.flat {
+        "flat"
+    } else {
+        "not flat"
+    };
+    output::print(&format!("verdict: {verdict}: {}", report.flatness.reason));
+    for path in paths {
+        output::print(&format!("report: {}", path.display()));
+    }
+    Ok(())
+}
+
+/// Now, as RFC 3339 in UTC.
+pub fn humantime_now() -> String {
+    humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string()
+}

@@ -1,0 +1,133 @@
+//! The only printer: figures to stdout, talk to stderr, a progress bar where stderr is a terminal.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the one place that prints"
+)]
+
+use std::collections::VecDeque;
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use cycles::{Cycle, FailedCheck, Observer, SubjectDescription, median};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Without a terminal, progress is a line at most this often.
+const LINE_EVERY: Duration = Duration::from_secs(20);
+
+/// How many of the last cycles the shown latency is the median of.
+const RECENT_CYCLES: usize = 10;
+
+/// Tells people what is being done.
+pub fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+/// Prints a result.
+pub fn print(text: &str) {
+    println!("{}", text.trim_end());
+}
+
+/// Prints an error with all of its causes.
+pub fn error(error: &anyhow::Error) {
+    eprintln!("error: {error:#}");
+}
+
+/// Shows how a run goes.
+pub struct Progress {
+    title: String,
+    bar: ProgressBar,
+    recent: VecDeque<f64>,
+    last_line: Instant,
+    terminal: bool,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Progress")
+            .field("title", &self.title)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Progress {
+    /// Progress of a run called `title`, ended early once `interrupted` is set.
+    pub fn new(title: &str, interrupted: Arc<AtomicBool>) -> Self {
+        Self {
+            title: title.to_owned(),
+            bar: ProgressBar::hidden(),
+            recent: VecDeque::new(),
+            last_line: Instant::now(),
+            terminal: std::io::stderr().is_terminal(),
+            interrupted,
+        }
+    }
+
+    fn line(&mut self, cycle: &Cycle, cycles: u32, recent_ms: f64) {
+        let last = cycle.cycle == cycles;
+        if last || cycle.cycle == 1 || self.last_line.elapsed() >= LINE_EVERY {
+            say(&format!(
+                "{}: cycle {} of {cycles}, resume {recent_ms:.0} ms, suspend {:.0} ms, {} attempt{}",
+                self.title,
+                cycle.cycle,
+                cycle.suspend_ms,
+                cycle.attempts(),
+                if cycle.attempts() == 1 { "" } else { "s" },
+            ));
+            self.last_line = Instant::now();
+        }
+    }
+}
+
+impl Observer for Progress {
+    fn run_started(&mut self, _subject: &SubjectDescription, cycles: u32) {
+        if self.terminal {
+            let style = ProgressStyle::with_template(
+                "{prefix} {bar:32} {pos}/{len} cycles  {msg}  {elapsed} of about {duration}",
+            );
+            self.bar = ProgressBar::new(u64::from(cycles));
+            self.bar
+                .set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            self.bar.set_prefix(self.title.clone());
+            self.bar.enable_steady_tick(Duration::from_millis(250));
+        }
+    }
+
+    fn cycle_done(&mut self, cycle: &Cycle, cycles: u32) -> ControlFlow<()> {
+        if self.recent.len() == RECENT_CYCLES {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(cycle.resume_ms);
+        let recent: Vec<f64> = self.recent.iter().copied().collect();
+        let recent_ms = median(&recent).unwrap_or(cycle.resume_ms);
+        if self.terminal {
+            self.bar.set_message(format!("resume {recent_ms:.0} ms"));
+            self.bar.set_position(u64::from(cycle.cycle));
+        } else {
+            self.line(cycle, cycles, recent_ms);
+        }
+        if self.interrupted.load(Ordering::Relaxed) {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn check_failed(&mut self, failed: &FailedCheck) {
+        self.bar.abandon();
+        say(&format!(
+            "{}: cycle {}: {}",
+            self.title, failed.cycle, failed.message
+        ));
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish();
+    }
+}

@@ -1,0 +1,117 @@
+//! What the whole system promises, shown on real Linux guests through its public API.
+//!
+//! One file per promise. Where this machine's KVM can't run Linux, this executable packs itself
+//! into a virtual KVM host and runs there: the same tests, the same assertions.
+
+mod boot;
+mod chained_cycles;
+mod cli;
+mod crash_recovery;
+mod damaged_image;
+mod exec;
+mod failed_suspend;
+mod stage;
+mod suspend_resume;
+mod vsock;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Trial};
+
+use e2e::artifacts::GuestImage;
+use e2e::host;
+use e2e::inside::{self, EXPORT, Inside};
+use stage::{IMAGES_ENV, Stage};
+
+/// Longest that all tests together may take in a virtual host.
+const DEADLINE: Duration = Duration::from_secs(1200);
+/// Where guest images lie inside a virtual host.
+const INSIDE_IMAGES: &str = "/images";
+/// Programs that the tests run.
+const BINARIES: [&str; 3] = ["mctl", "mctl-supervisor", "mctl-vmm"];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Two machines at a time is what two cores can boot without waiting for each other.
+    arguments.test_threads = arguments.test_threads.or(Some(2));
+    if !arguments.list && !host::runs_linux_here() {
+        return rerun_inside().unwrap_or_else(failed);
+    }
+    libtest_mimic::run(&arguments, trials()).exit_code()
+}
+
+fn failed(error: anyhow::Error) -> ExitCode {
+    e2e::output::error(&error);
+    ExitCode::FAILURE
+}
+
+/// Runs this executable with its arguments in a virtual host.
+fn rerun_inside() -> anyhow::Result<ExitCode> {
+    let (_, sentence) = host::kind_of_kvm();
+    e2e::output::say(&sentence);
+    let folder = e2e::artifacts::binaries()?.join("promises");
+    std::fs::create_dir_all(&folder)?;
+    let images = [GuestImage::Default, GuestImage::Leaky];
+    let mut files = host::image_files(&folder, &images, INSIDE_IMAGES)?;
+    files.extend(host::binaries_for_inside(&BINARIES)?);
+    let code = inside::run(Inside {
+        arguments: std::env::args().skip(1).collect(),
+        environment: vec![(IMAGES_ENV.to_owned(), INSIDE_IMAGES.to_owned())],
+        files,
+        export: Some((EXPORT, &folder.join("logs"))),
+        logs: folder.clone(),
+        deadline: DEADLINE,
+    })?;
+    Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// Makes a list of trials from test functions, named by their path.
+macro_rules! promises {
+    ($($file:ident: $($name:ident),+ $(,)?;)+) => {
+        vec![$($(Trial::test(concat!(stringify!($file), "::", stringify!($name)), || {
+            Stage::run(stringify!($name), |stage| Box::pin($file::$name(stage)))
+        })),+),+]
+    };
+}
+
+fn trials() -> Vec<Trial> {
+    promises! {
+        boot:
+            a_machine_boots_and_its_output_is_kept,
+            a_machine_has_the_processors_and_memory_it_was_given,
+            a_main_process_that_ends_stops_its_machine_and_its_exit_code_is_told,
+            stop_ends_the_main_process_with_its_signal,
+            a_disk_keeps_what_the_guest_wrote;
+        suspend_resume:
+            a_guest_lives_on_through_suspend_and_resume,
+            a_second_suspend_writes_only_what_changed,
+            the_wall_clock_is_right_after_a_resume,
+            phases_sum_to_the_total,
+            many_processors_come_back,
+            output_is_neither_lost_nor_doubled_by_a_resume;
+        chained_cycles:
+            twenty_cycles_each_need_one_attempt_and_leave_no_socket;
+        vsock:
+            an_idle_connection_of_an_older_generation_is_closed_in_the_guest,
+            the_leaky_init_leaks_one_socket_per_cycle_without_eviction,
+            eviction_frees_the_pairs_of_a_leaky_init,
+            fixed_ports_collide_with_leaked_pairs_and_the_attempts_say_so;
+        exec:
+            exit_codes_and_both_outputs_arrive,
+            a_command_that_takes_too_long_is_killed,
+            a_missing_program_is_named;
+        failed_suspend:
+            a_full_disk_leaves_the_machine_running_and_says_so;
+        damaged_image:
+            a_flipped_bit_in_the_state_boots_cold_with_the_reason,
+            a_damaged_memory_file_fails_the_machine_and_names_the_range;
+        crash_recovery:
+            a_killed_supervisor_loses_no_machine,
+            a_killed_vmm_is_noticed,
+            a_suspended_machine_survives_a_killed_supervisor;
+        cli:
+            the_commands_of_the_readme_work,
+            doctor_finds_a_usable_host;
+    }
+}

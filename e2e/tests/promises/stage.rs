@@ -1,0 +1,336 @@
+//! A supervisor of a test's own, with what tests ask of machines on it.
+//!
+//! Everything a test does goes through the public API or `mctl`; the stage also knows where the
+//! supervisor keeps its files, because some promises are about what happens to them.
+
+use std::fs::{self, File};
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use client::{Client, Endpoint, LogFilter};
+use e2e::{artifacts, counter};
+use libtest_mimic::Failed;
+use machine_api::{
+    CreateMachine, ExecRequest, ExecResponse, Guest, Init, Machine, MachineConfig, MachineState,
+    Operation, Restart, RestartPolicy, Timing,
+};
+
+/// Where guest images are, if not built for this run.
+pub(crate) const IMAGES_ENV: &str = "MCTL_TEST_IMAGES";
+/// Longest that any single step may take; emulated hosts are slow.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
+/// Pause between looks at something that should come true.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// What a test is made of.
+pub(crate) type Test<'a> = Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
+
+/// A supervisor and its state directory.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    folder: tempfile::TempDir,
+    supervisor: Option<Child>,
+    /// The supervisor's API.
+    pub(crate) client: Client,
+}
+
+impl Stage {
+    /// Runs a test on a new stage; on failure shows what the supervisor and the guests said.
+    pub(crate) fn run(
+        name: &str,
+        test: impl for<'a> FnOnce(&'a mut Stage) -> Test<'a>,
+    ) -> Result<(), Failed> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let result = runtime.block_on(async {
+            let mut stage = Self::set().await?;
+            let result = test(&mut stage).await;
+            result.map_err(|error| anyhow!("{error:#}\n{}", stage.last_words()))
+        });
+        result.map_err(|error: anyhow::Error| Failed::from(format!("{name}: {error:#}")))
+    }
+
+    async fn set() -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("mctl-").tempdir()?;
+        let state = folder.path().join("state");
+        fs::create_dir(&state)?;
+        let images = match std::env::var_os(IMAGES_ENV) {
+            Some(images) => PathBuf::from(images),
+            None => {
+                let images = artifacts::binaries()?.join("promises/images");
+                let all = [artifacts::GuestImage::Default, artifacts::GuestImage::Leaky];
+                artifacts::build_images(&images, &all)?;
+                images
+            }
+        };
+        std::os::unix::fs::symlink(images, state.join("images"))?;
+        let client = Client::new(Endpoint::Unix(state.join("api.sock")));
+        let mut stage = Self {
+            folder,
+            supervisor: None,
+
+            client,
+        };
+        stage.start_supervisor().await?;
+        Ok(stage)
+    }
+
+    /// Starts a supervisor on the state that is there, and waits until it answers.
+    pub(crate) async fn start_supervisor(&mut self) -> anyhow::Result<()> {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.path().join("supervisor.log"))?;
+        let child = Command::new(artifacts::binary("mctl-supervisor")?)
+            .arg("--state-dir")
+            .arg(self.state())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("cannot start the supervisor")?;
+        self.supervisor = Some(child);
+        let client = self.client.clone();
+        until("the supervisor to answer", || async {
+            Ok(client.host().await.ok())
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Kills the supervisor with SIGKILL; machines are left alone.
+    pub(crate) fn kill_supervisor(&mut self) -> anyhow::Result<()> {
+        let mut child = self.supervisor.take().context("no supervisor runs")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// The state directory.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    /// A machine's directory.
+    pub(crate) fn machine_folder(&self, machine: &Machine) -> PathBuf {
+        self.state().join("machines").join(&machine.id)
+    }
+
+    /// A folder for a test's own files.
+    pub(crate) fn scratch(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Runs `mctl` against this stage.
+    pub(crate) fn mctl(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        Command::new(artifacts::binary("mctl")?)
+            .args(arguments)
+            .env(
+                "MCTL_HOST",
+                format!("unix://{}", self.state().join("api.sock").display()),
+            )
+            .env("HOME", self.scratch())
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot run mctl")
+    }
+
+    /// Creates a machine and waits until it is started.
+    pub(crate) async fn boot(&self, config: MachineConfig) -> anyhow::Result<Machine> {
+        let request = CreateMachine {
+            config,
+            ..CreateMachine::default()
+        };
+        let machine = self.client.create(&request).await?;
+        Ok(self
+            .client
+            .reach(&machine.id, MachineState::Started, DEADLINE)
+            .await?)
+    }
+
+    /// A machine whose main process counts.
+    pub(crate) async fn boot_counter(&self) -> anyhow::Result<Machine> {
+        let machine = self.boot(config(&counter::command())).await?;
+        self.counted_beyond(&machine, 0).await?;
+        Ok(machine)
+    }
+
+    /// Runs a shell script in the guest.
+    pub(crate) async fn shell(
+        &self,
+        machine: &Machine,
+        script: &str,
+    ) -> anyhow::Result<ExecResponse> {
+        let request = ExecRequest {
+            command: vec!["/bin/sh".to_owned(), "-c".to_owned(), script.to_owned()],
+            timeout: Some(60),
+            ..ExecRequest::default()
+        };
+        Ok(self.client.exec(&machine.id, &request).await?)
+    }
+
+    /// What the guest's counter stands at.
+    pub(crate) async fn count(&self, machine: &Machine) -> anyhow::Result<u64> {
+        let answer = self
+            .shell(machine, &format!("cat {}", counter::FILE))
+            .await?;
+        Ok(counter::parse(answer.stdout.as_bytes()).unwrap_or(0))
+    }
+
+    /// Waits until the guest's counter is beyond `before`, and returns it.
+    pub(crate) async fn counted_beyond(
+        &self,
+        machine: &Machine,
+        before: u64,
+    ) -> anyhow::Result<u64> {
+        until("the guest's counter to go on", || async {
+            let count = self.count(machine).await?;
+            Ok((count > before).then_some(count))
+        })
+        .await
+    }
+
+    /// Suspends and waits until it is suspended.
+    pub(crate) async fn suspend(&self, machine: &Machine) -> anyhow::Result<Timing> {
+        self.client.suspend(&machine.id).await?;
+        self.client
+            .reach(&machine.id, MachineState::Suspended, DEADLINE)
+            .await?;
+        self.newest_timing(machine, Operation::Suspend).await
+    }
+
+    /// Resumes and waits until it is started.
+    pub(crate) async fn resume(&self, machine: &Machine) -> anyhow::Result<Timing> {
+        self.client.start(&machine.id).await?;
+        self.client
+            .reach(&machine.id, MachineState::Started, DEADLINE)
+            .await?;
+        self.newest_timing(machine, Operation::Resume).await
+    }
+
+    /// The newest timing of an operation, of the machine's present generation.
+    pub(crate) async fn newest_timing(
+        &self,
+        machine: &Machine,
+        operation: Operation,
+    ) -> anyhow::Result<Timing> {
+        let generation = self.client.machine(&machine.id).await?.generation;
+        until("the timing to be recorded", || async {
+            let timings = self.client.timings(&machine.id, Some(5)).await?;
+            Ok(timings
+                .into_iter()
+                .find(|one| one.operation == operation && one.generation == generation))
+        })
+        .await
+    }
+
+    /// All lines of a machine's log.
+    pub(crate) async fn log_lines(&self, machine: &Machine) -> anyhow::Result<Vec<String>> {
+        let mut lines = self.client.logs(&machine.id, &LogFilter::default()).await?;
+        let mut texts = Vec::new();
+        while let Some(line) = lines.next().await? {
+            texts.push(line.text);
+        }
+        Ok(texts)
+    }
+
+    /// Ends of the logs, for a failed test's message.
+    fn last_words(&self) -> String {
+        let mut files = vec![self.folder.path().join("supervisor.log")];
+        if let Ok(machines) = fs::read_dir(self.state().join("machines")) {
+            for folder in machines.flatten() {
+                files.extend(["vmm.log", "console.log"].map(|name| folder.path().join(name)));
+            }
+        }
+        let tail = |path: &PathBuf| {
+            let text = fs::read(path).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text).into_owned();
+            let lines: Vec<&str> = text.lines().collect();
+            let last = lines[lines.len().saturating_sub(25)..].join("\n");
+            format!("--- {}\n{last}", path.display())
+        };
+        files.iter().map(tail).collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // Machines outlive their supervisor by design, so they are ended by name.
+        if let Some(child) = &mut self.supervisor {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let state = self.state().display().to_string();
+        for pid in processes_naming(&state) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+/// Processes whose command line names `text`.
+fn processes_naming(text: &str) -> Vec<rustix::process::Pid> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_string_lossy().parse().ok())
+        .filter(|pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains(text)
+        })
+        .filter_map(rustix::process::Pid::from_raw)
+        .collect()
+}
+
+/// A small machine with that main process, never restarted.
+pub(crate) fn config(command: &[impl AsRef<str>]) -> MachineConfig {
+    MachineConfig {
+        image: "default".to_owned(),
+        guest: Some(Guest {
+            memory_mb: 128,
+            ..Guest::default()
+        }),
+        init: Some(Init {
+            exec: command
+                .iter()
+                .map(|word| word.as_ref().to_owned())
+                .collect(),
+            ..Init::default()
+        }),
+        restart: Some(Restart {
+            policy: RestartPolicy::No,
+            max_retries: None,
+        }),
+        ..MachineConfig::default()
+    }
+}
+
+/// Looks again and again until there is a value, for at most [`DEADLINE`].
+pub(crate) async fn until<T, F>(what: &str, mut look: impl FnMut() -> F) -> anyhow::Result<T>
+where
+    F: Future<Output = anyhow::Result<Option<T>>>,
+{
+    let begun = Instant::now();
+    loop {
+        if let Some(value) = look().await? {
+            return Ok(value);
+        }
+        if begun.elapsed() >= DEADLINE {
+            bail!("waited {} s for {what}", DEADLINE.as_secs());
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// The text a successful command printed.
+pub(crate) fn printed(output: &Output) -> anyhow::Result<String> {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}: {stderr}", output.status);
+    Ok(String::from_utf8(output.stdout.clone())?)
+}

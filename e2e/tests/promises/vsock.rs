@@ -1,0 +1,122 @@
+//! Connections across a resume: who closes them, what leaks, and what that costs.
+
+use anyhow::{Context, ensure};
+use machine_api::{
+    AttemptOutcome, Machine, MachineConfig, PortPolicy, Timing, Verdict, VsockOptions,
+};
+
+use crate::stage::{Stage, config};
+
+const CYCLES: u32 = 4;
+
+fn leaky(port_policy: PortPolicy, eviction: bool) -> MachineConfig {
+    MachineConfig {
+        image: "leaky".to_owned(),
+        vsock: Some(VsockOptions {
+            port_policy: Some(port_policy),
+            eviction: Some(eviction),
+            monitor_first: Some(true),
+        }),
+        ..config(&["/bin/sleep", "6000"])
+    }
+}
+
+async fn cycle(stage: &Stage, machine: &Machine) -> anyhow::Result<Timing> {
+    stage.suspend(machine).await?;
+    stage.resume(machine).await
+}
+
+/// Open sockets in the guest, as it tells when asked now.
+async fn open_sockets(stage: &Stage, machine: &Machine) -> anyhow::Result<u32> {
+    let view = stage.client.vsock(&machine.id).await?;
+    Ok(view.guest.context("init did not answer")?.sockets.total)
+}
+
+pub(crate) async fn an_idle_connection_of_an_older_generation_is_closed_in_the_guest(
+    stage: &mut Stage,
+) -> anyhow::Result<()> {
+    let machine = stage.boot(config(&["/bin/sleep", "6000"])).await?;
+    cycle(stage, &machine).await?;
+    let first = open_sockets(stage, &machine).await?;
+    for _ in 0..CYCLES {
+        cycle(stage, &machine).await?;
+        let view = stage.client.vsock(&machine.id).await?;
+        let sockets = view.guest.context("init did not answer")?.sockets;
+        ensure!(
+            sockets.total == first,
+            "{} sockets, {first} after one cycle",
+            sockets.total
+        );
+        ensure!(sockets.older_generations == 0, "{sockets:?}");
+        ensure!(
+            view.diagnosis.verdict == Verdict::Healthy,
+            "{:?}",
+            view.diagnosis
+        );
+    }
+    Ok(())
+}
+
+pub(crate) async fn the_leaky_init_leaks_one_socket_per_cycle_without_eviction(
+    stage: &mut Stage,
+) -> anyhow::Result<()> {
+    let machine = stage.boot(leaky(PortPolicy::Random, false)).await?;
+    cycle(stage, &machine).await?;
+    let first = open_sockets(stage, &machine).await?;
+    for _ in 0..CYCLES {
+        cycle(stage, &machine).await?;
+    }
+    let last = open_sockets(stage, &machine).await?;
+    ensure!(
+        last == first + CYCLES,
+        "{first} sockets, then {last} after {CYCLES} cycles"
+    );
+    let view = stage.client.vsock(&machine.id).await?;
+    ensure!(
+        view.diagnosis.verdict == Verdict::Leaking,
+        "{:?}",
+        view.diagnosis
+    );
+    Ok(())
+}
+
+pub(crate) async fn eviction_frees_the_pairs_of_a_leaky_init(
+    stage: &mut Stage,
+) -> anyhow::Result<()> {
+    let machine = stage.boot(leaky(PortPolicy::Fixed, true)).await?;
+    for _ in 0..=CYCLES {
+        let timing = cycle(stage, &machine).await?;
+        let failed = timing
+            .readiness
+            .iter()
+            .any(|one| one.outcome != AttemptOutcome::Ok);
+        ensure!(!failed, "{:?}", timing.readiness);
+    }
+    Ok(())
+}
+
+pub(crate) async fn fixed_ports_collide_with_leaked_pairs_and_the_attempts_say_so(
+    stage: &mut Stage,
+) -> anyhow::Result<()> {
+    let machine = stage.boot(leaky(PortPolicy::Fixed, false)).await?;
+    let mut attempts = Vec::new();
+    for _ in 0..CYCLES {
+        let timing = cycle(stage, &machine).await?;
+        let mut failed = timing.readiness.clone();
+        failed.retain(|one| one.outcome != AttemptOutcome::Ok);
+        attempts.push(failed.len());
+        let refused = |one: &machine_api::Attempt| {
+            one.outcome == AttemptOutcome::Reset && one.local_port.is_some()
+        };
+        ensure!(failed.iter().all(refused), "{failed:?}");
+    }
+    let rises = attempts.windows(2).all(|pair| pair[1] > pair[0]);
+    ensure!(rises, "failed attempts by cycle: {attempts:?}");
+    let output = stage.mctl(&["status", &machine.id])?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        text.contains("reset on port"),
+        "mctl status does not explain the attempts:\n{text}"
+    );
+    Ok(())
+}

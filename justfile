@@ -1,0 +1,95 @@
+# The recipes of this project. `./just <recipe>` installs what is missing and then runs them;
+# `just <recipe>` does where nothing is missing.
+
+set ignore-comments
+
+export CARGO_TARGET_DIR := justfile_directory() / "target"
+
+# One release build serves everything: what runs under emulation has to be optimised anyway.
+cargo_flags := "--release --locked"
+bin := CARGO_TARGET_DIR / "x86_64-unknown-linux-gnu/release"
+
+# `cycles=1000` as well as `--cycles 1000` reaches the harness.
+option := '(^|\s)([a-z][a-z-]*=)'
+flag := '${1}--${2}'
+
+# Promises that chain many resumes meet the known issue of CHANGELOG.md; `test-guests` has them.
+few_resumes := "--skip suspend_resume --skip vsock --skip chained_cycles --skip failed_suspend --skip the_commands --skip a_disk --skip suspended_machine"
+
+# show this list
+default:
+    @just --justfile {{ justfile() }} --list --unsorted
+
+# the main job: suspend and resume a real guest 300 times (`cycles=1000` for more), with a verdict
+e2e *options: build
+    {{ bin }}/mctl-e2e cycles {{ replace_regex(options, option, flag) }}
+
+# the same cycles with each fix switched off on its own; the disease where all are
+e2e-matrix *options: build leaky
+    {{ bin }}/mctl-e2e matrix {{ replace_regex(options, option, flag) }}
+
+# figures for suspend, restore and memory, as ratios within one run
+bench *options: build
+    {{ bin }}/mctl-e2e bench {{ replace_regex(options, option, flag) }}
+
+# every check and test but those that chain many resumes (`test-guests`); what CI runs
+test: fmt lint leaky
+    # Tests and binaries at once: apart, cargo builds many crates twice, with other features.
+    cargo build {{ cargo_flags }} --workspace --bins --tests
+    cargo test {{ cargo_flags }} --workspace --exclude e2e
+    cargo test {{ cargo_flags }} --package e2e --lib --bins --test tidy
+    cargo test {{ cargo_flags }} --package e2e --test promises -- {{ few_resumes }}
+
+# all promises and a short main job; about one resume in sixty still fails under emulation
+test-guests: build leaky
+    cargo test {{ cargo_flags }} --package e2e --test promises
+    {{ bin }}/mctl-e2e cycles --cycles 60 --output target/e2e-short
+
+# the quick half of `test`: no real guests
+check: fmt lint
+    cargo test {{ cargo_flags }} --workspace --exclude e2e
+    cargo test {{ cargo_flags }} --package e2e --lib --bins --test tidy
+
+# formatting as rustfmt has it
+fmt:
+    cargo fmt --all --check
+
+# clippy, warnings are errors
+lint:
+    cargo clippy {{ cargo_flags }} --workspace --all-targets -- -D warnings
+
+# the rules about the tree: who imports whom, how long files are
+tidy:
+    cargo test {{ cargo_flags }} --package e2e --test tidy
+
+# what should pass before a push
+prepush: test
+
+# all binaries
+build:
+    cargo build {{ cargo_flags }} --workspace --bins
+
+# the test image's init, which leaks one socket per resume; built aside, never to be released
+leaky:
+    cargo build {{ cargo_flags }} --package guest-init --features leaky --target-dir {{ CARGO_TARGET_DIR }}/leaky
+
+# the guest image, put where a supervisor on this host looks for it
+images *options: build
+    {{ bin }}/mctl-rootfs build {{ options }}
+
+# a supervisor on this host, for machines of your own (needs hardware KVM)
+run *options: images
+    {{ bin }}/mctl-supervisor {{ options }}
+
+# a virtual KVM host with a supervisor in it, for hosts without hardware KVM
+kvm-host *options: build
+    {{ bin }}/mctl-rootfs build --output {{ CARGO_TARGET_DIR }}/images
+    {{ bin }}/mctl-kvm-host run --image {{ CARGO_TARGET_DIR }}/images/default {{ options }}
+
+# what this host can do, and what to do about what it cannot
+doctor: build
+    {{ bin }}/mctl doctor
+
+# the API documentation of all crates
+doc:
+    cargo doc {{ cargo_flags }} --workspace --no-deps

@@ -1,0 +1,120 @@
+//! Makes a bare kernel a usable host: mounts, modules, limits, network; and ends it.
+//!
+//! Which program runs then is not known here.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use kvm_host::plan::INSIDE_ADDRESS;
+use rootfs::initramfs::{MODULE_FOLDER, MODULE_ORDER};
+use rustix::mount::MountFlags;
+use rustix::process::{Resource, Rlimit};
+use rustix::system::RebootCommand;
+
+use crate::channel;
+
+/// Source, target, type, options.
+const MOUNTS: [(&str, &str, &str, &str); 6] = [
+    ("proc", "/proc", "proc", ""),
+    ("sysfs", "/sys", "sysfs", ""),
+    ("devtmpfs", "/dev", "devtmpfs", ""),
+    ("devpts", "/dev/pts", "devpts", "ptmxmode=666"),
+    ("tmpfs", "/dev/shm", "tmpfs", "mode=1777"),
+    ("tmpfs", "/run", "tmpfs", "mode=755"),
+];
+
+const OPEN_FILES: u64 = 1 << 20;
+
+/// Everything up to the point where programs can run.
+pub(crate) fn bring_up() -> anyhow::Result<()> {
+    mount_all()?;
+    load_modules()?;
+    raise_limits()?;
+    bring_up_network()?;
+    rustix::system::sethostname(b"kvm-host").context("cannot set the host name")
+}
+
+/// KVM's module loads on any AMD CPU; whether it took it shows in its device.
+pub(crate) fn check_kvm() -> anyhow::Result<()> {
+    if !Path::new("/dev/kvm").exists() {
+        bail!("kvm_amd is loaded, yet there is no /dev/kvm: does QEMU emulate SVM?");
+    }
+    Ok(())
+}
+
+/// Ends the host, and QEMU with it.
+pub(crate) fn power_off() -> ! {
+    rustix::fs::sync();
+    if let Err(errno) = rustix::system::reboot(RebootCommand::PowerOff) {
+        channel::say(&format!("cannot power off: {errno}"));
+    }
+    // The end of PID 1 panics the kernel, which ends QEMU as well.
+    std::process::exit(1);
+}
+
+fn mount_all() -> anyhow::Result<()> {
+    for (source, target, kind, options) in MOUNTS {
+        fs::create_dir_all(target).with_context(|| format!("cannot make {target}"))?;
+        let options = std::ffi::CString::new(options)?;
+        rustix::mount::mount(
+            source,
+            target,
+            kind,
+            MountFlags::empty(),
+            options.as_c_str(),
+        )
+        .with_context(|| format!("cannot mount {target}"))?;
+    }
+    // The root is a tmpfs that may fill half of the memory; images of suspended machines lie
+    // there, and little else needs memory while they do.
+    rustix::mount::mount_remount("/", MountFlags::empty(), c"size=85%")
+        .context("cannot enlarge the root")
+}
+
+fn load_modules() -> anyhow::Result<()> {
+    let order = fs::read_to_string(MODULE_ORDER).context("cannot read the order of modules")?;
+    for name in order.lines() {
+        let path = Path::new(MODULE_FOLDER).join(name);
+        let module = File::open(&path).with_context(|| format!("cannot open {name}"))?;
+        rustix::system::finit_module(&module, c"", 0)
+            .with_context(|| format!("cannot load {name}"))?;
+    }
+    Ok(())
+}
+
+/// A supervisor and its VMMs hold many files and connections.
+fn raise_limits() -> anyhow::Result<()> {
+    let files = Rlimit {
+        current: Some(OPEN_FILES),
+        maximum: Some(OPEN_FILES),
+    };
+    rustix::process::setrlimit(Resource::Nofile, files).context("cannot raise the file limit")?;
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    rustix::process::setrlimit(Resource::Memlock, unlimited)
+        .context("cannot raise the limit of locked memory")
+}
+
+fn bring_up_network() -> anyhow::Result<()> {
+    // busybox is here anyway for its shell, and three lines of it replace a netlink client.
+    for arguments in ["link set lo up", "link set eth0 up"] {
+        ip(arguments)?;
+    }
+    ip(&format!("addr add {INSIDE_ADDRESS} dev eth0"))
+}
+
+fn ip(arguments: &str) -> anyhow::Result<()> {
+    let status = Command::new("/bin/busybox")
+        .arg("ip")
+        .args(arguments.split(' '))
+        .status()
+        .context("cannot run busybox")?;
+    if !status.success() {
+        bail!("`ip {arguments}` ended with {status}");
+    }
+    Ok(())
+}

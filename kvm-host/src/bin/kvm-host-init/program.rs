@@ -1,0 +1,183 @@
+//! Runs the program of the plan, and reaps every process that ends.
+//!
+//! This is the only place that waits for processes once the plan is under way.
+
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use kvm_host::protocol::Frame;
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+
+use crate::channel::{self, Channel};
+
+const READY_POLL: Duration = Duration::from_millis(50);
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+const CHUNK_BYTES: usize = 64 << 10;
+
+/// Keeps a service running until the outside asks for the end.
+pub(crate) fn serve(channel: &Arc<Channel>, argv: &[String], port: u16) -> anyhow::Result<()> {
+    let mut child = spawn(&mut command(argv)?)?;
+    let announcer = announce_when_ready(channel, port)?;
+    loop {
+        let status = reap_until(Pid::from_child(&child))?;
+        if channel.is_ending() {
+            return reap_all();
+        }
+        let end = describe(status);
+        if !announcer.is_finished() {
+            bail!("{} {end} before it accepted a connection", argv[0]);
+        }
+        channel::say(&format!("{} {end}, starting it again", argv[0]));
+        std::thread::sleep(RESTART_PAUSE);
+        child = spawn(&mut command(argv)?)?;
+    }
+}
+
+/// Runs a command to its end and returns its exit code. Everything that it left behind is
+/// killed, so that its output is complete when this returns.
+pub(crate) fn run(
+    channel: &Arc<Channel>,
+    argv: &[String],
+    env: &[(String, String)],
+) -> anyhow::Result<i32> {
+    let mut command = command(argv)?;
+    command
+        .envs(env.iter().cloned())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = spawn(&mut command)?;
+    let stdout = child
+        .stdout
+        .take()
+        .map(|pipe| forward(channel, pipe, Frame::Stdout));
+    let stderr = child
+        .stderr
+        .take()
+        .map(|pipe| forward(channel, pipe, Frame::Stderr));
+    let status = reap_until(Pid::from_child(&child))?;
+    signal_all(Signal::KILL);
+    reap_all()?;
+    for forwarder in [stdout, stderr].into_iter().flatten() {
+        // A forwarder that panicked has said so on the console.
+        let _ = forwarder?.join();
+    }
+    Ok(exit_code(status))
+}
+
+/// Runs a shell on the console until it ends.
+pub(crate) fn shell() -> anyhow::Result<()> {
+    // A session and a terminal of its own, for job control.
+    let argv = [
+        "/bin/busybox",
+        "setsid",
+        "/bin/busybox",
+        "cttyhack",
+        "/bin/sh",
+        "-l",
+    ];
+    let child = spawn(&mut command(&argv.map(str::to_owned))?)?;
+    reap_until(Pid::from_child(&child)).map(drop)
+}
+
+/// Signals every process but this one, which is what -1 means to the kernel.
+pub(crate) fn signal_all(signal: Signal) {
+    // The only failure is that there is no other process.
+    let _ = rustix::process::kill_process_group(Pid::INIT, signal);
+}
+
+fn command(argv: &[String]) -> anyhow::Result<Command> {
+    let Some((program, arguments)) = argv.split_first() else {
+        bail!("the plan names no program");
+    };
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("HOME", "/root")
+        // The console is a terminal to programs, but a log file to us.
+        .env("NO_COLOR", "1")
+        .current_dir("/root")
+        .process_group(0);
+    Ok(command)
+}
+
+fn spawn(command: &mut Command) -> anyhow::Result<Child> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    command
+        .spawn()
+        .with_context(|| format!("cannot run {program}"))
+}
+
+fn announce_when_ready(channel: &Arc<Channel>, port: u16) -> anyhow::Result<JoinHandle<()>> {
+    let channel = Arc::clone(channel);
+    std::thread::Builder::new()
+        .name("ready".to_owned())
+        .spawn(move || {
+            // The deadline is with the one who waits outside.
+            while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+                std::thread::sleep(READY_POLL);
+            }
+            channel.send(&Frame::Ready);
+        })
+        .context("cannot start a thread")
+}
+
+fn forward(
+    channel: &Arc<Channel>,
+    mut pipe: impl Read + Send + 'static,
+    frame: fn(Vec<u8>) -> Frame,
+) -> anyhow::Result<JoinHandle<()>> {
+    let channel = Arc::clone(channel);
+    std::thread::Builder::new()
+        .name("forward".to_owned())
+        .spawn(move || {
+            let mut chunk = vec![0; CHUNK_BYTES];
+            while let Ok(bytes @ 1..) = pipe.read(&mut chunk) {
+                channel.send(&frame(chunk[..bytes].to_vec()));
+            }
+        })
+        .context("cannot start a thread")
+}
+
+/// Reaps whatever ends until `wanted` is among it.
+fn reap_until(wanted: Pid) -> anyhow::Result<WaitStatus> {
+    loop {
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(Some((pid, status))) if pid == wanted => return Ok(status),
+            Ok(_) | Err(rustix::io::Errno::INTR) => (),
+            Err(errno) => return Err(errno).context("cannot wait for the program"),
+        }
+    }
+}
+
+/// Reaps until there is no other process.
+fn reap_all() -> anyhow::Result<()> {
+    loop {
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => (),
+            Err(rustix::io::Errno::CHILD) => return Ok(()),
+            Err(errno) => return Err(errno).context("cannot wait for programs to end"),
+        }
+    }
+}
+
+/// As a shell reports it: 128 and the signal for a killed program.
+fn exit_code(status: WaitStatus) -> i32 {
+    status
+        .exit_status()
+        .or_else(|| status.terminating_signal().map(|signal| 128 + signal))
+        .unwrap_or(-1)
+}
+
+fn describe(status: WaitStatus) -> String {
+    match status.terminating_signal() {
+        Some(signal) => format!("was killed by signal {signal}"),
+        None => format!("ended with code {}", exit_code(status)),
+    }
+}

@@ -1,0 +1,424 @@
+//! Starts a virtual host, follows what it says, and ends it.
+//!
+//! One thread reads the channel and keeps what has happened so far; callers wait on that with a
+//! deadline. What is inside beside `kvm-host-init` is up to the caller.
+
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use crate::export::{Export, ExportError};
+use crate::pack::{HostFile, PackError, Parts};
+use crate::plan::Plan;
+use crate::protocol::{Frame, ProtocolError};
+use crate::qemu::{self, Console, Machine, Qemu, QemuError};
+
+/// The port of the supervisor inside.
+pub const INSIDE_API_PORT: u16 = 8080;
+/// Where a supervisor inside keeps its state.
+pub const INSIDE_STATE_DIR: &str = "/var/lib/mctl";
+const INSIDE_TOKEN_PATH: &str = "/etc/mctl/token";
+const POWER_OFF_DEADLINE: Duration = Duration::from_secs(20);
+
+/// What a virtual host is started for.
+#[derive(Debug, Clone)]
+pub enum Run {
+    /// `mctl-supervisor`, its API forwarded to a port of 127.0.0.1. The files must hold it in
+    /// `/usr/bin`, with what it needs.
+    Supervisor {
+        token: String,
+        /// A free one if not given.
+        port: Option<u16>,
+    },
+    /// A program that runs once. Its output appears as ours.
+    Command {
+        argv: Vec<String>,
+        env: Vec<(String, String)>,
+        /// A folder inside that is copied to one outside at the end.
+        export: Option<(String, PathBuf)>,
+    },
+    /// A shell on this terminal.
+    Shell,
+}
+
+/// A virtual host to be.
+#[derive(Debug)]
+pub struct Config {
+    pub parts: Parts,
+    pub memory_mib: u32,
+    pub cpus: u32,
+    pub files: Vec<HostFile>,
+    pub run: Run,
+    /// Where `console.log` and `qemu.log` go.
+    pub log_folder: PathBuf,
+}
+
+/// Why a virtual host could not be started or did not do what it was started for.
+#[derive(Debug, Error)]
+pub enum HostError {
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    #[error(transparent)]
+    Qemu(#[from] QemuError),
+    #[error("cannot make the folder {path} for logs")]
+    LogFolder { path: PathBuf, source: io::Error },
+    #[error("cannot write the API token")]
+    Token(#[source] io::Error),
+    #[error("no port of 127.0.0.1 is free")]
+    NoPort(#[source] io::Error),
+    #[error("cannot follow the virtual host")]
+    Follow(#[source] io::Error),
+    #[error("the virtual host speaks nonsense")]
+    Protocol(#[source] ProtocolError),
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    #[error("the virtual host gave up: {reason} (its console is in {console}):\n{last_words}")]
+    Failed {
+        reason: String,
+        console: PathBuf,
+        last_words: String,
+    },
+    #[error("the virtual host ended before {what}:\n{last_words}")]
+    Ended {
+        what: &'static str,
+        last_words: String,
+    },
+    #[error("waited {} s for {what} (the console is in {console}):\n{last_words}", .waited.as_secs())]
+    Deadline {
+        what: &'static str,
+        waited: Duration,
+        console: PathBuf,
+        last_words: String,
+    },
+}
+
+/// What the channel has said so far.
+#[derive(Debug, Default)]
+struct Progress {
+    ready: bool,
+    exit_code: Option<i32>,
+    failure: Option<Failure>,
+    ended: bool,
+}
+
+#[derive(Debug)]
+enum Failure {
+    Said(String),
+    Protocol(ProtocolError),
+    Export(ExportError),
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    progress: Mutex<Progress>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Progress)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+}
+
+/// A running virtual host. It ends when this is dropped, and with this process in any case.
+#[derive(Debug)]
+pub struct VirtualHost {
+    qemu: Qemu,
+    channel: UnixStream,
+    shared: Arc<Shared>,
+    reader: Option<JoinHandle<()>>,
+    api_port: Option<u16>,
+    log_folder: PathBuf,
+}
+
+impl VirtualHost {
+    /// Packs the files and starts QEMU; returns before anything has booted.
+    pub fn start(config: &Config) -> Result<Self, HostError> {
+        let log_folder = config.log_folder.clone();
+        std::fs::create_dir_all(&log_folder).map_err(|source| HostError::LogFolder {
+            path: log_folder.clone(),
+            source,
+        })?;
+        let mut files = config.files.clone();
+        let mut api_port = None;
+        // Lives until the files are packed.
+        let mut token_file = None;
+        if let Run::Supervisor { token, port } = &config.run {
+            api_port = Some(port.map_or_else(free_port, Ok)?);
+            let file = written_token(token).map_err(HostError::Token)?;
+            files.push(HostFile {
+                source: file.path().to_owned(),
+                inside: INSIDE_TOKEN_PATH.to_owned(),
+                permissions: 0o600,
+            });
+            token_file = Some(file);
+        }
+        let initramfs = config.parts.pack(&plan_of(&config.run), &files)?;
+        drop(token_file);
+        let console = match config.run {
+            Run::Shell => Console::Terminal,
+            Run::Supervisor { .. } | Run::Command { .. } => {
+                Console::Log(log_folder.join("console.log"))
+            }
+        };
+        let (qemu, channel) = Qemu::start(&Machine {
+            kernel: config.parts.kernel_image(),
+            initramfs: &initramfs,
+            memory_mib: config.memory_mib,
+            cpus: config.cpus,
+            forward: api_port.map(|outside| (outside, INSIDE_API_PORT)),
+            console: &console,
+            log: &log_folder.join("qemu.log"),
+        })?;
+        let shared = Arc::new(Shared::default());
+        let input = channel.try_clone().map_err(HostError::Follow)?;
+        let follower = Follower {
+            shared: Arc::clone(&shared),
+            export: match &config.run {
+                Run::Command {
+                    export: Some((_, folder)),
+                    ..
+                } => Some(Export::into(folder)),
+                _ => None,
+            },
+            initramfs: Some(initramfs),
+        };
+        let reader = std::thread::Builder::new()
+            .name("kvm-host-channel".to_owned())
+            .spawn(move || follower.follow(input))
+            .map_err(HostError::Follow)?;
+        Ok(Self {
+            qemu,
+            channel,
+            shared,
+            reader: Some(reader),
+            api_port,
+            log_folder,
+        })
+    }
+
+    /// Where the supervisor inside is reached, if there is one.
+    pub fn api_url(&self) -> Option<String> {
+        self.api_port.map(|port| format!("http://127.0.0.1:{port}"))
+    }
+
+    /// Waits until the supervisor inside accepts connections.
+    pub fn wait_ready(&self, timeout: Duration) -> Result<(), HostError> {
+        self.wait("the supervisor to answer", timeout, |progress| {
+            progress.ready.then_some(())
+        })
+    }
+
+    /// Waits for the end of the command and returns its exit code.
+    pub fn wait_command(&self, timeout: Duration) -> Result<i32, HostError> {
+        self.wait("the command to end", timeout, |progress| progress.exit_code)
+    }
+
+    /// Waits for the end of the host, however long that takes.
+    pub fn wait_end(mut self) -> Result<(), HostError> {
+        if let Some(reader) = self.reader.take() {
+            // A panic of the reader is told by the state that it left.
+            let _ = reader.join();
+        }
+        match self.shared.lock().failure.take() {
+            Some(failure) => Err(self.failed(failure)),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the program inside, powers off and waits for it; kills what does not end.
+    pub fn shutdown(self) {
+        // If the channel is gone, so is the host.
+        let _ = Frame::PowerOff.write_to(&self.channel);
+        self.qemu.wait_until(Instant::now() + POWER_OFF_DEADLINE);
+    }
+
+    fn wait<T>(
+        &self,
+        what: &'static str,
+        timeout: Duration,
+        done: impl Fn(&Progress) -> Option<T>,
+    ) -> Result<T, HostError> {
+        let deadline = Instant::now() + timeout;
+        let mut progress = self.shared.lock();
+        loop {
+            if let Some(value) = done(&progress) {
+                return Ok(value);
+            }
+            if let Some(failure) = progress.failure.take() {
+                return Err(self.failed(failure));
+            }
+            if progress.ended {
+                return Err(HostError::Ended {
+                    what,
+                    last_words: self.last_words(),
+                });
+            }
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                return Err(HostError::Deadline {
+                    what,
+                    waited: timeout,
+                    console: self.console(),
+                    last_words: self.last_words(),
+                });
+            };
+            (progress, _) = self
+                .shared
+                .changed
+                .wait_timeout(progress, left)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn failed(&self, failure: Failure) -> HostError {
+        match failure {
+            Failure::Said(reason) => HostError::Failed {
+                reason,
+                console: self.console(),
+                last_words: self.last_words(),
+            },
+            Failure::Protocol(error) => HostError::Protocol(error),
+            Failure::Export(error) => error.into(),
+        }
+    }
+
+    fn console(&self) -> PathBuf {
+        self.log_folder.join("console.log")
+    }
+
+    /// What QEMU complained about, else the end of the console.
+    fn last_words(&self) -> String {
+        let complaint = qemu::last_lines(&self.log_folder.join("qemu.log"), 5);
+        if complaint.is_empty() {
+            qemu::last_lines(&self.console(), 15)
+        } else {
+            complaint
+        }
+    }
+}
+
+impl Drop for VirtualHost {
+    fn drop(&mut self) {
+        self.qemu.kill();
+        if let Some(reader) = self.reader.take() {
+            // The channel ends with QEMU, and the reader with the channel.
+            let _ = reader.join();
+        }
+    }
+}
+
+fn plan_of(run: &Run) -> Plan {
+    match run {
+        Run::Supervisor { .. } => Plan::Service {
+            argv: [
+                "/usr/bin/mctl-supervisor",
+                "--state-dir",
+                INSIDE_STATE_DIR,
+                "--listen",
+                &format!("0.0.0.0:{INSIDE_API_PORT}"),
+                "--bootstrap-token-file",
+                INSIDE_TOKEN_PATH,
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+            ready_port: INSIDE_API_PORT,
+        },
+        Run::Command { argv, env, export } => Plan::Command {
+            argv: argv.clone(),
+            env: env.clone(),
+            export: export.as_ref().map(|(inside, _)| inside.clone()),
+        },
+        Run::Shell => Plan::Shell,
+    }
+}
+
+fn written_token(token: &str) -> io::Result<tempfile::NamedTempFile> {
+    let mut file = tempfile::NamedTempFile::new()?;
+    writeln!(file, "{token}")?;
+    Ok(file)
+}
+
+/// A port that was free a moment ago; if another process takes it meanwhile, QEMU says so.
+fn free_port() -> Result<u16, HostError> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| listener.local_addr())
+        .map(|address| address.port())
+        .map_err(HostError::NoPort)
+}
+
+/// The thread that reads the channel.
+struct Follower {
+    shared: Arc<Shared>,
+    export: Option<Export>,
+    /// Kept open until QEMU has surely read it.
+    initramfs: Option<std::fs::File>,
+}
+
+impl Follower {
+    fn follow(mut self, input: UnixStream) {
+        loop {
+            match Frame::read_from(&input) {
+                Ok(Some(frame)) => {
+                    if let Err(error) = self.take(frame) {
+                        self.shared
+                            .update(|progress| progress.failure = Some(error));
+                        break;
+                    }
+                }
+                Ok(None) => break,
+                // QEMU killed in the middle of a frame is an end like any other.
+                Err(ProtocolError::Read(_) | ProtocolError::CutShort) => break,
+                Err(error) => {
+                    let failure = Failure::Protocol(error);
+                    self.shared
+                        .update(|progress| progress.failure = Some(failure));
+                    break;
+                }
+            }
+        }
+        self.shared.update(|progress| progress.ended = true);
+    }
+
+    fn take(&mut self, frame: Frame) -> Result<(), Failure> {
+        match frame {
+            Frame::Booted => self.initramfs = None,
+            Frame::Ready => self.shared.update(|progress| progress.ready = true),
+            // Our own output may be a closed pipe; the command inside goes on regardless.
+            Frame::Stdout(bytes) => drop(write_through(&mut io::stdout(), &bytes)),
+            Frame::Stderr(bytes) => drop(write_through(&mut io::stderr(), &bytes)),
+            Frame::File { path, permissions } => {
+                if let Some(export) = &mut self.export {
+                    export.begin(&path, permissions).map_err(Failure::Export)?;
+                }
+            }
+            Frame::FileData(bytes) => {
+                if let Some(export) = &mut self.export {
+                    export.append(&bytes).map_err(Failure::Export)?;
+                }
+            }
+            Frame::Exited(code) => self
+                .shared
+                .update(|progress| progress.exit_code = Some(code)),
+            Frame::Failed(reason) => return Err(Failure::Said(reason)),
+            // Only ever sent by us.
+            Frame::PowerOff => (),
+        }
+        Ok(())
+    }
+}
+
+fn write_through(out: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    out.write_all(bytes)?;
+    out.flush()
+}

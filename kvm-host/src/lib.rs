@@ -1,0 +1,16 @@
+//! The virtual KVM host: a complete KVM machine on any Linux, by QEMU's emulation of an AMD CPU.
+//!
+//! `probe` tells whether it is needed. `host` starts one and talks to `kvm-host-init`, the first
+//! process inside, which is a binary of this crate and shares `plan` and `protocol` with it.
+//! Guests, their images and the supervisor are given as files; nothing here knows them.
+
+pub mod host;
+pub mod pack;
+pub mod plan;
+pub mod probe;
+pub mod protocol;
+pub mod qemu;
+
+mod export;
+#[expect(unsafe_code, reason = "the raw system calls of this crate")]
+mod sys;

@@ -1,0 +1,296 @@
+//! The QEMU process: its command line, and a keeper that makes sure it never outlives us.
+//!
+//! QEMU emulates an AMD CPU with SVM and nested paging; `kvm_amd` inside takes it for real. What
+//! runs inside, and what the channel says, is not known here.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal};
+use thiserror::Error;
+
+use crate::plan::CHANNEL_NAME;
+use crate::sys;
+
+const PROGRAM: &str = "qemu-system-x86_64";
+
+/// Why QEMU does not run.
+#[derive(Debug, Error)]
+pub enum QemuError {
+    #[error("cannot run {PROGRAM} (Debian has it in the package qemu-system-x86)")]
+    Spawn(#[source] io::Error),
+    #[error("cannot make the channel")]
+    Channel(#[source] io::Error),
+    #[error("cannot write {path}")]
+    Log { path: PathBuf, source: io::Error },
+    #[error("cannot watch QEMU")]
+    Watch(#[source] io::Error),
+}
+
+/// Where the console of the machine goes.
+#[derive(Debug, Clone)]
+pub(crate) enum Console {
+    Log(PathBuf),
+    /// This process's terminal, for a shell.
+    Terminal,
+}
+
+/// A machine for QEMU to emulate.
+#[derive(Debug)]
+pub(crate) struct Machine<'a> {
+    pub(crate) kernel: &'a Path,
+    pub(crate) initramfs: &'a File,
+    pub(crate) memory_mib: u32,
+    pub(crate) cpus: u32,
+    /// A port of 127.0.0.1 that leads to one inside.
+    pub(crate) forward: Option<(u16, u16)>,
+    pub(crate) console: &'a Console,
+    /// QEMU's own complaints.
+    pub(crate) log: &'a Path,
+}
+
+impl Machine<'_> {
+    fn arguments(&self, channel: &OwnedFd) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut add = |text: &[&str]| arguments.extend(text.iter().map(OsString::from));
+        add(&["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"]);
+        add(&[
+            "-smp",
+            &self.cpus.to_string(),
+            "-m",
+            &self.memory_mib.to_string(),
+        ]);
+        add(&[
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+            "-display",
+            "none",
+        ]);
+        // The initramfs has no name; QEMU opens it through us.
+        let initramfs = format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            self.initramfs.as_raw_fd()
+        );
+        add(&[
+            "-kernel",
+            &self.kernel.to_string_lossy(),
+            "-initrd",
+            &initramfs,
+        ]);
+        let tsc_khz = time_stamp_khz();
+        let append = format!("console=ttyS0 panic=-1 quiet tsc=reliable tsc_early_khz={tsc_khz}");
+        add(&["-append", &append]);
+        add(&["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]);
+        add(&[
+            "-chardev",
+            &format!("socket,id=channel,fd={}", channel.as_raw_fd()),
+        ]);
+        add(&[
+            "-device",
+            &format!("virtserialport,chardev=channel,name={CHANNEL_NAME}"),
+        ]);
+        // `restrict`: nothing inside reaches the outside, except over the forwarded port.
+        let forward = self.forward.map_or_else(String::new, |(outside, inside)| {
+            format!(",hostfwd=tcp:127.0.0.1:{outside}-:{inside}")
+        });
+        add(&["-netdev", &format!("user,id=net,restrict=on{forward}")]);
+        add(&["-device", "virtio-net-pci,netdev=net,romfile="]);
+        match self.console {
+            Console::Log(path) => {
+                // A comma in a path is written twice in QEMU's option syntax.
+                let path = path.to_string_lossy().replace(',', ",,");
+                add(&["-chardev", &format!("file,id=console,path={path}")]);
+                add(&["-serial", "chardev:console"]);
+            }
+            Console::Terminal => {
+                add(&[
+                    "-chardev",
+                    "stdio,id=console,signal=off",
+                    "-serial",
+                    "chardev:console",
+                ]);
+            }
+        }
+        arguments
+    }
+}
+
+/// A running QEMU. Dropping it kills it and waits until it is gone.
+#[derive(Debug)]
+pub(crate) struct Qemu {
+    pidfd: OwnedFd,
+    end: Arc<End>,
+}
+
+#[derive(Debug, Default)]
+struct End {
+    status: Mutex<Option<ExitStatus>>,
+    changed: Condvar,
+}
+
+impl Qemu {
+    /// Starts QEMU and returns it with our end of the channel.
+    pub(crate) fn start(machine: &Machine) -> Result<(Self, UnixStream), QemuError> {
+        let (ours, theirs) = UnixStream::pair().map_err(QemuError::Channel)?;
+        let theirs = OwnedFd::from(theirs);
+        let log_error = |source| QemuError::Log {
+            path: machine.log.to_owned(),
+            source,
+        };
+        let log = File::create(machine.log).map_err(log_error)?;
+        let mut command = Command::new(PROGRAM);
+        command
+            .args(machine.arguments(&theirs))
+            .stdout(Stdio::null())
+            .stderr(log);
+        if matches!(machine.console, Console::Terminal) {
+            command.stdout(Stdio::inherit());
+        } else {
+            // Ctrl-C is for us; QEMU ends when we do.
+            command.stdin(Stdio::null());
+            std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        }
+        let qemu = keep(command, theirs)?;
+        Ok((qemu, ours))
+    }
+
+    /// Waits for the end of QEMU; `None` at the deadline.
+    pub(crate) fn wait_until(&self, deadline: Instant) -> Option<ExitStatus> {
+        let mut status = self
+            .end
+            .status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        while status.is_none() {
+            let left = deadline.checked_duration_since(Instant::now())?;
+            (status, _) = self
+                .end
+                .changed
+                .wait_timeout(status, left)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        *status
+    }
+
+    /// Kills QEMU if it still runs.
+    pub(crate) fn kill(&self) {
+        // The only failure is that it has ended already.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        self.wait_until(Instant::now() + Duration::from_secs(10));
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Spawns QEMU from a thread of its own, which then waits for it. QEMU dies with that thread,
+/// and the thread ends only after QEMU or with our whole process, so QEMU never outlives us, no
+/// matter which thread asked for it.
+fn keep(mut command: Command, channel: OwnedFd) -> Result<Qemu, QemuError> {
+    let end = Arc::new(End::default());
+    let end_seen_by_keeper = Arc::clone(&end);
+    let (sender, receiver) = mpsc::channel();
+    std::thread::Builder::new()
+        .name("qemu-keeper".to_owned())
+        .spawn(move || {
+            sys::tie_to_this_thread(&mut command, channel);
+            let mut child = match command.spawn() {
+                Ok(child) => child,
+                Err(error) => {
+                    let _ = sender.send(Err(QemuError::Spawn(error)));
+                    return;
+                }
+            };
+            // Drops our copy of QEMU's end, so that the channel ends when QEMU does.
+            drop(command);
+            let pidfd = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
+                .map_err(|errno| QemuError::Watch(errno.into()));
+            let _ = sender.send(pidfd);
+            let status = child.wait().ok();
+            *end_seen_by_keeper
+                .status
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = status;
+            end_seen_by_keeper.changed.notify_all();
+        })
+        .map_err(QemuError::Watch)?;
+    let pidfd = receiver
+        .recv()
+        .map_err(|_| QemuError::Watch(io::Error::from(io::ErrorKind::BrokenPipe)))??;
+    Ok(Qemu { pidfd, end })
+}
+
+/// The frequency of this CPU's time-stamp counter, which QEMU hands through as it is.
+///
+/// The kernel inside would measure it against emulated timers, and on a busy machine find a third
+/// of the truth: its clock, and with it every latency measured inside, would run threefold.
+fn time_stamp_khz() -> u64 {
+    const SPAN: Duration = Duration::from_millis(20);
+    let (start_time, start) = simultaneous_readings();
+    std::thread::sleep(SPAN);
+    let (end_time, end) = simultaneous_readings();
+    let nanoseconds = end_time.duration_since(start_time).as_nanos().max(1);
+    let khz = u128::from(end.wrapping_sub(start)) * 1_000_000 / nanoseconds;
+    u64::try_from(khz).unwrap_or(u64::MAX)
+}
+
+/// Both clocks at once: of some tries, the one in which the least time passed.
+fn simultaneous_readings() -> (Instant, u64) {
+    let readings = (0..20).map(|_| {
+        let before = sys::time_stamp();
+        let time = Instant::now();
+        let after = sys::time_stamp();
+        (after.wrapping_sub(before), time, before)
+    });
+    // There are twenty, so there is a least one.
+    let (_, time, stamp) = readings
+        .min_by_key(|(passed, ..)| *passed)
+        .unwrap_or_else(|| (0, Instant::now(), sys::time_stamp()));
+    (time, stamp)
+}
+
+/// The last lines of a log file, for an error message. QEMU's list of the CPU features that it
+/// leaves out is the same each time and left out here.
+pub(crate) fn last_lines(path: &Path, lines: usize) -> String {
+    let bytes = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let all: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty() && !line.contains("TCG doesn't support"))
+        .collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_frequency_measured_twice_is_the_same_to_a_thousandth() {
+        let (first, second) = (time_stamp_khz(), time_stamp_khz());
+        assert!(
+            first.abs_diff(second) < first / 1000,
+            "{first} and {second} kHz"
+        );
+    }
+
+    #[test]
+    fn the_features_that_qemu_leaves_out_are_no_last_words() {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let text = "qemu: cannot listen\n\nqemu: warning: TCG doesn't support requested feature\n";
+        fs::write(log.path(), text).unwrap();
+        assert_eq!(last_lines(log.path(), 5), "qemu: cannot listen");
+    }
+}

@@ -1,0 +1,59 @@
+//! Every unsafe block of this crate: a child tied to its parent, guest memory given to KVM, the
+//! time-stamp counter.
+//!
+//! Nothing here decides anything.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use rustix::io::FdFlags;
+use rustix::process::Signal;
+
+/// Makes the child die with the *thread* that spawns it, and keep `inherited` open under its
+/// number.
+///
+/// The kernel ties the child to the spawning thread, not to its process, so that thread must
+/// live as long as the child shall.
+pub(crate) fn tie_to_this_thread(command: &mut Command, inherited: OwnedFd) {
+    let parent = rustix::process::getpid();
+    let between_fork_and_exec = move || -> io::Result<()> {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The parent may have died before the signal was asked for.
+        if rustix::process::getppid() != Some(parent) {
+            return Err(io::Error::from(rustix::io::Errno::SRCH));
+        }
+        rustix::io::fcntl_setfd(&inherited, FdFlags::empty())?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed. The closure makes
+    // three system calls and allocates nothing: `io::Error` from an errno is a plain value.
+    unsafe { command.pre_exec(between_fork_and_exec) };
+}
+
+/// Gives `memory` to a VM as its physical memory from address 0.
+pub(crate) fn map_guest_memory(
+    vm: &VmFd,
+    memory: &vm_memory::MmapRegion,
+) -> Result<(), kvm_ioctls::Error> {
+    let region = kvm_userspace_memory_region {
+        slot: 0,
+        flags: 0,
+        guest_phys_addr: 0,
+        memory_size: memory.size() as u64,
+        userspace_addr: memory.as_ptr() as u64,
+    };
+    // SAFETY: the range is one whole mapping. The only caller keeps it longer than the VM, and
+    // reads and writes it only by volatile accesses.
+    unsafe { vm.set_user_memory_region(region) }
+}
+
+/// The CPU's time-stamp counter.
+pub(crate) fn time_stamp() -> u64 {
+    // SAFETY: every x86-64 CPU has the instruction, and Linux lets programs use it unless one
+    // forbids it to itself (PR_SET_TSC), which nothing here does.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}

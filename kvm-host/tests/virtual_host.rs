@@ -1,0 +1,219 @@
+//! Virtual hosts that really boot: what goes in, what comes out, and that none is left behind.
+//!
+//! Needs QEMU and, the first time, the network for Debian's kernel; skips without QEMU.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "what tests may do, their helpers may"
+)]
+
+use std::fs;
+use std::io::Read;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kvm_host::host::{Config, HostError, Run, VirtualHost};
+use kvm_host::pack::{HostFile, Parts};
+use rootfs::cache::Cache;
+
+const DEADLINE: Duration = Duration::from_secs(120);
+
+fn qemu_is_missing() -> bool {
+    let missing = Command::new("qemu-system-x86_64")
+        .arg("-version")
+        .stdout(Stdio::null())
+        .status()
+        .is_err();
+    if missing {
+        println!("skipped: there is no qemu-system-x86_64 on this machine");
+    }
+    missing
+}
+
+fn config(folder: &Path, run: Run) -> Config {
+    let cache = Cache::of_user().unwrap();
+    let init = Path::new(env!("CARGO_BIN_EXE_kvm-host-init"));
+    Config {
+        parts: Parts::from_debian(&cache, init, &|step| println!("{step}")).unwrap(),
+        memory_mib: 512,
+        cpus: 2,
+        files: Vec::new(),
+        run,
+        log_folder: folder.to_owned(),
+    }
+}
+
+fn shell_command(script: &str, export: Option<(String, PathBuf)>) -> Run {
+    let argv = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+    Run::Command {
+        argv,
+        env: vec![("ANSWER".to_owned(), "42".to_owned())],
+        export,
+    }
+}
+
+/// Asks again and again until there is an answer.
+fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "waited {} s for {what}",
+            DEADLINE.as_secs()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether a process has `text` in its command line.
+fn is_running(text: &str) -> bool {
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return false;
+    };
+    processes
+        .flatten()
+        .filter_map(|process| fs::read(process.path().join("cmdline")).ok())
+        .any(|line| {
+            let line = String::from_utf8_lossy(&line);
+            line.starts_with("qemu") && line.contains(text)
+        })
+}
+
+#[test]
+fn a_command_sees_kvm_and_its_exit_code_and_files_come_out() {
+    if qemu_is_missing() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("input");
+    fs::write(&input, "from outside").unwrap();
+    // The background process must not keep the host up.
+    let script = "sleep 1000 & mkdir -p /out/deep && test -c /dev/kvm && \
+                  cp /input /out/deep/file && echo $ANSWER >/out/answer; exit 7";
+    let export = folder.path().join("out");
+    let run = shell_command(script, Some(("/out".to_owned(), export.clone())));
+    let mut config = config(folder.path(), run);
+    config.files.push(HostFile::data(&input, "/input"));
+
+    let host = VirtualHost::start(&config).unwrap();
+
+    assert_eq!(host.wait_command(DEADLINE).unwrap(), 7);
+    assert_eq!(
+        fs::read_to_string(export.join("deep/file")).unwrap(),
+        "from outside"
+    );
+    assert_eq!(fs::read_to_string(export.join("answer")).unwrap(), "42\n");
+    host.wait_end().unwrap();
+    assert!(!is_running(&folder.path().display().to_string()));
+}
+
+#[test]
+fn a_program_that_is_not_there_is_named() {
+    if qemu_is_missing() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = Run::Command {
+        argv: vec!["/nowhere".to_owned()],
+        env: Vec::new(),
+        export: None,
+    };
+    let host = VirtualHost::start(&config(folder.path(), run)).unwrap();
+    let error = host.wait_command(DEADLINE).unwrap_err();
+    assert!(
+        matches!(&error, HostError::Failed { reason, .. } if reason.contains("/nowhere")),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_supervisor_is_reached_through_the_forwarded_port_and_started_again_when_it_ends() {
+    if qemu_is_missing() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // Serves one connection and ends. The check of its readiness is the first, so an answer to
+    // us is that of the second.
+    let script = folder.path().join("supervisor");
+    fs::write(
+        &script,
+        "#!/bin/sh\nnc -l -p 8080 -e /bin/cat /etc/mctl/token\nsleep 1\n",
+    )
+    .unwrap();
+    let run = Run::Supervisor {
+        token: "secret".to_owned(),
+        port: None,
+    };
+    let mut config = config(folder.path(), run);
+    let program = HostFile::program(&script, "/usr/bin/mctl-supervisor");
+    config.files.push(program);
+
+    let host = VirtualHost::start(&config).unwrap();
+    host.wait_ready(DEADLINE).unwrap();
+
+    let address = host
+        .api_url()
+        .unwrap()
+        .trim_start_matches("http://")
+        .to_owned();
+    let answer = poll("an answer through the forwarded port", || {
+        let mut answer = String::new();
+        let mut connection = TcpStream::connect(&address).ok()?;
+        connection.read_to_string(&mut answer).ok()?;
+        (!answer.is_empty()).then_some(answer)
+    });
+    assert_eq!(answer, "secret\n");
+    host.shutdown();
+    assert!(!is_running(&folder.path().display().to_string()));
+}
+
+#[test]
+fn a_supervisor_that_does_not_come_up_is_reported_at_once() {
+    if qemu_is_missing() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = Run::Supervisor {
+        token: "secret".to_owned(),
+        port: None,
+    };
+    let mut config = config(folder.path(), run);
+    // Any program that refuses these flags.
+    let refusing = env!("CARGO_BIN_EXE_mctl-kvm-host");
+    let program = HostFile::program(refusing, "/usr/bin/mctl-supervisor");
+    config.files.push(program);
+    let host = VirtualHost::start(&config).unwrap();
+    let error = host.wait_ready(DEADLINE).unwrap_err().to_string();
+    assert!(
+        error.contains("ended with code 2 before it accepted a connection"),
+        "{error}"
+    );
+}
+
+#[test]
+fn qemu_does_not_outlive_an_owner_that_was_killed() {
+    if qemu_is_missing() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let marker = folder.path().display().to_string();
+    let mut owner = Command::new(env!("CARGO_BIN_EXE_mctl-kvm-host"))
+        .args(["exec", "--memory-mib", "512", "--log-folder", &marker])
+        .args(["--init", env!("CARGO_BIN_EXE_kvm-host-init")])
+        .args(["--", "/bin/sleep", "1000"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    poll("QEMU to start", || is_running(&marker).then_some(()));
+
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+
+    poll("QEMU to end", || (!is_running(&marker)).then_some(()));
+}

@@ -1,0 +1,199 @@
+//! Flags of the supervisor, and what they resolve to.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Parser, ValueEnum};
+
+use crate::duration;
+use crate::machine::readiness::ReadinessLimits;
+use crate::paths::StateDir;
+
+/// Drive the machines of this host and serve the Machines API.
+#[derive(Debug, Parser)]
+#[command(name = "mctl-supervisor", version)]
+pub(crate) struct Arguments {
+    /// Directory for the database, images and machines [default: /var/lib/mctl for root, else
+    /// $XDG_STATE_HOME/mctl]
+    #[arg(long, env = "MCTL_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+    /// Also serve the API on this TCP address, for requests with a bearer token
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// File with a token that may do everything; made with a random one if it is not there
+    #[arg(long, value_name = "FILE")]
+    bootstrap_token_file: Option<PathBuf>,
+    /// The VMM binary [default: mctl-vmm beside this program]
+    #[arg(long, value_name = "PATH")]
+    vmm: Option<PathBuf>,
+    /// The API's Unix socket [default: <state-dir>/api.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Group that may use the socket too (name or number)
+    #[arg(long, value_name = "GROUP")]
+    socket_group: Option<String>,
+    /// Where local vsock ports begin after each start and resume
+    #[arg(long, value_enum, default_value = "random")]
+    vsock_port_policy: PortPolicy,
+    /// Free the guest's end of every saved vsock pair before the transport reset
+    #[arg(long, value_enum, default_value = "on")]
+    vsock_eviction: Switch,
+    /// How the memory of an image is checked at a resume
+    #[arg(long, value_enum, default_value = "background")]
+    verify: Verify,
+    /// Open the long-lived CPU monitor before the readiness check
+    #[arg(long)]
+    monitor_first: bool,
+    /// Deadline of one readiness attempt
+    #[arg(long, value_parser = duration::parse, default_value = "2s")]
+    readiness_attempt_timeout: Duration,
+    /// Wait after the first failed readiness attempt; doubles with each
+    #[arg(long, value_parser = duration::parse, default_value = "25ms")]
+    readiness_backoff: Duration,
+    /// Longest wait between readiness attempts
+    #[arg(long, value_parser = duration::parse, default_value = "1s")]
+    readiness_backoff_max: Duration,
+    /// Deadline of a whole start or resume
+    #[arg(long, value_parser = duration::parse, default_value = "120s")]
+    start_timeout: Duration,
+    /// Deadline of a suspend; then it is broken off and the machine runs on
+    #[arg(long, value_parser = duration::parse, default_value = "300s")]
+    suspend_timeout: Duration,
+    /// Starts and resumes that may be under way at the same time [default: CPUs, at least 2]
+    #[arg(long, value_name = "N")]
+    concurrent_starts: Option<NonZeroUsize>,
+    /// Die at this step, for tests of what a crash leaves
+    #[arg(long, value_name = "STEP", hide = true)]
+    fail_point: Option<String>,
+}
+
+/// Where local vsock ports begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PortPolicy {
+    /// Drawn anew each time
+    Random,
+    /// After the last one that the image holds
+    Continue,
+    /// 2^30 each time
+    Fixed,
+}
+
+/// A switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    /// Yes
+    On,
+    /// No
+    Off,
+}
+
+/// How the memory of an image is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Verify {
+    /// Before the guest runs
+    Full,
+    /// Behind a lazy resume
+    Background,
+    /// Not at all
+    Off,
+}
+
+/// The supervisor's settings, resolved.
+#[derive(Debug)]
+pub(crate) struct Configuration {
+    /// Where everything lies.
+    pub(crate) state_dir: StateDir,
+    /// TCP address of the API.
+    pub(crate) listen: Option<SocketAddr>,
+    /// File of the bootstrap token.
+    pub(crate) bootstrap_token_file: Option<PathBuf>,
+    /// The VMM binary.
+    pub(crate) vmm: PathBuf,
+    /// Unix socket of the API.
+    pub(crate) socket: PathBuf,
+    /// Group that may use the socket.
+    pub(crate) socket_group: Option<String>,
+    /// Settings of a machine that its configuration does not override.
+    pub(crate) defaults: MachineDefaults,
+    /// Deadline of a suspend.
+    pub(crate) suspend_timeout: Duration,
+    /// Starts and resumes at the same time.
+    pub(crate) concurrent_starts: usize,
+}
+
+/// How machines start unless they say otherwise.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MachineDefaults {
+    /// Where local vsock ports begin.
+    pub(crate) port_policy: PortPolicy,
+    /// Whether saved pairs are evicted.
+    pub(crate) eviction: bool,
+    /// How images are checked.
+    pub(crate) verify: Verify,
+    /// Whether the monitor connects before the readiness check.
+    pub(crate) monitor_first: bool,
+    /// Bounds of the readiness check.
+    pub(crate) readiness: ReadinessLimits,
+}
+
+impl Arguments {
+    /// The step at which a test wants this process to die.
+    pub(crate) fn fail_point(&self) -> Option<String> {
+        self.fail_point.clone()
+    }
+
+    /// Fills in what was not given.
+    pub(crate) fn resolve(self) -> anyhow::Result<Configuration> {
+        let state_dir = self.state_dir.map_or_else(default_state_dir, Ok)?;
+        let state_dir = std::path::absolute(&state_dir)
+            .with_context(|| format!("cannot resolve {}", state_dir.display()))?;
+        let state_dir = StateDir::new(state_dir)?;
+        let vmm = self.vmm.map_or_else(beside_this_program, Ok)?;
+        let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Ok(Configuration {
+            socket: self.socket.unwrap_or_else(|| state_dir.api_socket()),
+            state_dir,
+            listen: self.listen,
+            bootstrap_token_file: self.bootstrap_token_file,
+            vmm: std::path::absolute(&vmm)
+                .with_context(|| format!("cannot resolve {}", vmm.display()))?,
+            socket_group: self.socket_group,
+            defaults: MachineDefaults {
+                port_policy: self.vsock_port_policy,
+                eviction: self.vsock_eviction == Switch::On,
+                verify: self.verify,
+                monitor_first: self.monitor_first,
+                readiness: ReadinessLimits {
+                    attempt: self.readiness_attempt_timeout,
+                    backoff_first: self.readiness_backoff,
+                    backoff_most: self.readiness_backoff_max,
+                    total: self.start_timeout,
+                },
+            },
+            suspend_timeout: self.suspend_timeout,
+            concurrent_starts: self
+                .concurrent_starts
+                .map_or(cpus.max(2), NonZeroUsize::get),
+        })
+    }
+}
+
+fn beside_this_program() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot find this program's own file")?;
+    Ok(own.parent().unwrap_or(Path::new("/")).join("mctl-vmm"))
+}
+
+fn default_state_dir() -> anyhow::Result<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/mctl"));
+    }
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(base) = set("XDG_STATE_HOME") {
+        return Ok(Path::new(&base).join("mctl"));
+    }
+    let home = set("HOME").context("HOME is not set; give --state-dir")?;
+    Ok(Path::new(&home).join(".local/state/mctl"))
+}

@@ -1,0 +1,80 @@
+//! One command in the guest, run to its end, its output collected.
+
+use std::time::Duration;
+
+use guest_protocol::{ExecSpec, Exit, Frame, Request, StreamEnd};
+
+use super::{GuestAddress, GuestError, OwnedFrame};
+
+/// Most bytes kept of each output stream; the rest is read and dropped.
+const OUTPUT_BYTES: usize = 4 << 20;
+/// Bytes of standard input in a frame.
+const STDIN_BYTES: usize = 64 << 10;
+
+/// A command that has ended.
+#[derive(Debug, Default)]
+pub(crate) struct Collected {
+    /// Standard output.
+    pub(crate) stdout: Vec<u8>,
+    /// Standard error.
+    pub(crate) stderr: Vec<u8>,
+    /// How it ended.
+    pub(crate) exit: Exit,
+}
+
+impl GuestAddress {
+    /// Runs `exec` with `stdin` and waits for its end; the guest kills it at `limit`.
+    pub(crate) async fn run_to_end(
+        &self,
+        exec: ExecSpec,
+        stdin: &[u8],
+        limit: Duration,
+    ) -> Result<Collected, GuestError> {
+        let timeout_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let stream = self.open(Request::Exec { exec, timeout_ms }).await?;
+        let (mut reader, mut writer) = (stream.reader, stream.writer);
+        let feed = async {
+            for chunk in stdin.chunks(STDIN_BYTES) {
+                writer.send(Frame::Stdin(chunk)).await?;
+            }
+            writer.send(Frame::Stdin(&[])).await
+        };
+        let collect = async {
+            let mut collected = Collected::default();
+            loop {
+                match reader.next().await? {
+                    Some(OwnedFrame::Stdout(bytes)) => keep(&mut collected.stdout, &bytes),
+                    Some(OwnedFrame::Stderr(bytes)) => keep(&mut collected.stderr, &bytes),
+                    Some(OwnedFrame::Json(payload)) => match serde_json::from_slice(&payload) {
+                        Ok(StreamEnd::Exited(exit)) => {
+                            collected.exit = exit;
+                            return Ok(collected);
+                        }
+                        Ok(StreamEnd::Refused(refusal)) => {
+                            return Err(GuestError::Refused(refusal));
+                        }
+                        Ok(StreamEnd::Complete { .. }) | Err(_) => {
+                            return Err(reader.bad_reply("the command's end"));
+                        }
+                    },
+                    Some(OwnedFrame::Data(_)) | None => {
+                        return Err(reader.bad_reply("the command's end"));
+                    }
+                }
+            }
+        };
+        tokio::pin!(collect);
+        // A command need not read its input: only its end counts.
+        tokio::select! {
+            biased;
+            collected = &mut collect => return collected,
+            _fed = feed => {}
+        }
+        collect.await
+    }
+}
+
+fn keep(kept: &mut Vec<u8>, bytes: &[u8]) {
+    let room = OUTPUT_BYTES.saturating_sub(kept.len());
+    kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+}

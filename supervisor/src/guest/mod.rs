@@ -1,0 +1,346 @@
+//! Client of guest-init: connects through the VMM's vsock host socket, asks, streams.
+//!
+//! The guest is not trusted: its lines and frames are bounded, and whatever does not fit ends
+//! the connection. Deadlines are the caller's, who knows what is waited for; retrying is the
+//! readiness check's.
+
+pub(crate) mod exec;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use guest_protocol::{Call, Decoded, Frame, FrameError, Refusal, Reply, Request, Wake};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+/// Longest answer to `CONNECT`.
+const HANDSHAKE_BYTES: usize = 64;
+
+/// Why guest-init could not be asked, or did not answer as it should.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GuestError {
+    /// The VMM's host socket can't be reached.
+    #[error("cannot connect to the VMM's vsock socket")]
+    Dial(#[source] io::Error),
+    /// The guest answered with RST.
+    #[error("the guest refused the connection from local port {local_port}")]
+    Reset {
+        /// Host end of the pair.
+        local_port: u32,
+    },
+    /// The guest did not answer the connection request.
+    #[error("the guest did not answer the connection from local port {local_port}")]
+    NoReply {
+        /// Host end of the pair.
+        local_port: u32,
+    },
+    /// The connection broke.
+    #[error("the connection to guest-init broke")]
+    Closed {
+        /// Host end of the pair, if it was known.
+        local_port: Option<u32>,
+        /// The system's reason, if it gave one.
+        source: Option<io::Error>,
+    },
+    /// The other end does not speak our protocol.
+    #[error("guest-init sent what is no frame")]
+    Frame(#[from] FrameError),
+    /// A message of an unexpected kind.
+    #[error("guest-init answered with something else than {expected}")]
+    BadReply {
+        /// What would have been right.
+        expected: &'static str,
+        /// Host end of the pair.
+        local_port: u32,
+    },
+    /// It will not do it.
+    #[error("guest-init refused: {}", .0.message)]
+    Refused(Refusal),
+}
+
+impl GuestError {
+    /// Host end of the pair, where it is known.
+    pub(crate) fn local_port(&self) -> Option<u32> {
+        match self {
+            Self::Reset { local_port }
+            | Self::NoReply { local_port }
+            | Self::BadReply { local_port, .. } => Some(*local_port),
+            Self::Closed { local_port, .. } => *local_port,
+            Self::Dial(_) | Self::Frame(_) | Self::Refused(_) => None,
+        }
+    }
+}
+
+/// Where a machine's guest-init is reached, in one generation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GuestAddress {
+    /// The VMM's host socket.
+    pub(crate) socket: PathBuf,
+    /// The generation that runs.
+    pub(crate) generation: u64,
+}
+
+/// A frame with its payload.
+#[derive(Debug)]
+pub(crate) enum OwnedFrame {
+    /// A message.
+    Json(Vec<u8>),
+    /// Bytes of an exec's standard output.
+    Stdout(Vec<u8>),
+    /// Bytes of an exec's standard error.
+    Stderr(Vec<u8>),
+    /// Bytes of a file.
+    Data(Vec<u8>),
+}
+
+impl GuestAddress {
+    /// Connects, makes one call and returns the first reply with the stream behind it.
+    pub(crate) async fn call(
+        &self,
+        request: Request,
+        wake: Option<Wake>,
+    ) -> Result<(Reply, GuestStream), GuestError> {
+        let mut stream = GuestStream::connect(&self.socket).await?;
+        let version = guest_protocol::VERSION;
+        let call = Call {
+            version,
+            generation: self.generation,
+            wake,
+            request,
+        };
+        stream.writer.send_json(&call).await?;
+        match stream.message::<Reply>("a reply").await? {
+            Reply::Refused(refusal) => Err(GuestError::Refused(refusal)),
+            reply => Ok((reply, stream)),
+        }
+    }
+
+    /// Makes a call that is answered by [`Reply::Done`].
+    pub(crate) async fn order(&self, request: Request) -> Result<(), GuestError> {
+        match self.call(request, None).await? {
+            (Reply::Done, _) => Ok(()),
+            (_, stream) => Err(stream.reader.bad_reply("done")),
+        }
+    }
+
+    /// Makes a call that opens a stream.
+    pub(crate) async fn open(&self, request: Request) -> Result<GuestStream, GuestError> {
+        match self.call(request, None).await? {
+            (Reply::Streaming, stream) => Ok(stream),
+            (_, stream) => Err(stream.reader.bad_reply("a stream")),
+        }
+    }
+}
+
+/// A connection to guest-init.
+#[derive(Debug)]
+pub(crate) struct GuestStream {
+    /// What it sends.
+    pub(crate) reader: GuestReader,
+    /// What it is sent.
+    pub(crate) writer: GuestWriter,
+}
+
+/// The receiving half of a connection.
+#[derive(Debug)]
+pub(crate) struct GuestReader {
+    half: OwnedReadHalf,
+    /// Bytes that arrived and belong to no frame yet.
+    buffer: Vec<u8>,
+    local_port: u32,
+}
+
+/// The sending half of a connection.
+#[derive(Debug)]
+pub(crate) struct GuestWriter {
+    half: OwnedWriteHalf,
+    local_port: u32,
+}
+
+impl GuestStream {
+    /// Connects to the port of guest-init.
+    pub(crate) async fn connect(socket: &Path) -> Result<Self, GuestError> {
+        let mut stream = UnixStream::connect(socket)
+            .await
+            .map_err(GuestError::Dial)?;
+        let line = format!("CONNECT {}\n", guest_protocol::PORT);
+        let closed = |source| GuestError::Closed {
+            local_port: None,
+            source,
+        };
+        stream
+            .write_all(line.as_bytes())
+            .await
+            .map_err(|error| closed(Some(error)))?;
+        let mut buffer = Vec::with_capacity(4096);
+        let end = loop {
+            if let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+                break end;
+            }
+            let room = buffer.len() < HANDSHAKE_BYTES;
+            if !room
+                || stream
+                    .read_buf(&mut buffer)
+                    .await
+                    .map_err(|e| closed(Some(e)))?
+                    == 0
+            {
+                return Err(closed(None));
+            }
+        };
+        let rest = buffer.split_off(end + 1);
+        let local_port = answered(&buffer[..end])?;
+        let (read, write) = stream.into_split();
+        Ok(Self {
+            reader: GuestReader {
+                half: read,
+                buffer: rest,
+                local_port,
+            },
+            writer: GuestWriter {
+                half: write,
+                local_port,
+            },
+        })
+    }
+
+    /// Host end of the pair.
+    pub(crate) fn local_port(&self) -> u32 {
+        self.reader.local_port
+    }
+
+    /// The halves for raw bytes, and those that have arrived already.
+    pub(crate) fn into_raw(self) -> (OwnedReadHalf, OwnedWriteHalf, Vec<u8>) {
+        (self.reader.half, self.writer.half, self.reader.buffer)
+    }
+
+    /// Waits for a message of that type.
+    pub(crate) async fn message<T: DeserializeOwned>(
+        &mut self,
+        expected: &'static str,
+    ) -> Result<T, GuestError> {
+        self.reader.message(expected).await
+    }
+}
+
+impl GuestWriter {
+    /// Sends a message.
+    pub(crate) async fn send_json(&mut self, message: &impl Serialize) -> Result<(), GuestError> {
+        let payload = serde_json::to_vec(message).expect("messages are plain JSON");
+        self.send(Frame::Json(&payload)).await
+    }
+
+    /// Sends a frame.
+    pub(crate) async fn send(&mut self, frame: Frame<'_>) -> Result<(), GuestError> {
+        let mut bytes = Vec::new();
+        guest_protocol::encode(frame, &mut bytes)?;
+        let local_port = Some(self.local_port);
+        self.half
+            .write_all(&bytes)
+            .await
+            .map_err(|source| GuestError::Closed {
+                local_port,
+                source: Some(source),
+            })
+    }
+}
+
+impl GuestReader {
+    /// Waits for the next frame; none at the end of the stream. May be cancelled and called again.
+    pub(crate) async fn next(&mut self) -> Result<Option<OwnedFrame>, GuestError> {
+        loop {
+            if let Decoded::Frame(frame, taken) = guest_protocol::decode(&self.buffer)? {
+                let owned = match frame {
+                    Frame::Json(payload) => OwnedFrame::Json(payload.to_vec()),
+                    Frame::Stdout(payload) => OwnedFrame::Stdout(payload.to_vec()),
+                    Frame::Stderr(payload) => OwnedFrame::Stderr(payload.to_vec()),
+                    Frame::Data(payload) => OwnedFrame::Data(payload.to_vec()),
+                    Frame::Stdin(_) => return Err(self.bad_reply("output")),
+                };
+                self.buffer.drain(..taken);
+                return Ok(Some(owned));
+            }
+            match self.half.read_buf(&mut self.buffer).await {
+                Ok(0) if self.buffer.is_empty() => return Ok(None),
+                Ok(0) => return Err(self.closed(None)),
+                Ok(_) => {}
+                Err(source) => return Err(self.closed(Some(source))),
+            }
+        }
+    }
+
+    /// Waits for a message of that type.
+    pub(crate) async fn message<T: DeserializeOwned>(
+        &mut self,
+        expected: &'static str,
+    ) -> Result<T, GuestError> {
+        match self.next().await? {
+            Some(OwnedFrame::Json(payload)) => {
+                serde_json::from_slice(&payload).map_err(|_| self.bad_reply(expected))
+            }
+            Some(_) => Err(self.bad_reply(expected)),
+            None => Err(self.closed(None)),
+        }
+    }
+
+    /// An error about an answer that is something else than `expected`.
+    pub(crate) fn bad_reply(&self, expected: &'static str) -> GuestError {
+        GuestError::BadReply {
+            expected,
+            local_port: self.local_port,
+        }
+    }
+
+    fn closed(&self, source: Option<io::Error>) -> GuestError {
+        GuestError::Closed {
+            local_port: Some(self.local_port),
+            source,
+        }
+    }
+}
+
+/// Reads the VMM's answer to `CONNECT`.
+fn answered(line: &[u8]) -> Result<u32, GuestError> {
+    let text = std::str::from_utf8(line).unwrap_or("");
+    let (word, port) = text.split_once(' ').unwrap_or((text, ""));
+    let closed = |local_port| GuestError::Closed {
+        local_port,
+        source: None,
+    };
+    let local_port: u32 = port.trim_end().parse().map_err(|_| closed(None))?;
+    match word {
+        "OK" => Ok(local_port),
+        "RST" => Err(GuestError::Reset { local_port }),
+        "NOREPLY" => Err(GuestError::NoReply { local_port }),
+        _ => Err(closed(Some(local_port))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_answer_to_connect_keeps_its_port() {
+        assert!(matches!(answered(b"OK 1073741824"), Ok(1_073_741_824)));
+        assert!(matches!(
+            answered(b"RST 7"),
+            Err(GuestError::Reset { local_port: 7 })
+        ));
+        assert!(matches!(
+            answered(b"NOREPLY 8"),
+            Err(GuestError::NoReply { local_port: 8 })
+        ));
+        let gone = answered(b"GONE 9").unwrap_err();
+        assert_eq!(gone.local_port(), Some(9));
+        for line in [&b""[..], b"OK", b"OK x", b"OK 99999999999", b"\xff\xfe"] {
+            assert!(
+                matches!(answered(line), Err(GuestError::Closed { .. })),
+                "{line:?}"
+            );
+        }
+    }
+}

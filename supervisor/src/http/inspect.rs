@@ -1,0 +1,143 @@
+//! What happened to a machine, how long it took, and what its vsock looks like.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use guest_protocol::{Reply, Request};
+use machine_api::{
+    ErrorBody, GuestView, MachineEvent, MachineVersion, PortPolicy, Timing, VsockView,
+};
+use tokio::time::timeout;
+use vmm_control::{Reply as VmmReply, RequestBody, VsockCounters};
+
+use super::Api;
+use super::error::ApiError;
+use super::extract::{Params, Target};
+use crate::configuration::PortPolicy as Policy;
+use crate::diagnosis::{Facts, diagnose};
+use crate::machine::MachineError;
+use crate::machine::handle::Live;
+use crate::machine::launch::overridden;
+use crate::machine::view;
+
+/// Rows unless the query says otherwise, and at most.
+const ROWS: u32 = 100;
+const ROWS_MOST: u32 = 5_000;
+/// Deadline of a question to guest or VMM.
+const ASK_LIMIT: Duration = Duration::from_secs(5);
+
+type Query = Params<HashMap<String, String>>;
+
+fn limit(query: &HashMap<String, String>) -> Result<u32, ApiError> {
+    let limit = query
+        .get("limit")
+        .map(|text| text.parse::<u32>())
+        .transpose();
+    let limit = limit.map_err(|_| ApiError::invalid("limit: a number is needed"))?;
+    Ok(limit.unwrap_or(ROWS).min(ROWS_MOST))
+}
+
+/// What happened to a machine, newest first.
+#[utoipa::path(get, operation_id = "Machines_events", path = "/v1/apps/{app}/machines/{machine}/events", tag = "inspect",
+    params(("app" = String, Path), ("machine" = String, Path), ("limit" = Option<u32>, Query)),
+    responses((status = 200, body = Vec<MachineEvent>), (status = "default", body = ErrorBody)))]
+pub(super) async fn events(
+    State(api): State<Api>,
+    Target(handle): Target,
+    Params(query): Query,
+) -> Result<Json<Vec<MachineEvent>>, ApiError> {
+    let rows = api
+        .registry
+        .host()
+        .store
+        .events(handle.id(), limit(&query)?)
+        .await;
+    Ok(Json(rows.map_err(MachineError::from)?))
+}
+
+/// Measured starts, suspends, resumes and stops, newest first.
+#[utoipa::path(get, operation_id = "Machines_timings", path = "/v1/apps/{app}/machines/{machine}/timings", tag = "inspect",
+    params(("app" = String, Path), ("machine" = String, Path), ("limit" = Option<u32>, Query)),
+    responses((status = 200, body = Vec<Timing>), (status = "default", body = ErrorBody)))]
+pub(super) async fn timings(
+    State(api): State<Api>,
+    Target(handle): Target,
+    Params(query): Query,
+) -> Result<Json<Vec<Timing>>, ApiError> {
+    let rows = api
+        .registry
+        .host()
+        .store
+        .timings(handle.id(), limit(&query)?)
+        .await;
+    Ok(Json(rows.map_err(MachineError::from)?))
+}
+
+/// All versions of a machine, newest first.
+#[utoipa::path(get, operation_id = "Machines_versions", path = "/v1/apps/{app}/machines/{machine}/versions", tag = "inspect",
+    params(("app" = String, Path), ("machine" = String, Path)),
+    responses((status = 200, body = Vec<MachineVersion>), (status = "default", body = ErrorBody)))]
+pub(super) async fn versions(
+    State(api): State<Api>,
+    Target(handle): Target,
+) -> Result<Json<Vec<MachineVersion>>, ApiError> {
+    let rows = api.registry.host().store.versions(handle.id()).await;
+    Ok(Json(rows.map_err(MachineError::from)?))
+}
+
+/// Both ends' view of a machine's vsock, and what it means.
+#[utoipa::path(get, operation_id = "Machines_vsock", path = "/v1/apps/{app}/machines/{machine}/vsock", tag = "inspect",
+    params(("app" = String, Path), ("machine" = String, Path)),
+    responses((status = 200, body = VsockView), (status = "default", body = ErrorBody)))]
+pub(super) async fn vsock(
+    State(api): State<Api>,
+    Target(handle): Target,
+) -> Result<Json<VsockView>, ApiError> {
+    let live = handle.live()?;
+    let (counters, guest) = tokio::join!(counters(&live), guest(&live));
+    let machine = handle.view();
+    let defaults = &api.registry.host().configuration.defaults;
+    let settings = overridden(machine.config.vsock.as_ref(), defaults);
+    let facts = Facts {
+        guest: guest.as_ref(),
+        readiness: &machine.readiness,
+        port_policy: match settings.port_policy {
+            Policy::Random => PortPolicy::Random,
+            Policy::Continue => PortPolicy::Continue,
+            Policy::Fixed => PortPolicy::Fixed,
+        },
+        eviction: settings.eviction,
+        limits: &settings.readiness,
+    };
+    let diagnosis = diagnose(&facts);
+    let host = counters.map_or(serde_json::Value::Null, |counters| {
+        serde_json::to_value(counters).unwrap_or_default()
+    });
+    let last_readiness = machine.readiness.clone();
+    Ok(Json(VsockView {
+        host,
+        guest,
+        last_readiness,
+        diagnosis,
+    }))
+}
+
+/// The VMM's counters, if it answers.
+pub(super) async fn counters(live: &Live) -> Option<VsockCounters> {
+    let asked = live
+        .control
+        .request("tell its counters", RequestBody::Counters, ASK_LIMIT);
+    match asked.await {
+        Ok(VmmReply::Counters(counters)) => Some(counters),
+        Ok(_) | Err(_) => None,
+    }
+}
+
+async fn guest(live: &Live) -> Option<GuestView> {
+    match timeout(ASK_LIMIT, live.address.call(Request::Status, None)).await {
+        Ok(Ok((Reply::Status(status), _))) => Some(view::guest(&status)),
+        Ok(Ok(_) | Err(_)) | Err(_) => None,
+    }
+}

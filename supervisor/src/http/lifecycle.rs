@@ -1,0 +1,168 @@
+//! Transitions on request, and waiting for them.
+
+use std::collections::HashMap;
+
+use axum::Json;
+use machine_api::{ErrorBody, MachineState, Ok as Done, StartResponse, StopRequest};
+
+use super::WAIT_MOST;
+use super::error::ApiError;
+use super::extract::{Nonce, OptionalBody, Params, Target, is_set, seconds};
+use super::machines::state;
+use crate::machine::config::{StopOrder, stop_order};
+use crate::machine::handle::Order;
+use crate::machine::{Handle, MachineError, Until};
+
+type Query = Params<HashMap<String, String>>;
+
+fn until(query: &HashMap<String, String>) -> Result<Until, ApiError> {
+    let wait = is_set(query.get("wait").map(String::as_str))?;
+    Ok(if wait {
+        Until::Completed
+    } else {
+        Until::Admitted
+    })
+}
+
+fn order(handle: &Handle, request: &StopRequest) -> Result<StopOrder, ApiError> {
+    let view = handle.view();
+    let config = view.config.stop_config.as_ref();
+    stop_order(
+        request.signal.as_deref(),
+        request.timeout.as_deref(),
+        config,
+    )
+    .map_err(ApiError::invalid)
+}
+
+/// Starts or resumes a machine; `wait=true` answers when it is started.
+#[utoipa::path(post, operation_id = "Machines_start", path = "/v1/apps/{app}/machines/{machine}/start", tag = "lifecycle",
+    params(("app" = String, Path), ("machine" = String, Path), ("wait" = Option<bool>, Query)),
+    responses((status = 200, body = StartResponse), (status = "default", body = ErrorBody)))]
+pub(super) async fn start(
+    Target(handle): Target,
+    Nonce(nonce): Nonce,
+    Params(query): Query,
+) -> Result<Json<StartResponse>, ApiError> {
+    let granted = handle.request(Order::Start, until(&query)?, nonce).await?;
+    Ok(Json(StartResponse {
+        previous_state: granted.previous_state,
+        migrated: false,
+        new_host: String::new(),
+        start: granted.start,
+    }))
+}
+
+/// Stops a machine.
+#[utoipa::path(post, operation_id = "Machines_stop", path = "/v1/apps/{app}/machines/{machine}/stop", tag = "lifecycle",
+    params(("app" = String, Path), ("machine" = String, Path), ("wait" = Option<bool>, Query)),
+    request_body = Option<StopRequest>,
+    responses((status = 200, body = Done), (status = "default", body = ErrorBody)))]
+pub(super) async fn stop(
+    Target(handle): Target,
+    Nonce(nonce): Nonce,
+    Params(query): Query,
+    OptionalBody(request): OptionalBody<StopRequest>,
+) -> Result<Json<Done>, ApiError> {
+    let order = order(&handle, &request)?;
+    handle
+        .request(Order::Stop(order), until(&query)?, nonce)
+        .await?;
+    Ok(Json(Done { ok: true }))
+}
+
+/// Suspends a machine.
+#[utoipa::path(post, operation_id = "Machines_suspend", path = "/v1/apps/{app}/machines/{machine}/suspend", tag = "lifecycle",
+    params(("app" = String, Path), ("machine" = String, Path), ("wait" = Option<bool>, Query)),
+    responses((status = 200, body = Done), (status = "default", body = ErrorBody)))]
+pub(super) async fn suspend(
+    Target(handle): Target,
+    Nonce(nonce): Nonce,
+    Params(query): Query,
+) -> Result<Json<Done>, ApiError> {
+    handle
+        .request(Order::Suspend, until(&query)?, nonce)
+        .await?;
+    Ok(Json(Done { ok: true }))
+}
+
+/// Stops and starts a machine; `force_stop=true` does not ask the guest.
+#[utoipa::path(post, operation_id = "Machines_restart", path = "/v1/apps/{app}/machines/{machine}/restart", tag = "lifecycle",
+    params(("app" = String, Path), ("machine" = String, Path), ("wait" = Option<bool>, Query),
+        ("signal" = Option<String>, Query), ("timeout" = Option<String>, Query),
+        ("force_stop" = Option<bool>, Query)),
+    responses((status = 200, body = Done), (status = "default", body = ErrorBody)))]
+pub(super) async fn restart(
+    Target(handle): Target,
+    Nonce(nonce): Nonce,
+    Params(query): Query,
+) -> Result<Json<Done>, ApiError> {
+    let request = StopRequest {
+        signal: query.get("signal").cloned(),
+        timeout: query.get("timeout").cloned(),
+    };
+    let stop = order(&handle, &request)?;
+    let force = is_set(query.get("force_stop").map(String::as_str))?;
+    handle
+        .request(Order::Restart { stop, force }, until(&query)?, nonce)
+        .await?;
+    Ok(Json(Done { ok: true }))
+}
+
+/// Waits until a machine is in `state` (started unless given), of version `instance_id` if given,
+/// for `timeout` seconds (60 unless given).
+#[utoipa::path(get, operation_id = "Machines_wait", path = "/v1/apps/{app}/machines/{machine}/wait", tag = "lifecycle",
+    params(("app" = String, Path), ("machine" = String, Path), ("state" = Option<String>, Query),
+        ("instance_id" = Option<String>, Query), ("timeout" = Option<String>, Query)),
+    responses((status = 200, body = Done), (status = "default", body = ErrorBody)))]
+pub(super) async fn wait(
+    Target(handle): Target,
+    Params(query): Query,
+) -> Result<Json<Done>, ApiError> {
+    let name = query.get("state").map_or("started", String::as_str);
+    let wanted = state(name).ok_or_else(|| ApiError::invalid(format!("no state {name:?}")))?;
+    let limit = seconds(query.get("timeout").map_or("60", String::as_str))?.min(WAIT_MOST);
+    let instance = query.get("instance_id").filter(|id| !id.is_empty());
+    handle
+        .wait(wanted, instance.map(String::as_str), limit)
+        .await?;
+    Ok(Json(Done { ok: true }))
+}
+
+/// Takes a machine out of the routing of new connections.
+#[utoipa::path(post, operation_id = "Machines_cordon", path = "/v1/apps/{app}/machines/{machine}/cordon", tag = "lifecycle",
+    params(("app" = String, Path), ("machine" = String, Path)),
+    responses((status = 200, body = Done), (status = "default", body = ErrorBody)))]
+pub(super) async fn cordon(
+    Target(handle): Target,
+    Nonce(nonce): Nonce,
+) -> Result<Json<Done>, ApiError> {
+    set_cordoned(&handle, nonce, true).await
+}
+
+/// Brings a machine back into the routing of new connections.
+#[utoipa::path(post, operation_id = "Machines_uncordon", path = "/v1/apps/{app}/machines/{machine}/uncordon", tag = "lifecycle",
+    params(("app" = String, Path), ("machine" = String, Path)),
+    responses((status = 200, body = Done), (status = "default", body = ErrorBody)))]
+pub(super) async fn uncordon(
+    Target(handle): Target,
+    Nonce(nonce): Nonce,
+) -> Result<Json<Done>, ApiError> {
+    set_cordoned(&handle, nonce, false).await
+}
+
+async fn set_cordoned(
+    handle: &Handle,
+    nonce: Option<String>,
+    cordoned: bool,
+) -> Result<Json<Done>, ApiError> {
+    if handle.view().state == MachineState::Destroyed {
+        return Err(MachineError::NotFound(handle.id().to_owned()).into());
+    }
+    let edit = Order::Edit(Box::new(move |record| {
+        record.facts.cordoned = cordoned;
+        Ok(None)
+    }));
+    handle.request(edit, Until::Admitted, nonce).await?;
+    Ok(Json(Done { ok: true }))
+}

@@ -1,0 +1,145 @@
+//! `/machines` and `/machines/{machine}`.
+
+use std::collections::HashMap;
+
+use axum::Json;
+use axum::extract::State;
+use machine_api::{CreateMachine, ErrorBody, Machine, MachineState, Ok as Done, UpdateMachine};
+
+use super::Api;
+use super::error::ApiError;
+use super::extract::{App, JsonBody, Nonce, Params, Target, is_set};
+use super::lease;
+use crate::machine::handle::{Order, Update};
+use crate::machine::{Until, config};
+
+/// Makes a machine and, unless `skip_launch`, starts it.
+#[utoipa::path(post, operation_id = "Machines_create", path = "/v1/apps/{app}/machines", tag = "machines",
+    params(("app" = String, Path)), request_body = CreateMachine,
+    responses((status = 200, body = Machine), (status = "default", body = ErrorBody)))]
+pub(super) async fn create(
+    _: App,
+    State(api): State<Api>,
+    JsonBody(request): JsonBody<CreateMachine>,
+) -> Result<Json<Machine>, ApiError> {
+    let (skip_launch, ttl) = (request.skip_launch, request.lease_ttl);
+    let handle = api
+        .registry
+        .create(machine_api::DEFAULT_APP, request)
+        .await?;
+    let lease = match ttl {
+        Some(ttl) => Some(lease::acquire(&handle, Some(ttl), String::new(), None).await?),
+        None => None,
+    };
+    let nonce = lease.map(|lease| lease.nonce);
+    if !skip_launch {
+        handle
+            .request(Order::Start, Until::Admitted, nonce.clone())
+            .await?;
+    }
+    Ok(Json(Machine {
+        nonce,
+        ..Machine::clone(&handle.view())
+    }))
+}
+
+/// Lists machines. `state`, `metadata.KEY`, `region` and `include_deleted` filter.
+#[utoipa::path(get, operation_id = "Machines_list", path = "/v1/apps/{app}/machines", tag = "machines",
+    params(("app" = String, Path), ("state" = Option<String>, Query),
+        ("include_deleted" = Option<bool>, Query), ("region" = Option<String>, Query)),
+    responses((status = 200, body = Vec<Machine>), (status = "default", body = ErrorBody)))]
+pub(super) async fn list(
+    _: App,
+    State(api): State<Api>,
+    Params(query): Params<HashMap<String, String>>,
+) -> Result<Json<Vec<Machine>>, ApiError> {
+    let deleted = is_set(query.get("include_deleted").map(String::as_str))?;
+    let states = states(query.get("state").map_or("", String::as_str))?;
+    let wanted = |machine: &Machine| {
+        let state = if states.is_empty() {
+            deleted || machine.state != MachineState::Destroyed
+        } else {
+            states.contains(&machine.state)
+        };
+        let metadata = query.iter().all(|(key, value)| {
+            key.strip_prefix("metadata.").is_none_or(|key| {
+                machine
+                    .config
+                    .metadata
+                    .get(key)
+                    .is_some_and(|found| found == value)
+            })
+        });
+        let region = query
+            .get("region")
+            .is_none_or(|region| *region == machine.region);
+        state && metadata && region
+    };
+    let views = api.registry.all().into_iter().map(|handle| handle.view());
+    let mut found: Vec<Machine> = views
+        .filter(|view| wanted(view))
+        .map(|view| Machine::clone(&view))
+        .collect();
+    found.sort_by(|a, b| (&a.created_at, &a.id).cmp(&(&b.created_at, &b.id)));
+    Ok(Json(found))
+}
+
+fn states(text: &str) -> Result<Vec<MachineState>, ApiError> {
+    text.split(',')
+        .filter(|name| !name.is_empty())
+        .map(|name| state(name).ok_or_else(|| ApiError::invalid(format!("no state {name:?}"))))
+        .collect()
+}
+
+/// The state of that name.
+pub(super) fn state(name: &str) -> Option<MachineState> {
+    MachineState::ALL
+        .into_iter()
+        .find(|state| state.name() == name)
+}
+
+/// Shows a machine.
+#[utoipa::path(get, operation_id = "Machines_show", path = "/v1/apps/{app}/machines/{machine}", tag = "machines",
+    params(("app" = String, Path), ("machine" = String, Path)),
+    responses((status = 200, body = Machine), (status = "default", body = ErrorBody)))]
+pub(super) async fn show(Target(handle): Target) -> Json<Machine> {
+    Json(Machine::clone(&handle.view()))
+}
+
+/// Gives a machine a new version.
+#[utoipa::path(post, operation_id = "Machines_update", path = "/v1/apps/{app}/machines/{machine}", tag = "machines",
+    params(("app" = String, Path), ("machine" = String, Path)), request_body = UpdateMachine,
+    responses((status = 200, body = Machine), (status = "default", body = ErrorBody)))]
+pub(super) async fn update(
+    Target(handle): Target,
+    Nonce(nonce): Nonce,
+    JsonBody(request): JsonBody<UpdateMachine>,
+) -> Result<Json<Machine>, ApiError> {
+    config::check(&request.config).map_err(crate::machine::MachineError::from)?;
+    let update = Update {
+        config: request.config,
+        name: request.name,
+        current_version: request.current_version,
+        skip_launch: request.skip_launch,
+    };
+    handle
+        .request(Order::Update(Box::new(update)), Until::Admitted, nonce)
+        .await?;
+    Ok(Json(Machine::clone(&handle.view())))
+}
+
+/// Removes a machine; with `force` also one that runs.
+#[utoipa::path(delete, operation_id = "Machines_destroy", path = "/v1/apps/{app}/machines/{machine}", tag = "machines",
+    params(("app" = String, Path), ("machine" = String, Path), ("force" = Option<bool>, Query)),
+    responses((status = 200, body = Done), (status = "default", body = ErrorBody)))]
+pub(super) async fn destroy(
+    Target(handle): Target,
+    Nonce(nonce): Nonce,
+    Params(query): Params<HashMap<String, String>>,
+) -> Result<Json<Done>, ApiError> {
+    let force = is_set(query.get("force").map(String::as_str))?;
+    handle
+        .request(Order::Destroy { force }, Until::Completed, nonce)
+        .await?;
+    Ok(Json(Done { ok: true }))
+}

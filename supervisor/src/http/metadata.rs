@@ -1,0 +1,72 @@
+//! Metadata: free pairs that change without a new version.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use machine_api::{ErrorBody, MetadataValue, Ok as Done};
+
+use super::error::ApiError;
+use super::extract::{JsonBody, Key, Nonce, Target};
+use crate::machine::Until;
+use crate::machine::config::check_metadata;
+use crate::machine::handle::Order;
+
+/// All metadata.
+#[utoipa::path(get, operation_id = "Machines_metadata_list", path = "/v1/apps/{app}/machines/{machine}/metadata", tag = "metadata",
+    params(("app" = String, Path), ("machine" = String, Path)),
+    responses((status = 200, body = BTreeMap<String, String>),
+        (status = "default", body = ErrorBody)))]
+pub(super) async fn list(Target(handle): Target) -> Json<BTreeMap<String, String>> {
+    Json(handle.view().config.metadata.clone())
+}
+
+/// One value.
+#[utoipa::path(get, operation_id = "Machines_metadata_show", path = "/v1/apps/{app}/machines/{machine}/metadata/{key}", tag = "metadata",
+    params(("app" = String, Path), ("machine" = String, Path), ("key" = String, Path)),
+    responses((status = 200, body = MetadataValue), (status = "default", body = ErrorBody)))]
+pub(super) async fn show(
+    Target(handle): Target,
+    Key(key): Key,
+) -> Result<Json<MetadataValue>, ApiError> {
+    let value = handle.view().config.metadata.get(&key).cloned();
+    let value = value.ok_or_else(|| ApiError::not_found(format!("no metadata {key:?}")))?;
+    Ok(Json(MetadataValue { value }))
+}
+
+/// Sets a value.
+#[utoipa::path(post, operation_id = "Machines_metadata_set", path = "/v1/apps/{app}/machines/{machine}/metadata/{key}", tag = "metadata",
+    params(("app" = String, Path), ("machine" = String, Path), ("key" = String, Path)),
+    request_body = MetadataValue,
+    responses((status = 200, body = Done), (status = "default", body = ErrorBody)))]
+pub(super) async fn set(
+    Target(handle): Target,
+    Nonce(nonce): Nonce,
+    Key(key): Key,
+    JsonBody(MetadataValue { value }): JsonBody<MetadataValue>,
+) -> Result<Json<Done>, ApiError> {
+    let edit = Order::Edit(Box::new(move |record| {
+        record.config.metadata.insert(key, value);
+        check_metadata(&record.config.metadata)?;
+        Ok(None)
+    }));
+    handle.request(edit, Until::Admitted, nonce).await?;
+    Ok(Json(Done { ok: true }))
+}
+
+/// Removes a value; success if it is not there.
+#[utoipa::path(delete, operation_id = "Machines_metadata_remove", path = "/v1/apps/{app}/machines/{machine}/metadata/{key}",
+    tag = "metadata",
+    params(("app" = String, Path), ("machine" = String, Path), ("key" = String, Path)),
+    responses((status = 200, body = Done), (status = "default", body = ErrorBody)))]
+pub(super) async fn remove(
+    Target(handle): Target,
+    Nonce(nonce): Nonce,
+    Key(key): Key,
+) -> Result<Json<Done>, ApiError> {
+    let edit = Order::Edit(Box::new(move |record| {
+        record.config.metadata.remove(&key);
+        Ok(None)
+    }));
+    handle.request(edit, Until::Admitted, nonce).await?;
+    Ok(Json(Done { ok: true }))
+}

@@ -1,0 +1,63 @@
+//! The OpenAPI description, from the handlers themselves.
+
+use axum::Json;
+use utoipa::OpenApi;
+
+use super::{
+    exec_stream, files, guest, host, inspect, lease, lifecycle, logs, machines, metadata, metrics,
+    tokens, usage,
+};
+
+/// All operations.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Machines API of one host",
+        description = "In the shape of the Fly Machines API"
+    ),
+    paths(
+        machines::create,
+        machines::list,
+        machines::show,
+        machines::update,
+        machines::destroy,
+        lifecycle::start,
+        lifecycle::stop,
+        lifecycle::suspend,
+        lifecycle::restart,
+        lifecycle::wait,
+        lifecycle::cordon,
+        lifecycle::uncordon,
+        guest::exec,
+        exec_stream::open,
+        files::read,
+        files::write,
+        usage::show,
+        guest::signal,
+        guest::processes,
+        logs::read,
+        inspect::events,
+        inspect::timings,
+        inspect::versions,
+        inspect::vsock,
+        lease::take,
+        lease::show,
+        lease::release,
+        metadata::list,
+        metadata::show,
+        metadata::set,
+        metadata::remove,
+        tokens::create,
+        tokens::list,
+        tokens::revoke,
+        metrics::render,
+        host::info,
+        host::health
+    )
+)]
+struct Description;
+
+/// The description. Needs no token.
+pub(super) async fn serve() -> Json<utoipa::openapi::OpenApi> {
+    Json(Description::openapi())
+}

@@ -1,0 +1,317 @@
+//! A machine's log: main process, console and supervisor in one bounded file, a JSON object per
+//! line.
+//!
+//! The file is its own bookkeeping. Lines that came from guest-init carry their sequence number
+//! and lines of the console the offset behind them, so that whoever opens the file after a crash
+//! knows what to ask for next: nothing is lost and nothing doubled.
+
+mod console;
+mod read;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use guest_protocol::{OutputRecord, OutputSource};
+use machine_api::{LogLine, LogSource};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+pub(crate) use console::{Collection, ConsoleWatcher};
+pub(crate) use read::{LogFilter, LogReader};
+
+use crate::clock;
+
+/// Size at which a log is set aside; one older file is kept.
+const ROTATE_BYTES: u64 = 8 << 20;
+/// Longest text of a line; longer ones are cut into several.
+const TEXT_BYTES: usize = 16 << 10;
+/// Position lines are at most this far apart, so that the tail of a file always has one.
+const POSITION_EVERY_BYTES: u64 = 64 << 10;
+/// How much of the end of a file is read to find the position.
+const TAIL_BYTES: u64 = 256 << 10;
+
+/// What the next line continues.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Position {
+    /// First output record that is not in the log yet.
+    pub(crate) next_output: u64,
+    /// First byte of the console's file that is not in the log yet.
+    pub(crate) console_offset: u64,
+}
+
+/// A line of the file. Only those with a text are shown.
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredLine {
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    line: Option<LogLine>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    next_output: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    console_offset: Option<u64>,
+}
+
+/// Appends to a machine's log; cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct MachineLog {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    open: Mutex<OpenLog>,
+    /// Counts appends, for readers that follow.
+    grown: watch::Sender<Growth>,
+}
+
+/// How far a log has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Growth {
+    /// Raised when the file is set aside for a new one.
+    pub(super) rotations: u64,
+    /// Size of the file.
+    pub(super) bytes: u64,
+}
+
+#[derive(Debug)]
+struct OpenLog {
+    file: File,
+    bytes: u64,
+    bytes_at_position: u64,
+    position: Position,
+}
+
+impl MachineLog {
+    /// Opens the log at `path`, made if it is not there; a line that a crash cut off is removed.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let mut file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .append(true)
+            .open(path)?;
+        let (position, bytes) = recover(&mut file)?;
+        let (grown, _) = watch::channel(Growth {
+            rotations: 0,
+            bytes,
+        });
+        let open = OpenLog {
+            file,
+            bytes,
+            bytes_at_position: bytes,
+            position,
+        };
+        let shared = Shared {
+            path: path.to_owned(),
+            open: Mutex::new(open),
+            grown,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// What the next line continues.
+    pub(crate) fn position(&self) -> Position {
+        self.open_log().position
+    }
+
+    /// A new boot: output records count from zero again.
+    pub(crate) fn begin_boot(&self, generation: u64) {
+        self.write(
+            LogSource::Supervisor,
+            &format!("booting, generation {generation}"),
+            |p| {
+                p.next_output = 0;
+            },
+        );
+    }
+
+    /// Adds a line of the supervisor's own.
+    pub(crate) fn add_note(&self, text: &str) {
+        self.write(LogSource::Supervisor, text, |_| {});
+    }
+
+    /// Adds a record of the main process; one that is there already is passed over.
+    pub(crate) fn add_output(&self, record: &OutputRecord) {
+        let expected = self.position().next_output;
+        if record.sequence < expected {
+            return;
+        }
+        if record.sequence > expected {
+            let lost = record.sequence - expected;
+            self.add_note(&format!(
+                "{lost} lines of output were lost in the guest's buffer"
+            ));
+        }
+        let source = match record.source {
+            OutputSource::Stdout => LogSource::Stdout,
+            OutputSource::Stderr => LogSource::Stderr,
+        };
+        self.write_at(record.realtime_ns, source, &record.text, |position| {
+            position.next_output = record.sequence + 1;
+        });
+    }
+
+    /// Adds a line of the console that ends before `offset` of its file.
+    pub(super) fn add_console(&self, text: &str, offset: u64) {
+        self.write(LogSource::Console, text, |position| {
+            position.console_offset = offset;
+        });
+    }
+
+    /// The console's file begins anew.
+    pub(super) fn restart_console(&self) {
+        self.open_log().position.console_offset = 0;
+    }
+
+    fn write(&self, source: LogSource, text: &str, advance: impl FnOnce(&mut Position)) {
+        self.write_at(clock::realtime_ns(), source, text, advance);
+    }
+
+    fn write_at(
+        &self,
+        realtime_ns: u64,
+        source: LogSource,
+        text: &str,
+        advance: impl FnOnce(&mut Position),
+    ) {
+        let mut open = self.open_log();
+        let mut next = open.position;
+        advance(&mut next);
+        let result = open.append(realtime_ns, source, text, next);
+        if let Err(error) = result.and_then(|()| self.rotate_if_large(&mut open)) {
+            tracing::warn!(%error, path = %self.shared.path.display(), "cannot write a log");
+        }
+        let bytes = open.bytes;
+        drop(open);
+        self.shared.grown.send_modify(|growth| growth.bytes = bytes);
+    }
+
+    fn rotate_if_large(&self, open: &mut OpenLog) -> io::Result<()> {
+        if open.bytes < ROTATE_BYTES {
+            return Ok(());
+        }
+        let path = &self.shared.path;
+        fs::rename(path, older(path))?;
+        open.file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .append(true)
+            .open(path)?;
+        open.bytes = 0;
+        let position = open.position;
+        open.append_position(position)?;
+        self.shared
+            .grown
+            .send_modify(|growth| growth.rotations += 1);
+        Ok(())
+    }
+
+    /// Sections under this lock are short and don't panic.
+    fn open_log(&self) -> MutexGuard<'_, OpenLog> {
+        self.shared
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl OpenLog {
+    fn append(
+        &mut self,
+        realtime_ns: u64,
+        source: LogSource,
+        text: &str,
+        next: Position,
+    ) -> io::Result<()> {
+        let time = clock::rfc3339(realtime_ns);
+        let mut rest = text;
+        loop {
+            let (part, tail) = rest.split_at(cut(rest));
+            let last = tail.is_empty();
+            let changed = |now: u64, before: u64| (last && now != before).then_some(now);
+            self.put(&StoredLine {
+                line: Some(LogLine {
+                    time: time.clone(),
+                    source,
+                    text: part.to_owned(),
+                }),
+                next_output: changed(next.next_output, self.position.next_output),
+                console_offset: changed(next.console_offset, self.position.console_offset),
+            })?;
+            if last {
+                break;
+            }
+            rest = tail;
+        }
+        self.position = next;
+        if self.bytes - self.bytes_at_position >= POSITION_EVERY_BYTES {
+            self.append_position(next)?;
+        }
+        Ok(())
+    }
+
+    fn append_position(&mut self, position: Position) -> io::Result<()> {
+        self.put(&StoredLine {
+            line: None,
+            next_output: Some(position.next_output),
+            console_offset: Some(position.console_offset),
+        })?;
+        self.bytes_at_position = self.bytes;
+        Ok(())
+    }
+
+    fn put(&mut self, line: &StoredLine) -> io::Result<()> {
+        let mut bytes = serde_json::to_vec(line)?;
+        bytes.push(b'\n');
+        self.file.write_all(&bytes)?;
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// Where a text has to be cut so that no part is too long.
+fn cut(text: &str) -> usize {
+    let mut end = text.len().min(TEXT_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    end
+}
+
+/// Where the older part of a log is kept.
+pub(super) fn older(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".1");
+    PathBuf::from(name)
+}
+
+/// Finds position and size of a log, and removes a line without an end.
+fn recover(file: &mut File) -> io::Result<(Position, u64)> {
+    let size = file.metadata()?.len();
+    let from = size.saturating_sub(TAIL_BYTES);
+    file.seek(SeekFrom::Start(from))?;
+    let mut tail = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut tail)?;
+    let whole = tail
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map_or(0, |end| end + 1);
+    let bytes = from + whole as u64;
+    if bytes < size {
+        file.set_len(bytes)?;
+    }
+    let mut position = Position::default();
+    for line in tail[..whole].split(|byte| *byte == b'\n') {
+        if let Ok(stored) = serde_json::from_slice::<StoredLine>(line) {
+            position.next_output = stored.next_output.unwrap_or(position.next_output);
+            position.console_offset = stored.console_offset.unwrap_or(position.console_offset);
+        }
+    }
+    Ok((position, bytes))
+}
+
+#[cfg(test)]
+mod tests;

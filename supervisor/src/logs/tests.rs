@@ -1,0 +1,111 @@
+//! The log on real files.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+
+use guest_protocol::{OutputRecord, OutputSource};
+
+use super::{LogFilter, MachineLog, Position};
+
+fn record(sequence: u64, text: &str) -> OutputRecord {
+    let source = OutputSource::Stdout;
+    OutputRecord {
+        sequence,
+        realtime_ns: 1_000_000_000,
+        source,
+        text: text.to_owned(),
+    }
+}
+
+fn texts(log: &MachineLog, filter: &LogFilter) -> Vec<String> {
+    log.read(filter)
+        .unwrap()
+        .0
+        .into_iter()
+        .map(|line| line.text)
+        .collect()
+}
+
+#[test]
+fn a_reopened_log_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let log = MachineLog::open(&path).unwrap();
+    log.begin_boot(1);
+    log.add_output(&record(0, "a"));
+    log.add_output(&record(1, "b"));
+    log.add_console("c", 17);
+    drop(log);
+    OpenOptions::new()
+        .append(true)
+        .open(&path)
+        .unwrap()
+        .write_all(b"{\"time\":\"cut")
+        .unwrap();
+
+    let log = MachineLog::open(&path).unwrap();
+    assert_eq!(
+        log.position(),
+        Position {
+            next_output: 2,
+            console_offset: 17
+        }
+    );
+    log.add_output(&record(1, "b"));
+    log.add_output(&record(2, "d"));
+    let filter = LogFilter {
+        tail: Some(4),
+        ..LogFilter::default()
+    };
+    assert_eq!(texts(&log, &filter), ["a", "b", "c", "d"]);
+}
+
+#[test]
+fn lines_lost_in_the_guest_are_said_to_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = MachineLog::open(&folder.path().join("log")).unwrap();
+    log.add_output(&record(0, "a"));
+    log.add_output(&record(5, "f"));
+    let all = texts(&log, &LogFilter::default());
+    assert_eq!(
+        all,
+        [
+            "a",
+            "4 lines of output were lost in the guest's buffer",
+            "f"
+        ]
+    );
+}
+
+#[test]
+fn a_log_is_bounded_and_keeps_its_position_over_a_rotation() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let log = MachineLog::open(&path).unwrap();
+    let text = "x".repeat(40_000);
+    for sequence in 0..700 {
+        log.add_output(&record(sequence, &text));
+    }
+    let total: u64 = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|e| e.unwrap().metadata().unwrap().len())
+        .sum();
+    assert!(total < 17 << 20, "{total}");
+    drop(log);
+    assert_eq!(MachineLog::open(&path).unwrap().position().next_output, 700);
+}
+
+#[tokio::test]
+async fn a_follower_sees_every_line_across_a_rotation() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = MachineLog::open(&folder.path().join("log")).unwrap();
+    let (there, mut reader) = log.read(&LogFilter::default()).unwrap();
+    assert!(there.is_empty());
+    let text = "x".repeat(10_000);
+    let mut seen = 0;
+    for sequence in 0..1_000 {
+        log.add_output(&record(sequence, &text));
+        seen += reader.more().await.unwrap().unwrap().len();
+    }
+    assert_eq!(seen, 1_000);
+}

@@ -1,0 +1,179 @@
+//! Taking over machines that an earlier supervisor left in whatever state.
+
+use std::time::Duration;
+
+use machine_api::{EventType, Operation};
+use vmm_control::ExitReason;
+
+use crate::clock;
+use crate::machine::config::{StopOrder, stop_order};
+use crate::machine::driver::{Attended, Driver, Effect};
+use crate::machine::handle::Envelope;
+use crate::machine::publish::{Note, Source};
+use crate::machine::readiness::chain;
+use crate::machine::start::BringUpError;
+use crate::machine::state::{Event, State};
+use crate::machine::timing::Trace;
+use crate::vmm_process::{Control, VmmExit, VmmProcess};
+
+/// Deadline for a VMM to greet a new supervisor.
+const GREETING_LIMIT: Duration = Duration::from_secs(10);
+
+impl Driver {
+    /// Where the machine is.
+    pub(crate) fn state(&self) -> State {
+        self.record.state
+    }
+
+    /// Takes a living VMM.
+    pub(crate) fn set_vmm(&mut self, vmm: Option<VmmProcess>) {
+        self.record.vmm = vmm.as_ref().map(|vmm| vmm.identity().clone());
+        self.vmm = vmm;
+    }
+
+    /// Kills a VMM that should not be there.
+    pub(crate) async fn kill_stray_vmm(&mut self) {
+        self.add_event(
+            EventType::Warning,
+            "a VMM that should be gone was killed".to_owned(),
+        );
+        self.kill_vmm().await;
+        self.record.vmm = None;
+        self.store_record_soon();
+    }
+
+    /// The stop that the configuration wants.
+    pub(crate) fn default_stop(&self) -> Option<StopOrder> {
+        stop_order(None, None, self.record.config.stop_config.as_ref()).ok()
+    }
+
+    /// Connects to a running guest and checks that it is ready.
+    pub(crate) async fn adopt(&mut self) -> Option<Envelope> {
+        let vmm = self.vmm.clone()?;
+        let mut trace = Trace::begin();
+        let mut attempts = Vec::new();
+        let starting = self.record.state == State::Starting;
+        let resumed = self.record.image_generation.is_some() || !starting;
+        let bring_up = self.bring_up(vmm, clock::monotonic_ns(), resumed);
+        let mut work: Effect<'_, _> = Box::pin(bring_up.run(&mut trace, &mut attempts));
+        let result = match self.attend(&mut work).await {
+            Attended::Done(result) => result,
+            Attended::Interrupted(envelope) => {
+                // A stop or a destroy: it ends the VMM by itself.
+                return Some(envelope);
+            }
+        };
+        drop(work);
+        match result {
+            Ok(up) if starting => {
+                self.finish_start(up, resumed, None, &trace, attempts);
+                None
+            }
+            Ok(up) => {
+                self.enter_session(up);
+                self.store_record_soon();
+                self.add_event(EventType::Adopt, "a new supervisor took over".to_owned());
+                None
+            }
+            Err(BringUpError::Ended(exit)) => self.end_of_adopted(exit).await,
+            Err(error) => {
+                let message = format!("could not be taken over: {}", chain(&error));
+                self.add_event(EventType::Warning, message);
+                let exit = self.kill_vmm().await.unwrap_or_else(unseen);
+                self.end_of_adopted(exit).await
+            }
+        }
+    }
+
+    async fn end_of_adopted(&mut self, exit: VmmExit) -> Option<Envelope> {
+        if self.record.state == State::Starting {
+            self.vmm = None;
+            return self.start_again().await;
+        }
+        self.note_vmm_end(exit).await
+    }
+
+    /// Begins a start anew that was cut off.
+    pub(crate) async fn start_again(&mut self) -> Option<Envelope> {
+        self.start(Source::Supervisor, Trace::begin(), None).await
+    }
+
+    /// The VMM ended while no supervisor looked.
+    pub(crate) async fn note_unseen_end(&mut self) -> Option<Envelope> {
+        let path = self.dir.exit_report();
+        let (id, generation) = (&self.record.id, self.record.generation);
+        let report = crate::vmm_process::read_exit_report(&path, id, generation);
+        self.note_vmm_end(VmmExit {
+            code: None,
+            signal: None,
+            report,
+        })
+        .await
+    }
+
+    /// Finishes a suspend whose VMM still runs.
+    pub(crate) async fn adopt_suspending(&mut self) -> Option<Envelope> {
+        let (socket, generation) = (self.dir.control_socket(), self.record.generation);
+        let connected =
+            Control::connect(&socket, &self.record.id, generation, GREETING_LIMIT).await;
+        match connected {
+            Ok(control) => {
+                // Its first suspend has nobody to answer to; it is broken off and asked for anew.
+                crate::machine::suspend::cancel(&control).await;
+                self.control = Some(control);
+                let interrupt = self.carry_out_suspend(Trace::begin()).await;
+                if interrupt.is_none() && self.record.state == State::Started {
+                    // It was broken off: the guest that goes on is ours to connect to.
+                    return self.adopt().await;
+                }
+                interrupt
+            }
+            Err(error) => {
+                tracing::warn!(machine_id = self.record.id, %error, "cannot reach a saving VMM");
+                let vmm = self.vmm.clone()?;
+                let exit = match tokio::time::timeout(GREETING_LIMIT, vmm.exited()).await {
+                    Ok(exit) => exit,
+                    Err(_) => self.kill_vmm().await.unwrap_or_else(unseen),
+                };
+                self.vmm = None;
+                if exit.reason() == Some(ExitReason::Suspended)
+                    && self.dir.image_manifest().exists()
+                {
+                    self.note_suspended();
+                    return None;
+                }
+                self.note_vmm_end(exit).await
+            }
+        }
+    }
+
+    /// The image is whole and the VMM gone.
+    pub(crate) fn note_suspended(&mut self) {
+        let timing = Trace::begin().finish(Operation::Suspend, self.record.generation);
+        let message = Some("finished while no supervisor ran; its phases are not known".to_owned());
+        let note = Note {
+            timing: Some(timing),
+            message,
+            ..Note::default()
+        };
+        self.transition_soon(Event::SuspendDone, note, |record| {
+            record.image_generation = Some(record.generation);
+            record.facts.image_unusable = None;
+            record.vmm = None;
+        });
+        self.settle(None);
+    }
+
+    /// Removes what is left of a machine that was being destroyed.
+    pub(crate) async fn finish_destroy(&mut self) {
+        self.destroy(None).await;
+    }
+}
+
+fn unseen() -> VmmExit {
+    VmmExit {
+        code: None,
+        signal: None,
+        report: None,
+    }
+}

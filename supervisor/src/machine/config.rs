@@ -1,0 +1,413 @@
+//! Checks a configuration as a user wrote it: what this host can't honour is refused with the
+//! field's name, never dropped silently.
+
+use std::time::Duration;
+
+use guest_protocol::{ExecSpec, Request, TerminalSize};
+use machine_api::{Check, CheckKind, MachineConfig, Service, StopConfig};
+
+use crate::duration;
+
+/// Most metadata pairs of a machine.
+const METADATA_PAIRS: usize = 256;
+/// Most bytes of a metadata key or value.
+const METADATA_BYTES: usize = 4096;
+/// Time that a main process has to end unless the configuration says otherwise.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most time that it may be given.
+const STOP_TIMEOUT_MAX: Duration = Duration::from_secs(300);
+
+/// A field that can't be honoured.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("config.{field}: {problem}")]
+pub(crate) struct InvalidConfig {
+    /// Path of the field.
+    pub(crate) field: String,
+    /// What is wrong with it.
+    pub(crate) problem: String,
+}
+
+fn invalid(field: impl Into<String>, problem: impl Into<String>) -> InvalidConfig {
+    InvalidConfig {
+        field: field.into(),
+        problem: problem.into(),
+    }
+}
+
+/// Checks all of `config`.
+pub(crate) fn check(config: &MachineConfig) -> Result<(), InvalidConfig> {
+    if let Some(guest) = &config.guest {
+        if !(1..=32).contains(&guest.cpus) {
+            return Err(invalid(
+                "guest.cpus",
+                format!("{} is not 1 to 32", guest.cpus),
+            ));
+        }
+        if !(64..=65_536).contains(&guest.memory_mb) {
+            let problem = format!("{} is not 64 to 65536", guest.memory_mb);
+            return Err(invalid("guest.memory_mb", problem));
+        }
+        if guest
+            .kernel_args
+            .iter()
+            .any(|arg| arg.contains(['\n', '\0']))
+        {
+            return Err(invalid("guest.kernel_args", "line ends are not allowed"));
+        }
+    }
+    check_strings(config)?;
+    if let Some(stop) = &config.stop_config {
+        stop_order(stop.signal.as_deref(), stop.timeout.as_deref(), None)
+            .map_err(|problem| invalid("stop_config", problem))?;
+    }
+    for (index, service) in config.services.iter().enumerate() {
+        check_service(service)
+            .map_err(|(field, problem)| invalid(format!("services[{index}].{field}"), problem))?;
+    }
+    for (name, check) in &config.checks {
+        check_check(check)
+            .map_err(|(field, problem)| invalid(format!("checks.{name}.{field}"), problem))?;
+    }
+    check_mounts(config)
+}
+
+fn check_strings(config: &MachineConfig) -> Result<(), InvalidConfig> {
+    let init = config.init.clone().unwrap_or_default();
+    let words = init.exec.iter().chain(&init.entrypoint).chain(&init.cmd);
+    if words.clone().any(|word| word.contains('\0')) {
+        return Err(invalid("init", "zero bytes are not allowed"));
+    }
+    if words.clone().next().is_some_and(String::is_empty) {
+        return Err(invalid("init", "the program's name is empty"));
+    }
+    for (key, value) in &config.env {
+        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+            return Err(invalid("env", format!("{key:?} can't be a variable")));
+        }
+    }
+    check_metadata(&config.metadata)
+}
+
+/// Checks a set of metadata.
+pub(crate) fn check_metadata(
+    metadata: &std::collections::BTreeMap<String, String>,
+) -> Result<(), InvalidConfig> {
+    if metadata.len() > METADATA_PAIRS {
+        return Err(invalid(
+            "metadata",
+            format!("more than {METADATA_PAIRS} pairs"),
+        ));
+    }
+    for (key, value) in metadata {
+        if key.is_empty() || key.len() > METADATA_BYTES || value.len() > METADATA_BYTES {
+            let problem = format!("keys and values have up to {METADATA_BYTES} bytes");
+            return Err(invalid("metadata", problem));
+        }
+    }
+    Ok(())
+}
+
+type FieldProblem = (String, String);
+
+fn field(name: &str, problem: impl ToString) -> FieldProblem {
+    (name.to_owned(), problem.to_string())
+}
+
+fn check_service(service: &Service) -> Result<(), FieldProblem> {
+    if !matches!(service.protocol.as_str(), "" | "tcp") {
+        return Err(field("protocol", "only tcp is carried"));
+    }
+    if service.internal_port == 0 {
+        return Err(field("internal_port", "0 is no port"));
+    }
+    for port in &service.ports {
+        if !port.handlers.is_empty() {
+            return Err(field(
+                "ports.handlers",
+                "only raw TCP is carried; leave it empty",
+            ));
+        }
+        if let Some(address) = &port.address {
+            address
+                .parse::<std::net::IpAddr>()
+                .map_err(|error| field("ports.address", error))?;
+        }
+    }
+    if let Some(autostop) = service.autostop.as_deref()
+        && !matches!(autostop, "off" | "stop" | "suspend")
+    {
+        return Err(field(
+            "autostop",
+            format!("{autostop:?} is not off, stop or suspend"),
+        ));
+    }
+    if let Some(idle) = &service.idle_timeout {
+        duration::parse(idle).map_err(|error| field("idle_timeout", error))?;
+    }
+    let kind = service
+        .concurrency
+        .as_ref()
+        .map_or("", |bounds| bounds.kind.as_str());
+    if !matches!(kind, "" | "connections") {
+        return Err(field("concurrency.type", "only connections are counted"));
+    }
+    Ok(())
+}
+
+fn check_check(check: &Check) -> Result<(), FieldProblem> {
+    match check.kind {
+        CheckKind::Tcp | CheckKind::Http if check.port.is_none_or(|port| port == 0) => {
+            return Err(field("port", "a port is needed"));
+        }
+        CheckKind::Exec if check.command.is_empty() => {
+            return Err(field("command", "a command is needed"));
+        }
+        CheckKind::Tcp | CheckKind::Http | CheckKind::Exec => {}
+    }
+    let times = [
+        ("interval", &check.interval),
+        ("timeout", &check.timeout),
+        ("grace_period", &check.grace_period),
+    ];
+    for (name, text) in times {
+        if let Some(text) = text {
+            duration::parse(text).map_err(|error| field(name, error))?;
+        }
+    }
+    if !matches!(
+        check.purpose.as_deref(),
+        None | Some("informational" | "readiness")
+    ) {
+        return Err(field("kind", "not informational or readiness"));
+    }
+    let printable = |text: &Option<String>| {
+        text.as_ref()
+            .is_none_or(|text| text.chars().all(|c| c.is_ascii_graphic()))
+    };
+    if !printable(&check.method) || !printable(&check.path) {
+        return Err(field("path", "only printable ASCII can be asked for"));
+    }
+    Ok(())
+}
+
+fn check_mounts(config: &MachineConfig) -> Result<(), InvalidConfig> {
+    for (index, mount) in config.mounts.iter().enumerate() {
+        let at = |name: &str| format!("mounts[{index}].{name}");
+        if !mount.volume.starts_with('/') {
+            return Err(invalid(
+                at("volume"),
+                "an absolute path of the host is needed",
+            ));
+        }
+        if !std::path::Path::new(&mount.volume).exists() {
+            return Err(invalid(
+                at("volume"),
+                format!("{} does not exist", mount.volume),
+            ));
+        }
+        if mount.volume.ends_with(":ro") {
+            return Err(invalid(at("volume"), "a path can't end in :ro"));
+        }
+        if !mount.path.starts_with('/') || mount.path == "/" {
+            return Err(invalid(at("path"), "an absolute path below / is needed"));
+        }
+    }
+    Ok(())
+}
+
+/// How a main process is asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StopOrder {
+    /// Signal number.
+    pub(crate) signal: i32,
+    /// Time until it is killed.
+    pub(crate) timeout: Duration,
+}
+
+/// A stop as a request or, where that is silent, the configuration wants it.
+pub(crate) fn stop_order(
+    signal: Option<&str>,
+    timeout: Option<&str>,
+    config: Option<&StopConfig>,
+) -> Result<StopOrder, String> {
+    let signal = signal.or(config.and_then(|config| config.signal.as_deref()));
+    let timeout = timeout.or(config.and_then(|config| config.timeout.as_deref()));
+    let timeout = match timeout {
+        Some(text) => duration::parse(text).map_err(|error| error.to_string())?,
+        None => STOP_TIMEOUT,
+    };
+    let signal = signal.unwrap_or("SIGINT");
+    Ok(StopOrder {
+        signal: signal_number(signal).ok_or_else(|| format!("unknown signal {signal:?}"))?,
+        timeout: timeout.min(STOP_TIMEOUT_MAX),
+    })
+}
+
+/// The number of a signal given by name, with or without `SIG`, or by number.
+pub(crate) fn signal_number(text: &str) -> Option<i32> {
+    if let Ok(number) = text.parse::<i32>() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    SIGNALS
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, number)| *number)
+}
+
+/// Linux's numbers on x86-64.
+const SIGNALS: &[(&str, i32)] = &[
+    ("HUP", 1),
+    ("INT", 2),
+    ("QUIT", 3),
+    ("ILL", 4),
+    ("TRAP", 5),
+    ("ABRT", 6),
+    ("BUS", 7),
+    ("FPE", 8),
+    ("KILL", 9),
+    ("USR1", 10),
+    ("SEGV", 11),
+    ("USR2", 12),
+    ("PIPE", 13),
+    ("ALRM", 14),
+    ("TERM", 15),
+    ("STKFLT", 16),
+    ("CHLD", 17),
+    ("CONT", 18),
+    ("STOP", 19),
+    ("TSTP", 20),
+    ("TTIN", 21),
+    ("TTOU", 22),
+    ("URG", 23),
+    ("XCPU", 24),
+    ("XFSZ", 25),
+    ("VTALRM", 26),
+    ("PROF", 27),
+    ("WINCH", 28),
+    ("IO", 29),
+    ("PWR", 30),
+    ("SYS", 31),
+];
+
+/// The call that starts the main process; none where the configuration names no program.
+pub(crate) fn launch_request(config: &MachineConfig, hostname: &str) -> Option<Request> {
+    let init = config.init.clone().unwrap_or_default();
+    let argv = if init.exec.is_empty() {
+        init.entrypoint.into_iter().chain(init.cmd).collect()
+    } else {
+        init.exec
+    };
+    if argv.is_empty() && config.mounts.is_empty() {
+        return None;
+    }
+    let mounts = config
+        .mounts
+        .iter()
+        .zip('a'..='z')
+        .map(|(mount, letter)| {
+            (
+                format!("/dev/vd{letter}"),
+                mount.path.clone(),
+                mount.read_only,
+            )
+        })
+        .collect();
+    let main = ExecSpec {
+        argv: if argv.is_empty() {
+            vec!["sleep".to_owned(), "infinity".to_owned()]
+        } else {
+            argv
+        },
+        env: config.env.clone(),
+        cwd: None,
+        terminal: init.tty.then_some(TerminalSize {
+            columns: 80,
+            rows: 24,
+        }),
+    };
+    Some(Request::Launch {
+        main,
+        mounts,
+        hostname: hostname.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use machine_api::{Guest, Mount};
+
+    use super::*;
+
+    fn field_refused(config: &MachineConfig) -> String {
+        check(config).unwrap_err().field
+    }
+
+    #[test]
+    fn an_empty_configuration_is_fine() {
+        assert_eq!(check(&MachineConfig::default()), Ok(()));
+    }
+
+    #[test]
+    fn what_can_not_be_honoured_is_refused_by_its_name() {
+        let guest = |guest| MachineConfig {
+            guest: Some(guest),
+            ..MachineConfig::default()
+        };
+        let cpus = guest(Guest {
+            cpus: 33,
+            ..Guest::default()
+        });
+        assert_eq!(field_refused(&cpus), "guest.cpus");
+        let memory = guest(Guest {
+            memory_mb: 63,
+            ..Guest::default()
+        });
+        assert_eq!(field_refused(&memory), "guest.memory_mb");
+        let udp = Service {
+            protocol: "udp".to_owned(),
+            internal_port: 1,
+            ..Service::default()
+        };
+        let services = MachineConfig {
+            services: vec![udp],
+            ..MachineConfig::default()
+        };
+        assert_eq!(field_refused(&services), "services[0].protocol");
+        let mount = Mount {
+            volume: "relative".to_owned(),
+            ..Mount::default()
+        };
+        let mounts = MachineConfig {
+            mounts: vec![mount],
+            ..MachineConfig::default()
+        };
+        assert_eq!(field_refused(&mounts), "mounts[0].volume");
+    }
+
+    #[test]
+    fn signals_have_names_and_numbers() {
+        for (text, number) in [("SIGTERM", 15), ("int", 2), ("9", 9), ("SIGHUP", 1)] {
+            assert_eq!(signal_number(text), Some(number), "{text}");
+        }
+        assert_eq!(signal_number("SIGNONE"), None);
+        assert_eq!(signal_number("65"), None);
+    }
+
+    #[test]
+    fn a_request_about_stopping_wins_over_the_configuration() {
+        let config = StopConfig {
+            signal: Some("SIGTERM".to_owned()),
+            timeout: Some("9s".to_owned()),
+        };
+        let order = stop_order(Some("SIGKILL"), None, Some(&config)).unwrap();
+        assert_eq!(
+            order,
+            StopOrder {
+                signal: 9,
+                timeout: Duration::from_secs(9)
+            }
+        );
+    }
+}

@@ -1,0 +1,116 @@
+//! Why a request about a machine was not granted or did not succeed.
+
+use machine_api::MachineState;
+
+use crate::guest::GuestError;
+use crate::images::ImageError;
+use crate::machine::admission::RefusalReason;
+use crate::machine::config::InvalidConfig;
+use crate::store::StoreError;
+
+/// What a request can fail with; `http` maps each to a status.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MachineError {
+    /// No machine of that id or name.
+    #[error("no machine {0:?}")]
+    NotFound(String),
+    /// Another machine has that name.
+    #[error("a machine named {0:?} exists already")]
+    NameTaken(String),
+    /// The state does not allow it.
+    #[error("machine {id} is {state}: {reason}")]
+    Refused {
+        /// The machine.
+        id: String,
+        /// Where it is.
+        state: MachineState,
+        /// Why not.
+        reason: RefusalReason,
+    },
+    /// Somebody holds the machine's lease.
+    #[error("machine {id} is leased (send its nonce, or wait)")]
+    LeaseHeld {
+        /// The machine.
+        id: String,
+        /// Seconds since 1970.
+        expires_at_s: i64,
+    },
+    /// The machine has no lease, or another one.
+    #[error("machine {0} has no lease of that nonce")]
+    NoLease(String),
+    /// It was admitted and then did not come about.
+    #[error("machine {id} is {state} now: {message}")]
+    Failed {
+        /// The machine.
+        id: String,
+        /// Where it is.
+        state: MachineState,
+        /// What went wrong.
+        message: String,
+    },
+    /// The wanted state did not come in time.
+    #[error("machine {id} was not {wanted} within {seconds} s, it is {state}")]
+    WaitDeadline {
+        /// The machine.
+        id: String,
+        /// What was waited for.
+        wanted: MachineState,
+        /// Where it is.
+        state: MachineState,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// The configuration can't be honoured.
+    #[error(transparent)]
+    Config(#[from] InvalidConfig),
+    /// Its image can't be used.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// guest-init failed or refused.
+    #[error("the guest of machine {id} did not {what}")]
+    Guest {
+        /// The machine.
+        id: String,
+        /// What was asked of it.
+        what: &'static str,
+        /// Its answer.
+        source: GuestError,
+    },
+    /// guest-init did not answer in time.
+    #[error("the guest of machine {id} did not {what} within {seconds} s")]
+    GuestDeadline {
+        /// The machine.
+        id: String,
+        /// What was asked of it.
+        what: &'static str,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// A file of the machine can't be read or written.
+    #[error("cannot {what}")]
+    Files {
+        /// What was attempted.
+        what: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The request contradicts itself.
+    #[error("{0}")]
+    Invalid(String),
+    /// The version that the request names is not in force.
+    #[error("machine {id} has version {found}, not {expected}")]
+    OtherVersion {
+        /// The machine.
+        id: String,
+        /// The version in force.
+        found: String,
+        /// The version that was named.
+        expected: String,
+    },
+    /// The supervisor is shutting down.
+    #[error("the supervisor is shutting down")]
+    ShuttingDown,
+}

@@ -1,0 +1,39 @@
+//! What all drivers share: settings, the database, images, and the bound on starts.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use crate::configuration::Configuration;
+use crate::images::ImageStore;
+use crate::logs::ConsoleWatcher;
+use crate::store::Store;
+
+/// The supervisor's side of every machine.
+#[derive(Debug)]
+pub(crate) struct Host {
+    /// Settings.
+    pub(crate) configuration: Configuration,
+    /// The database.
+    pub(crate) store: Store,
+    /// The image store.
+    pub(crate) images: ImageStore,
+    /// Notices what guests print to their consoles.
+    pub(crate) consoles: ConsoleWatcher,
+    /// Permits for starts and resumes: few at a time, so that each stays fast.
+    pub(crate) launches: Arc<Semaphore>,
+}
+
+impl Host {
+    /// Puts the parts together.
+    pub(crate) fn new(configuration: Configuration, store: Store) -> io::Result<Self> {
+        Ok(Self {
+            images: ImageStore::new(configuration.state_dir.images()),
+            consoles: ConsoleWatcher::new()?,
+            launches: Arc::new(Semaphore::new(configuration.concurrent_starts)),
+            store,
+            configuration,
+        })
+    }
+}

@@ -1,0 +1,264 @@
+//! The readiness check: a machine is started only when guest-init has answered in the current
+//! generation.
+//!
+//! Each attempt has a deadline of its own, since a request that meets an occupied pair may get
+//! no answer at all, and is recorded with its local port. Between attempts the wait grows, with
+//! jitter, so that many machines which wake together do not ask together.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use guest_protocol::{GuestStatus, Reply, Request, Wake};
+use machine_api::{Attempt, AttemptOutcome};
+use rand::RngExt;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::clock;
+use crate::guest::{GuestAddress, GuestError, GuestStream};
+
+/// Bounds of a readiness check.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ReadinessLimits {
+    /// For one attempt.
+    pub(crate) attempt: Duration,
+    /// Wait after the first failed attempt; doubles with each.
+    pub(crate) backoff_first: Duration,
+    /// Longest wait between attempts.
+    pub(crate) backoff_most: Duration,
+    /// For the whole check.
+    pub(crate) total: Duration,
+}
+
+/// What a successful attempt brought, and when.
+#[derive(Debug)]
+pub(crate) struct Success<T> {
+    /// Its result.
+    pub(crate) value: T,
+    /// How many attempts failed before.
+    pub(crate) failed: u32,
+    /// Begin of the attempt that succeeded.
+    pub(crate) attempt_ns: u64,
+}
+
+/// One attempt: its result, and the local port it used.
+pub(crate) type Try<T> = Pin<Box<dyn Future<Output = Result<(T, u32), GuestError>> + Send>>;
+
+/// No attempt succeeded in time.
+#[derive(Debug, thiserror::Error)]
+#[error("guest-init did not become ready within {} ms ({})", limit.as_millis(), last.as_deref().unwrap_or("no attempt ended"))]
+pub(crate) struct NotReady {
+    limit: Duration,
+    last: Option<String>,
+}
+
+/// Repeats `attempt` until it succeeds or the limits are reached, noting each in `attempts`.
+pub(crate) async fn repeat<T>(
+    limits: &ReadinessLimits,
+    what: &str,
+    attempts: &mut Vec<Attempt>,
+    mut attempt: impl FnMut() -> Try<T>,
+) -> Result<Success<T>, NotReady> {
+    let deadline = Instant::now() + limits.total;
+    let mut last = None;
+    for failed in 0_u32.. {
+        let attempt_ns = clock::monotonic_ns();
+        let left = deadline.saturating_duration_since(Instant::now());
+        let result = timeout(limits.attempt.min(left), attempt()).await;
+        let ms = clock::ms_between(attempt_ns, clock::monotonic_ns());
+        match result {
+            Ok(Ok((value, local_port))) => {
+                let outcome = AttemptOutcome::Ok;
+                attempts.push(Attempt {
+                    local_port: Some(local_port),
+                    outcome,
+                    ms,
+                    message: None,
+                });
+                return Ok(Success {
+                    value,
+                    failed,
+                    attempt_ns,
+                });
+            }
+            Ok(Err(error)) => {
+                let message = format!("{what}: {}", chain(&error));
+                last = Some(message.clone());
+                let (local_port, outcome) = (error.local_port(), outcome_of(&error));
+                attempts.push(Attempt {
+                    local_port,
+                    outcome,
+                    ms,
+                    message: Some(message),
+                });
+            }
+            Err(_) => {
+                let message = format!("{what}: no answer within {} ms", limits.attempt.as_millis());
+                last = Some(message.clone());
+                let outcome = AttemptOutcome::NoReply;
+                attempts.push(Attempt {
+                    local_port: None,
+                    outcome,
+                    ms,
+                    message: Some(message),
+                });
+            }
+        }
+        let next = Instant::now() + backoff(limits, failed, rand::rng().random_range(0.5..1.0));
+        if next >= deadline {
+            break;
+        }
+        sleep_until(next).await;
+    }
+    Err(NotReady {
+        limit: limits.total,
+        last,
+    })
+}
+
+/// Asks for the status; right only in the current generation.
+pub(crate) async fn ask_status(address: &GuestAddress) -> Result<StatusReply, GuestError> {
+    let mut connection = GuestStream::connect(&address.socket).await?;
+    let connected_ns = clock::monotonic_ns();
+    let local_port = connection.local_port();
+    let call = guest_protocol::Call {
+        version: guest_protocol::VERSION,
+        generation: address.generation,
+        wake: Some(wake()),
+        request: Request::Status,
+    };
+    connection.writer.send_json(&call).await?;
+    match connection.message::<Reply>("a status").await? {
+        Reply::Status(status) if status.generation == address.generation => Ok(StatusReply {
+            status,
+            connected_ns,
+            local_port,
+        }),
+        Reply::Refused(refusal) => Err(GuestError::Refused(refusal)),
+        _ => Err(GuestError::BadReply {
+            expected: "a status of this generation",
+            local_port,
+        }),
+    }
+}
+
+/// guest-init's answer to the readiness check.
+#[derive(Debug)]
+pub(crate) struct StatusReply {
+    /// What it says.
+    pub(crate) status: GuestStatus,
+    /// When the connection stood.
+    pub(crate) connected_ns: u64,
+    /// Host end of the pair.
+    pub(crate) local_port: u32,
+}
+
+/// The time and fresh entropy, for a guest that may have slept.
+pub(crate) fn wake() -> Wake {
+    let entropy: [u8; 32] = rand::rng().random();
+    Wake {
+        realtime_ns: clock::realtime_ns(),
+        entropy_hex: hex(&entropy),
+    }
+}
+
+/// Bytes as lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// How an error of an attempt is counted.
+fn outcome_of(error: &GuestError) -> AttemptOutcome {
+    match error {
+        GuestError::Reset { .. } => AttemptOutcome::Reset,
+        GuestError::NoReply { .. } => AttemptOutcome::NoReply,
+        GuestError::Dial(_) | GuestError::Closed { .. } => AttemptOutcome::Closed,
+        GuestError::Frame(_) | GuestError::BadReply { .. } | GuestError::Refused(_) => {
+            AttemptOutcome::BadReply
+        }
+    }
+}
+
+/// Wait after `failed` earlier failures; `jitter` lies between 0.5 and 1.
+fn backoff(limits: &ReadinessLimits, failed: u32, jitter: f64) -> Duration {
+    let doubled = limits.backoff_first.saturating_mul(1 << failed.min(16));
+    doubled.min(limits.backoff_most).mul_f64(jitter)
+}
+
+/// An error with all its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: ReadinessLimits = ReadinessLimits {
+        attempt: Duration::from_millis(100),
+        backoff_first: Duration::from_millis(25),
+        backoff_most: Duration::from_millis(1_000),
+        total: Duration::from_secs(10),
+    };
+
+    #[test]
+    fn waits_double_up_to_their_bound() {
+        let waits: Vec<u128> = (0..8)
+            .map(|failed| backoff(&LIMITS, failed, 1.0).as_millis())
+            .collect();
+        assert_eq!(waits, [25, 50, 100, 200, 400, 800, 1_000, 1_000]);
+        assert_eq!(backoff(&LIMITS, u32::MAX, 0.5).as_millis(), 500);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_failed_attempt_is_recorded_with_port_and_outcome() {
+        let mut attempts = Vec::new();
+        let mut port = 0;
+        let found = repeat(&LIMITS, "status", &mut attempts, || {
+            port += 1;
+            Box::pin(async move {
+                match port {
+                    1 => Err(GuestError::Reset { local_port: 1 }),
+                    2 => Err(GuestError::NoReply { local_port: 2 }),
+                    3 => std::future::pending().await,
+                    4 => Err(GuestError::BadReply {
+                        expected: "x",
+                        local_port: 4,
+                    }),
+                    _ => Ok(("there", port)),
+                }
+            })
+        })
+        .await
+        .unwrap();
+        assert_eq!(found.value, "there");
+        use AttemptOutcome::{BadReply, NoReply, Ok as Fine, Reset};
+        let seen: Vec<_> = attempts.iter().map(|a| (a.local_port, a.outcome)).collect();
+        let expected = [
+            (Some(1), Reset),
+            (Some(2), NoReply),
+            (None, NoReply),
+            (Some(4), BadReply),
+            (Some(5), Fine),
+        ];
+        assert_eq!(seen, expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_check_ends_at_its_total_deadline() {
+        let begun = Instant::now();
+        let mut attempts = Vec::new();
+        let silent = || -> Try<()> { Box::pin(std::future::pending()) };
+        let error = repeat(&LIMITS, "status", &mut attempts, silent)
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("10000 ms"), "{error}");
+        assert!(begun.elapsed() <= Duration::from_millis(10_100));
+    }
+}

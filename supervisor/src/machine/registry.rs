@@ -1,0 +1,145 @@
+//! All machines of the host: makes them, finds them, lists them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use machine_api::{CreateMachine, MachineState};
+
+use crate::fail_point;
+use crate::machine::driver::{Driver, Opening};
+use crate::machine::error::MachineError;
+use crate::machine::{Handle, Host, config, record};
+use crate::store::{Change, MachineRecord, StoreError};
+
+/// The machines; cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Registry {
+    host: Arc<Host>,
+    machines: Arc<RwLock<BTreeMap<String, Handle>>>,
+}
+
+impl Registry {
+    /// Knows no machine yet.
+    pub(crate) fn new(host: Arc<Host>) -> Self {
+        Self {
+            host,
+            machines: Arc::default(),
+        }
+    }
+
+    /// What all machines share.
+    pub(crate) fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// Stores a new machine and gives it a driver. Does not start it.
+    pub(crate) async fn create(
+        &self,
+        app: &str,
+        request: CreateMachine,
+    ) -> Result<Handle, MachineError> {
+        config::check(&request.config)?;
+        if let Some(name) = &request.name
+            && !record::is_name(name)
+        {
+            let problem = "a name has 1 to 63 letters, digits, '-', '_' or '.'";
+            return Err(MachineError::Invalid(format!("name {name:?}: {problem}")));
+        }
+        if let Some(region) = request
+            .region
+            .as_deref()
+            .filter(|region| !region.is_empty())
+            && region != "local"
+        {
+            return Err(MachineError::Invalid(format!(
+                "region {region:?}: only local is there"
+            )));
+        }
+        let image = self.host.images.find(&request.config.image)?;
+        let record = record::new(app, request.name, request.config, image.reference);
+        let name = record.name.clone();
+        let dir = self.host.configuration.state_dir.machine(&record.id);
+        make_directory(dir.root()).map_err(|source| MachineError::Files {
+            what: "make the machine's directory",
+            source,
+        })?;
+        fail_point::reach("create.directory");
+        let driver = Driver::new(self.host.clone(), record.clone(), Vec::new());
+        let stored = match &driver {
+            Ok(_) => self.store(&record).await,
+            Err(_) => Ok(()),
+        };
+        let failed = match (stored, driver) {
+            (Ok(()), Ok((driver, handle))) => {
+                fail_point::reach("create.stored");
+                self.add(handle.clone());
+                tokio::spawn(driver.run(Opening::Resting));
+                return Ok(handle);
+            }
+            (Err(StoreError::Exists { .. }), _) => MachineError::NameTaken(name),
+            (Err(error), _) => error.into(),
+            (Ok(()), Err(source)) => MachineError::Files {
+                what: "open the machine's log",
+                source,
+            },
+        };
+        // Nothing refers to the directory; what can't be removed is found at the next start.
+        let _ = fs::remove_dir_all(dir.root());
+        Err(failed)
+    }
+
+    async fn store(&self, record: &MachineRecord) -> Result<(), StoreError> {
+        let changes = vec![
+            Change::NewMachine(Box::new(record.clone())),
+            Change::Version(Box::new(record.clone())),
+        ];
+        self.host.store.commit("store the machine", changes).await
+    }
+
+    /// Makes a machine known, publishes its ports and runs its checks.
+    pub(crate) fn add(&self, handle: Handle) {
+        tokio::spawn(crate::network::serve(handle.clone()));
+        tokio::spawn(crate::checks::serve(handle.clone()));
+        let mut machines = self
+            .machines
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        machines.insert(handle.id().to_owned(), handle);
+    }
+
+    /// The machine of that id, or else of that name.
+    pub(crate) fn find(&self, id_or_name: &str) -> Result<Handle, MachineError> {
+        let machines = self.machines.read().unwrap_or_else(PoisonError::into_inner);
+        let named = |handle: &&Handle| {
+            let view = handle.view();
+            view.name == id_or_name && view.state != MachineState::Destroyed
+        };
+        machines
+            .get(id_or_name)
+            .or_else(|| machines.values().find(named))
+            .cloned()
+            .ok_or_else(|| MachineError::NotFound(id_or_name.to_owned()))
+    }
+
+    /// All machines, by id.
+    pub(crate) fn all(&self) -> Vec<Handle> {
+        self.machines
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
+    }
+}
+
+/// A directory for its owner only; success if it is there.
+pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+}

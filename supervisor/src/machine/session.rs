@@ -1,0 +1,163 @@
+//! The long-lived connections to a running guest: its CPU figures and its main process's output.
+//!
+//! Both are opened again when they break, for as long as the guest runs: a VMM that is gone ends
+//! the session, not an error on a connection.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use guest_protocol::{CpuSample, Exit, OutputRecord, Request, StreamEnd};
+use serde::Deserialize;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::guest::{GuestAddress, GuestError, GuestStream, OwnedFrame};
+use crate::logs::MachineLog;
+
+/// Time between two samples of the CPU monitor.
+const SAMPLE_INTERVAL_MS: u32 = 2_000;
+/// Deadline for opening a stream.
+const OPEN_LIMIT: Duration = Duration::from_secs(5);
+/// Wait before a broken stream is opened again; doubles up to the second one.
+const REOPEN_FIRST: Duration = Duration::from_millis(100);
+const REOPEN_MOST: Duration = Duration::from_secs(5);
+
+/// What the session has learnt.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Learnt {
+    /// The latest CPU figures and the ones before.
+    pub(crate) samples: Option<(CpuSample, Option<CpuSample>)>,
+    /// How the main process ended.
+    pub(crate) main_exit: Option<Exit>,
+}
+
+/// The connections; closed when dropped.
+#[derive(Debug)]
+pub(crate) struct GuestSession {
+    tasks: Vec<AbortHandle>,
+    learnt: watch::Receiver<Learnt>,
+}
+
+impl Drop for GuestSession {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl GuestSession {
+    /// Serves `monitor`, if it stands already, and opens the rest.
+    pub(crate) fn begin(
+        address: &GuestAddress,
+        monitor: Option<GuestStream>,
+        log: &MachineLog,
+        with_output: bool,
+    ) -> Self {
+        let (sender, learnt) = watch::channel(Learnt::default());
+        let sender = Arc::new(sender);
+        let mut tasks = vec![
+            tokio::spawn(keep_monitor(address.clone(), monitor, sender.clone())).abort_handle(),
+        ];
+        if with_output {
+            let output = keep_output(address.clone(), log.clone(), sender);
+            tasks.push(tokio::spawn(output).abort_handle());
+        }
+        Self { tasks, learnt }
+    }
+
+    /// What has been learnt, as it changes.
+    pub(crate) fn learnt(&self) -> watch::Receiver<Learnt> {
+        self.learnt.clone()
+    }
+
+    /// How the main process ended, if that was heard of before `limit` passed.
+    pub(crate) async fn main_exit(&self, limit: Duration) -> Option<Exit> {
+        let mut learnt = self.learnt.clone();
+        let heard = timeout(limit, learnt.wait_for(|learnt| learnt.main_exit.is_some())).await;
+        heard.ok()?.ok()?.main_exit
+    }
+}
+
+/// Opens the CPU monitor.
+pub(crate) async fn open_monitor(address: &GuestAddress) -> Result<GuestStream, GuestError> {
+    address
+        .open(Request::CpuUsage {
+            interval_ms: SAMPLE_INTERVAL_MS,
+        })
+        .await
+}
+
+async fn keep_monitor(
+    address: GuestAddress,
+    first: Option<GuestStream>,
+    learnt: Arc<watch::Sender<Learnt>>,
+) {
+    let mut standing = first;
+    let mut wait = REOPEN_FIRST;
+    loop {
+        let opened = match standing.take() {
+            Some(stream) => Some(stream),
+            None => timeout(OPEN_LIMIT, open_monitor(&address))
+                .await
+                .ok()
+                .and_then(Result::ok),
+        };
+        if let Some(mut stream) = opened {
+            while let Ok(sample) = stream.message::<CpuSample>("a CPU sample").await {
+                wait = REOPEN_FIRST;
+                learnt.send_modify(|learnt| {
+                    let before = learnt.samples.take().map(|(latest, _)| latest);
+                    learnt.samples = Some((sample, before));
+                });
+            }
+        }
+        sleep(wait).await;
+        wait = (wait * 2).min(REOPEN_MOST);
+    }
+}
+
+async fn keep_output(address: GuestAddress, log: MachineLog, learnt: Arc<watch::Sender<Learnt>>) {
+    let mut wait = REOPEN_FIRST;
+    loop {
+        let request = Request::Output {
+            from_sequence: log.position().next_output,
+        };
+        if let Ok(Ok(mut stream)) = timeout(OPEN_LIMIT, address.open(request)).await {
+            wait = REOPEN_FIRST;
+            if let Ok(Some(exit)) = carry_output(&mut stream, &log).await {
+                learnt.send_modify(|learnt| learnt.main_exit = Some(exit));
+                return;
+            }
+        }
+        sleep(wait).await;
+        wait = (wait * 2).min(REOPEN_MOST);
+    }
+}
+
+/// A message of the output stream: a record, or the end.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OutputMessage {
+    Record(OutputRecord),
+    End(StreamEnd),
+}
+
+/// Brings records into the log until the stream ends; the main process's exit if it tells.
+async fn carry_output(
+    stream: &mut GuestStream,
+    log: &MachineLog,
+) -> Result<Option<Exit>, GuestError> {
+    while let Some(frame) = stream.reader.next().await? {
+        let OwnedFrame::Json(payload) = frame else {
+            return Ok(None);
+        };
+        match serde_json::from_slice(&payload) {
+            Ok(OutputMessage::Record(record)) => log.add_output(&record),
+            Ok(OutputMessage::End(StreamEnd::Exited(exit))) => return Ok(Some(exit)),
+            Ok(OutputMessage::End(_)) | Err(_) => return Ok(None),
+        }
+    }
+    Ok(None)
+}

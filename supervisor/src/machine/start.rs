@@ -1,0 +1,486 @@
+//! Starting and resuming: launch a VMM, wait until the guest is ready, open the session.
+//!
+//! An image that the VMM refuses makes the start go on as a cold boot, and says so. A resume
+//! that fails before its image was consumed leaves the machine as suspended as it was.
+
+use std::time::Duration;
+
+use guest_protocol::{GuestStatus, Request};
+use machine_api::{Attempt, EventType, Operation, StartKind, Timing};
+use tokio::time::timeout;
+use vmm_control::{ExitReason, exit_code};
+
+use crate::clock;
+use crate::fail_point;
+use crate::guest::{GuestAddress, GuestError, GuestStream};
+use crate::machine::driver::{Attended, Driver, Effect};
+use crate::machine::handle::{Envelope, Live};
+use crate::machine::launch::{Plan, effective, launch_spec};
+use crate::machine::publish::{Note, Source};
+use crate::machine::readiness::{
+    NotReady, ReadinessLimits, StatusReply, Try, ask_status, chain, repeat,
+};
+use crate::machine::session::{GuestSession, open_monitor};
+use crate::machine::state::Event;
+use crate::machine::timing::Trace;
+use crate::machine::{MachineError, config, view};
+use crate::paths::MachineDir;
+use crate::vmm_process::{Control, ControlError, VmmExit, VmmProcess};
+
+/// Time that guest-init has to start the main process.
+const LAUNCH_LIMIT: Duration = Duration::from_secs(30);
+/// How long to wait for the VMM's word on a reset that the guest has evidently acknowledged.
+const RESET_WORD_LIMIT: Duration = Duration::from_millis(50);
+/// How long a VMM that closed its control connection may take to end.
+const EXIT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why a launched VMM did not become a started machine.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BringUpError {
+    /// It ended.
+    #[error("{}", .0.in_words())]
+    Ended(VmmExit),
+    /// It does not do what it should.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The guest is not ready in time.
+    #[error(transparent)]
+    NotReady(#[from] NotReady),
+    /// The main process can't be started.
+    #[error("the main process could not be started")]
+    Main(#[source] GuestError),
+    /// guest-init does not answer the order to start the main process.
+    #[error("guest-init did not start the main process within {} s", LAUNCH_LIMIT.as_secs())]
+    MainDeadline,
+}
+
+/// What is needed to make a VMM's guest ready.
+#[derive(Debug)]
+pub(super) struct BringUp {
+    pub(super) machine_id: String,
+    pub(super) dir: MachineDir,
+    pub(super) vmm: VmmProcess,
+    pub(super) address: GuestAddress,
+    pub(super) limits: ReadinessLimits,
+    pub(super) monitor_first: bool,
+    pub(super) resumed: bool,
+    pub(super) launch: Option<Request>,
+    /// Just before the process was made.
+    pub(super) spawned_ns: u64,
+}
+
+/// A guest that is ready.
+#[derive(Debug)]
+pub(super) struct Up {
+    pub(super) control: Control,
+    pub(super) monitor: Option<GuestStream>,
+    pub(super) status: GuestStatus,
+}
+
+impl BringUp {
+    /// Waits for VMM and guest. `trace` and `attempts` are filled also where it fails.
+    pub(super) async fn run(
+        &self,
+        trace: &mut Trace,
+        attempts: &mut Vec<Attempt>,
+    ) -> Result<Up, BringUpError> {
+        let ready = self.make_ready(trace, attempts);
+        let result = tokio::select! {
+            biased;
+            exit = self.vmm.exited() => Err(BringUpError::Ended(exit)),
+            result = ready => result,
+        };
+        match result {
+            // A VMM that dies closes its sockets a moment before its process is gone.
+            Err(error @ BringUpError::Control(_)) => {
+                match timeout(EXIT_LIMIT, self.vmm.exited()).await {
+                    Ok(exit) => Err(BringUpError::Ended(exit)),
+                    Err(_) => Err(error),
+                }
+            }
+            result => result,
+        }
+    }
+
+    async fn make_ready(
+        &self,
+        trace: &mut Trace,
+        attempts: &mut Vec<Attempt>,
+    ) -> Result<Up, BringUpError> {
+        let (socket, limit) = (self.dir.control_socket(), self.limits.total);
+        let generation = self.address.generation;
+        let control = Control::connect(&socket, &self.machine_id, generation, limit).await?;
+        let phases = control.running(limit).await?;
+        if let Some(first) = phases.first() {
+            trace.add("spawn", self.spawned_ns, first.start_ns);
+        }
+        trace.add_vmm(&phases);
+        let mut monitor = None;
+        if self.monitor_first {
+            let begun_ns = clock::monotonic_ns();
+            let open = || -> Try<GuestStream> {
+                let address = self.address.clone();
+                Box::pin(async move {
+                    let stream = open_monitor(&address).await?;
+                    let local_port = stream.local_port();
+                    Ok((stream, local_port))
+                })
+            };
+            monitor = Some(repeat(&self.limits, "monitor", attempts, open).await?.value);
+            trace.add("monitor_reopened", begun_ns, clock::monotonic_ns());
+        }
+        let status = self.check(&control, trace, attempts).await?;
+        if let Some(launch) = &self.launch {
+            let ordered = timeout(LAUNCH_LIMIT, self.address.order(launch.clone())).await;
+            ordered
+                .map_err(|_| BringUpError::MainDeadline)?
+                .map_err(BringUpError::Main)?;
+            trace.mark("launch_main");
+        }
+        if !self.monitor_first {
+            // The session opens it again where this fails; a started machine does not depend on it.
+            let opened = timeout(self.limits.attempt, open_monitor(&self.address)).await;
+            monitor = opened.ok().and_then(Result::ok);
+            trace.mark("monitor_reopened");
+        }
+        Ok(Up {
+            control,
+            monitor,
+            status,
+        })
+    }
+
+    /// The readiness check and its phases.
+    async fn check(
+        &self,
+        control: &Control,
+        trace: &mut Trace,
+        attempts: &mut Vec<Attempt>,
+    ) -> Result<GuestStatus, BringUpError> {
+        let before_ns = trace.last_ns();
+        let first_ns = clock::monotonic_ns();
+        let ask = || -> Try<StatusReply> {
+            let address = self.address.clone();
+            Box::pin(async move {
+                let reply = ask_status(&address).await?;
+                let local_port = reply.local_port;
+                Ok((reply, local_port))
+            })
+        };
+        let success = repeat(&self.limits, "status", attempts, ask).await?;
+        let done_ns = clock::monotonic_ns();
+        let mut connecting_ns = success.attempt_ns;
+        if self.resumed {
+            let told = control
+                .until("tell of the reset", RESET_WORD_LIMIT, |told| {
+                    told.reset_acknowledged_ns
+                })
+                .await;
+            if let Ok(acknowledged_ns) = told {
+                trace.add("reset_acknowledged", before_ns, acknowledged_ns);
+                connecting_ns = connecting_ns.max(acknowledged_ns);
+            }
+            if success.failed > 0 {
+                trace.add("failed_attempts", first_ns, success.attempt_ns);
+            }
+        } else if success.failed > 0 {
+            trace.add("guest_boot", before_ns, success.attempt_ns);
+        }
+        trace.add("connect", connecting_ns, success.value.connected_ns);
+        trace.add("first_status", success.value.connected_ns, done_ns);
+        Ok(success.value.status)
+    }
+}
+
+/// How one launch ended.
+enum Launched {
+    Up(Box<Up>),
+    Refused { reason: String },
+    Failed { message: String },
+    Interrupted(Envelope),
+}
+
+impl Driver {
+    /// Starts the machine from whatever there is; answers `envelope` once that is stored.
+    pub(super) async fn start(
+        &mut self,
+        source: Source,
+        mut trace: Trace,
+        envelope: Option<Envelope>,
+    ) -> Option<Envelope> {
+        let previous = self.record.state;
+        let mut cold_reason = None;
+        let begun = match self.plan(&mut cold_reason) {
+            Ok(plan) => self.begin_start(source).await.map(|()| plan),
+            Err(error) => Err(error),
+        };
+        let mut plan = match begun {
+            Ok(plan) => plan,
+            Err(error) => {
+                self.refuse_start(envelope, &error);
+                return None;
+            }
+        };
+        fail_point::reach("start.stored");
+        self.admitted(envelope, previous);
+        loop {
+            let mut attempts = Vec::new();
+            let resumed = matches!(plan, Plan::Resume { .. });
+            match self.launch(&plan, &mut trace, &mut attempts).await {
+                Launched::Up(up) => {
+                    self.finish_start(*up, resumed, cold_reason, &trace, attempts);
+                    return None;
+                }
+                Launched::Refused { reason } => {
+                    self.log
+                        .add_note(&format!("the image was refused: {reason}"));
+                    cold_reason = Some(reason);
+                    self.record.image_generation = None;
+                    let again = self.begin_start(Source::Supervisor).await;
+                    match again.and_then(|()| self.plan(&mut None)) {
+                        Ok(boot) => plan = boot,
+                        Err(error) => {
+                            self.fail_start(chain(&error), resumed, &trace, attempts);
+                            return None;
+                        }
+                    }
+                }
+                Launched::Failed { message } => {
+                    self.fail_start(message, resumed, &trace, attempts);
+                    return None;
+                }
+                Launched::Interrupted(envelope) => {
+                    self.kill_vmm().await;
+                    return Some(envelope);
+                }
+            }
+        }
+    }
+
+    /// Boot or resume? `cold_reason` is set where a resume would be expected and can't be.
+    fn plan(&self, cold_reason: &mut Option<String>) -> Result<Plan, MachineError> {
+        if let Some(image_generation) = self.record.image_generation {
+            let unusable = self.record.facts.image_unusable.clone();
+            let there = self.dir.image_manifest().exists();
+            match (unusable, there) {
+                (None, true) => return Ok(Plan::Resume { image_generation }),
+                (Some(reason), _) => *cold_reason = Some(reason),
+                (None, false) => *cold_reason = Some("image missing".to_owned()),
+            }
+        }
+        Ok(Plan::Boot(
+            self.host.images.find(&self.record.config.image)?,
+        ))
+    }
+
+    async fn begin_start(&mut self, source: Source) -> Result<(), MachineError> {
+        let note = Note {
+            source,
+            ..Note::default()
+        };
+        self.transition(Event::StartBegun, note, |record| {
+            record.generation += 1;
+            record.vmm = None;
+            record.facts.stop_requested = false;
+        })
+        .await
+    }
+
+    fn refuse_start(&mut self, envelope: Option<Envelope>, error: &MachineError) {
+        let message = chain(error);
+        self.add_event(
+            EventType::Warning,
+            format!("could not be started: {message}"),
+        );
+        if let Some(envelope) = envelope {
+            let id = self.record.id.clone();
+            let state = view::wire_state(self.record.state);
+            let _ = envelope
+                .reply
+                .send(Err(MachineError::Failed { id, state, message }));
+        }
+        self.settle(Some("could not be started"));
+    }
+
+    async fn launch(
+        &mut self,
+        plan: &Plan,
+        trace: &mut Trace,
+        attempts: &mut Vec<Attempt>,
+    ) -> Launched {
+        trace.mark("admission");
+        let host = self.host.clone();
+        let mut permit: Effect<'_, _> = Box::pin(host.launches.clone().acquire_owned());
+        let _permit = match self.attend(&mut permit).await {
+            Attended::Done(permit) => permit,
+            Attended::Interrupted(envelope) => return Launched::Interrupted(envelope),
+        };
+        trace.mark("queue");
+        let resumed = matches!(plan, Plan::Resume { .. });
+        if !resumed {
+            self.log.begin_boot(self.record.generation);
+        }
+        let spec = launch_spec(&host, &self.record, &self.dir, plan);
+        let spawned_ns = clock::monotonic_ns();
+        let vmm = match VmmProcess::spawn(&spec) {
+            Ok(vmm) => vmm,
+            Err(error) => {
+                return Launched::Failed {
+                    message: chain(&error),
+                };
+            }
+        };
+        fail_point::reach("start.spawned");
+        self.vmm = Some(vmm.clone());
+        self.record.vmm = Some(vmm.identity().clone());
+        self.store_record_soon();
+        self.show(None);
+        let bring_up = self.bring_up(vmm, spawned_ns, resumed);
+        let mut work: Effect<'_, _> = Box::pin(bring_up.run(trace, attempts));
+        let result = match self.attend(&mut work).await {
+            Attended::Done(result) => result,
+            Attended::Interrupted(envelope) => return Launched::Interrupted(envelope),
+        };
+        match result {
+            Ok(up) => Launched::Up(Box::new(up)),
+            Err(BringUpError::Ended(exit)) if resumed && is_refusal(&exit) => {
+                self.kill_vmm().await;
+                Launched::Refused {
+                    reason: exit.in_words(),
+                }
+            }
+            Err(error) => {
+                let message = chain(&error);
+                self.kill_vmm().await;
+                Launched::Failed { message }
+            }
+        }
+    }
+
+    pub(super) fn bring_up(&self, vmm: VmmProcess, spawned_ns: u64, resumed: bool) -> BringUp {
+        let settings = effective(&self.record, &self.host.configuration.defaults);
+        let launch = config::launch_request(&self.record.config, &self.record.name);
+        BringUp {
+            machine_id: self.record.id.clone(),
+            dir: self.dir.clone(),
+            vmm,
+            address: GuestAddress {
+                socket: self.dir.vsock_socket(),
+                generation: self.record.generation,
+            },
+            limits: settings.readiness,
+            monitor_first: settings.monitor_first,
+            resumed,
+            launch: launch.filter(|_| !resumed),
+            spawned_ns,
+        }
+    }
+
+    /// The guest is ready: the machine is started.
+    pub(super) fn finish_start(
+        &mut self,
+        up: Up,
+        resumed: bool,
+        cold_reason: Option<String>,
+        trace: &Trace,
+        attempts: Vec<Attempt>,
+    ) {
+        fail_point::reach("start.ready");
+        let start = match (resumed, cold_reason) {
+            (true, _) => StartKind::Resumed,
+            (false, Some(reason)) => StartKind::ColdBooted { reason },
+            (false, None) => StartKind::Booted,
+        };
+        let mut timing = self.timing(resumed, trace, &attempts);
+        timing.start = Some(start.clone());
+        timing.guest = Some(view::guest(&up.status));
+        let older = up.status.open_vsocks.older_generations;
+        self.enter_session(up);
+        let note = Note {
+            timing: Some(timing),
+            start: Some(start.clone()),
+            ..Note::default()
+        };
+        self.transition_soon(Event::Ready, note, |record| {
+            record.image_generation = None;
+            let facts = &mut record.facts;
+            facts.image_unusable = None;
+            facts.last_start = Some(start);
+            facts.readiness = attempts;
+            facts.note_leaks(older, record.generation);
+        });
+        fail_point::reach("start.shown");
+        if older > 0 {
+            let message = self.record.facts.warnings.join("; ");
+            self.add_event(EventType::Warning, message);
+        }
+        self.settle(None);
+    }
+
+    /// Begins the long-lived connections and lets others use the guest.
+    pub(super) fn enter_session(&mut self, up: Up) {
+        let address = GuestAddress {
+            socket: self.dir.vsock_socket(),
+            generation: self.record.generation,
+        };
+        let with_output = config::launch_request(&self.record.config, &self.record.name).is_some();
+        let session = GuestSession::begin(&address, up.monitor, &self.log, with_output);
+        let learnt = session.learnt();
+        self.publish_live(Some(Live {
+            address,
+            control: up.control.clone(),
+            learnt,
+        }));
+        self.control = Some(up.control);
+        self.session = Some(session);
+        self.activity.touch();
+        self.started_at = Some(tokio::time::Instant::now());
+    }
+
+    fn timing(&self, resumed: bool, trace: &Trace, attempts: &[Attempt]) -> Timing {
+        let operation = if resumed {
+            Operation::Resume
+        } else {
+            Operation::Start
+        };
+        let mut timing = trace.finish(operation, self.record.generation);
+        timing.readiness = attempts.to_vec();
+        timing
+    }
+
+    fn fail_start(
+        &mut self,
+        message: String,
+        resumed: bool,
+        trace: &Trace,
+        attempts: Vec<Attempt>,
+    ) {
+        let mut timing = self.timing(resumed, trace, &attempts);
+        timing.error = Some(message.clone());
+        self.log
+            .add_note(&format!("could not be started: {message}"));
+        let intact = resumed && self.dir.image_manifest().exists();
+        let event = if intact {
+            Event::StartRolledBack
+        } else {
+            Event::StartFailed
+        };
+        let note = Note {
+            timing: Some(timing),
+            message: Some(message.clone()),
+            ..Note::default()
+        };
+        self.transition_soon(event, note, |record| {
+            record.vmm = None;
+            record.facts.readiness = attempts;
+            if !intact {
+                record.image_generation = None;
+            }
+        });
+        self.settle(Some(&message));
+    }
+}
+
+fn is_refusal(exit: &VmmExit) -> bool {
+    exit.reason() == Some(ExitReason::ImageRefused) || exit.code == Some(exit_code::IMAGE_REFUSED)
+}

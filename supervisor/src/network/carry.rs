@@ -1,0 +1,149 @@
+//! One connection of a published port: held until the guest is ready, then carried both ways.
+
+use std::time::Duration;
+
+use guest_protocol::{RefusalKind, Request};
+use machine_api::{Machine, MachineState, Service};
+use tokio::io::{AsyncWriteExt, copy};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::checks::{PASSING, READINESS};
+use crate::guest::{GuestError, GuestStream};
+use crate::machine::handle::{Live, Order};
+use crate::machine::{Handle, MachineError, Until};
+
+/// How long a connection is held for a machine that starts.
+const HOLD: Duration = Duration::from_secs(180);
+/// How long the guest may take to answer.
+const ANSWER: Duration = Duration::from_secs(10);
+/// How long a guest that has just started may take to listen on its port, and how often it is
+/// asked meanwhile.
+const LISTEN: Duration = Duration::from_secs(15);
+const LISTEN_PAUSE: Duration = Duration::from_millis(100);
+
+/// Carries `client`. A connection that leads nowhere is closed.
+pub(super) async fn carry(handle: &Handle, service: &Service, client: TcpStream) {
+    if handle.view().cordoned {
+        return;
+    }
+    let _busy = handle.activity().begin();
+    match reach(handle, service).await {
+        Ok(Some(guest)) => exchange(client, guest).await,
+        Ok(None) => {}
+        Err(error) => {
+            tracing::info!(machine_id = handle.id(), %error, "a connection was not carried");
+        }
+    }
+}
+
+/// The guest's end; none where the guest has nobody on that port, or may not be started.
+async fn reach(handle: &Handle, service: &Service) -> Result<Option<GuestStream>, MachineError> {
+    let autostart = service.autostart.unwrap_or(false);
+    let woken = handle.live().is_err();
+    let Some(live) = ready(handle, autostart).await? else {
+        return Ok(None);
+    };
+    let patience = Instant::now() + LISTEN;
+    loop {
+        let request = Request::Forward {
+            port: service.internal_port,
+        };
+        match timeout(ANSWER, live.address.open(request)).await {
+            Ok(Ok(stream)) => return Ok(Some(stream)),
+            Ok(Err(GuestError::Refused(refusal)))
+                if woken && refusal.kind == RefusalKind::NotFound && Instant::now() < patience =>
+            {
+                sleep(LISTEN_PAUSE).await;
+            }
+            Ok(Err(source)) => {
+                let id = handle.id().to_owned();
+                return Err(MachineError::Guest {
+                    id,
+                    what: "take the connection",
+                    source,
+                });
+            }
+            Err(_) => return Ok(None),
+        }
+    }
+}
+
+/// Access to the guest, after a start if need be.
+async fn ready(handle: &Handle, autostart: bool) -> Result<Option<Live>, MachineError> {
+    let deadline = Instant::now() + HOLD;
+    let mut view = handle.watch();
+    loop {
+        let machine = view.borrow_and_update().clone();
+        let left = deadline.saturating_duration_since(Instant::now());
+        if let Ok(live) = handle.live() {
+            if passes(&machine) {
+                return Ok(Some(live));
+            }
+            if !matches!(timeout(left, view.changed()).await, Ok(Ok(()))) {
+                return Ok(None);
+            }
+            continue;
+        }
+        let state = machine.state;
+        let wakes = match state {
+            MachineState::Suspended | MachineState::Suspending => autostart,
+            MachineState::Stopped | MachineState::Created => autostart,
+            MachineState::Destroyed | MachineState::Destroying | MachineState::Failed => {
+                return Ok(None);
+            }
+            MachineState::Starting
+            | MachineState::Started
+            | MachineState::Stopping
+            | MachineState::Restarting
+            | MachineState::Updating => false,
+        };
+        if wakes {
+            let start = handle.request_by_supervisor(Order::Start, Until::Completed);
+            match timeout(left, start).await {
+                // Somebody else's transition came in between: its end is awaited below.
+                Ok(Ok(_) | Err(MachineError::Refused { .. })) => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Ok(None),
+            }
+        } else if matches!(
+            state,
+            MachineState::Suspended | MachineState::Stopped | MachineState::Created
+        ) || !matches!(timeout(left, view.changed()).await, Ok(Ok(())))
+        {
+            return Ok(None);
+        }
+    }
+}
+
+/// Whether all readiness checks have succeeded.
+fn passes(machine: &Machine) -> bool {
+    machine.config.checks.iter().all(|(name, check)| {
+        check.purpose.as_deref() != Some(READINESS)
+            || machine
+                .checks
+                .iter()
+                .any(|one| one.name == *name && one.status == PASSING)
+    })
+}
+
+/// Copies both ways; an end of one direction is passed on and does not end the other.
+async fn exchange(mut client: TcpStream, guest: GuestStream) {
+    // Small writes matter more to whoever waits for an answer than full packets.
+    let _ = client.set_nodelay(true);
+    let (mut from_guest, mut to_guest, early) = guest.into_raw();
+    let (mut from_client, mut to_client) = client.split();
+    let up = async {
+        let copied = copy(&mut from_client, &mut to_guest).await;
+        let _ = to_guest.shutdown().await;
+        copied.map(drop)
+    };
+    let down = async {
+        to_client.write_all(&early).await?;
+        let copied = copy(&mut from_guest, &mut to_client).await;
+        let _ = to_client.shutdown().await;
+        copied.map(drop)
+    };
+    // An error of either direction means that the whole connection is over.
+    let _ = tokio::try_join!(up, down);
+}

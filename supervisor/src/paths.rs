@@ -1,0 +1,152 @@
+//! Where things lie below the state directory.
+//!
+//! ```text
+//! <state-dir>/mctl.db  lock  api.sock  images/<name>/  machines/<id>/{image/,c.sock,v.sock,…}
+//! ```
+
+use std::path::{Path, PathBuf};
+
+/// Longest path of a Unix socket, without the closing zero byte.
+const SOCKET_PATH_BYTES: usize = 107;
+
+/// The state directory is nested too deep for its sockets.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "state directory {} is too long: sockets below it would exceed {SOCKET_PATH_BYTES} bytes \
+     (choose a path of at most {} bytes)",
+    path.display(),
+    longest_state_dir()
+)]
+pub(crate) struct TooLong {
+    path: PathBuf,
+}
+
+/// The state directory.
+#[derive(Debug, Clone)]
+pub(crate) struct StateDir {
+    root: PathBuf,
+}
+
+/// What follows the state directory in the longest socket path: a guest-opened connection's.
+const LONGEST_SOCKET: &str = "/machines/0123456789abcd/v.sock_4294967295";
+
+const fn longest_state_dir() -> usize {
+    SOCKET_PATH_BYTES - LONGEST_SOCKET.len()
+}
+
+impl StateDir {
+    /// Takes an absolute path.
+    pub(crate) fn new(root: PathBuf) -> Result<Self, TooLong> {
+        if root.as_os_str().len() > longest_state_dir() {
+            return Err(TooLong { path: root });
+        }
+        Ok(Self { root })
+    }
+
+    /// Itself.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Held locked while a supervisor works here.
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    /// The database.
+    pub(crate) fn database(&self) -> PathBuf {
+        self.root.join("mctl.db")
+    }
+
+    /// The API's socket unless told otherwise.
+    pub(crate) fn api_socket(&self) -> PathBuf {
+        self.root.join("api.sock")
+    }
+
+    /// The image store.
+    pub(crate) fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    /// All machines' directories.
+    pub(crate) fn machines(&self) -> PathBuf {
+        self.root.join("machines")
+    }
+
+    /// One machine's directory.
+    pub(crate) fn machine(&self, id: &str) -> MachineDir {
+        MachineDir {
+            root: self.machines().join(id),
+        }
+    }
+}
+
+/// A machine's directory.
+#[derive(Debug, Clone)]
+pub(crate) struct MachineDir {
+    root: PathBuf,
+}
+
+impl MachineDir {
+    /// Itself.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The image that a suspend writes.
+    pub(crate) fn image(&self) -> PathBuf {
+        self.root.join("image")
+    }
+
+    /// The file without which an image does not count.
+    pub(crate) fn image_manifest(&self) -> PathBuf {
+        self.root.join("image").join("manifest.json")
+    }
+
+    /// The serial console's output, appended to by each VMM.
+    pub(crate) fn console(&self) -> PathBuf {
+        self.root.join("console.log")
+    }
+
+    /// All log lines with time and source.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.root.join("log.ndjson")
+    }
+
+    /// What VMMs print about themselves.
+    pub(crate) fn vmm_log(&self) -> PathBuf {
+        self.root.join("vmm.log")
+    }
+
+    /// What a VMM writes as its last act.
+    pub(crate) fn exit_report(&self) -> PathBuf {
+        self.root.join("exit.json")
+    }
+
+    /// The VMM's control socket.
+    pub(crate) fn control_socket(&self) -> PathBuf {
+        self.root.join("c.sock")
+    }
+
+    /// The VMM's vsock host socket.
+    pub(crate) fn vsock_socket(&self) -> PathBuf {
+        self.root.join("v.sock")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_socket_just_fits() {
+        let root = PathBuf::from(format!("/{}", "d".repeat(longest_state_dir() - 1)));
+        let dir = StateDir::new(root).unwrap();
+        let longest = dir
+            .machine("0123456789abcd")
+            .root()
+            .join("v.sock_4294967295");
+        assert_eq!(longest.as_os_str().len(), SOCKET_PATH_BYTES);
+        assert!(StateDir::new(PathBuf::from("/d".repeat(40))).is_err());
+    }
+}

@@ -1,0 +1,194 @@
+//! What survives the supervisor: SQLite, and the only place with SQL.
+//!
+//! One thread owns the connection. Jobs that wait while it works go into one transaction
+//! together, so that a hundred machines that change at once share one sync of the disk. A job's
+//! answer is given after the commit. Files of machines are not kept here.
+
+mod machines;
+mod open;
+mod tokens;
+
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+pub(crate) use machines::{Change, Facts, LeaseFact, MachineRecord};
+pub(crate) use open::OpenError;
+pub(crate) use tokens::TokenRecord;
+
+/// Jobs that share one transaction at most.
+const BATCH: usize = 64;
+
+/// A job runs inside the transaction and returns what to do once its fate is known.
+type Job = Box<dyn FnOnce(&Connection) -> Finish + Send>;
+type Finish = Box<dyn FnOnce(Result<(), Arc<rusqlite::Error>>) + Send>;
+
+/// The database did not do what it should.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// There is no room left, or the disk can't be written.
+    #[error("cannot {what}: the disk of the state directory is full or can't be written")]
+    Unwritable {
+        /// What was attempted.
+        what: &'static str,
+        /// SQLite's error.
+        source: Arc<rusqlite::Error>,
+    },
+    /// A row of that name or id is there already.
+    #[error("cannot {what}: it exists already")]
+    Exists {
+        /// What was attempted.
+        what: &'static str,
+        /// SQLite's error.
+        source: Arc<rusqlite::Error>,
+    },
+    /// Anything else that SQLite says.
+    #[error("cannot {what}")]
+    Sqlite {
+        /// What was attempted.
+        what: &'static str,
+        /// SQLite's error.
+        source: Arc<rusqlite::Error>,
+    },
+    /// The thread is gone: the supervisor is shutting down.
+    #[error("cannot {what}: the database is closed")]
+    Closed {
+        /// What was attempted.
+        what: &'static str,
+    },
+}
+
+impl StoreError {
+    fn from_sqlite(what: &'static str, source: Arc<rusqlite::Error>) -> Self {
+        use rusqlite::ErrorCode as Code;
+        match source.sqlite_error_code() {
+            Some(Code::DiskFull | Code::ReadOnly | Code::SystemIoFailure | Code::CannotOpen) => {
+                Self::Unwritable { what, source }
+            }
+            Some(Code::ConstraintViolation) => Self::Exists { what, source },
+            _ => Self::Sqlite { what, source },
+        }
+    }
+}
+
+/// The way to the database; cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Store {
+    /// Opens, checks and migrates the database at `path`, and starts its thread.
+    pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
+        let connection = open::open(path)?;
+        let (jobs, queue) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || serve(&connection, &queue))
+            .map_err(OpenError::Thread)?;
+        Ok(Self { jobs })
+    }
+
+    /// Runs `work` on the database and returns its result once that is durable.
+    pub(crate) async fn call<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (sender, receiver) = oneshot::channel();
+        let job: Job = Box::new(move |connection| {
+            let result = in_savepoint(connection, work);
+            Box::new(move |committed| {
+                let result = match committed {
+                    Ok(()) => result.map_err(Arc::new),
+                    Err(error) => Err(error),
+                };
+                // Nobody waits any more where the caller was cancelled.
+                let _ = sender.send(result);
+            })
+        });
+        self.jobs
+            .send(job)
+            .map_err(|_| StoreError::Closed { what })?;
+        let result = receiver.await.map_err(|_| StoreError::Closed { what })?;
+        result.map_err(|source| StoreError::from_sqlite(what, source))
+    }
+
+    /// Stores `changes`, all or none; returns when they are durable.
+    pub(crate) async fn commit(
+        &self,
+        what: &'static str,
+        changes: Vec<Change>,
+    ) -> Result<(), StoreError> {
+        self.call(what, move |connection| {
+            machines::write(connection, &changes)
+        })
+        .await
+    }
+
+    /// Stores `changes` without waiting, in order with all other jobs. For what a new supervisor
+    /// would find out by itself after a crash.
+    pub(crate) fn commit_soon(&self, what: &'static str, changes: Vec<Change>) {
+        let job: Job = Box::new(move |connection| {
+            let result = in_savepoint(connection, |c| machines::write(c, &changes));
+            Box::new(move |committed| {
+                if let Err(error) = committed.and(result.map_err(Arc::new)) {
+                    tracing::error!(%error, "cannot {what}");
+                }
+            })
+        });
+        if self.jobs.send(job).is_err() {
+            tracing::error!("cannot {what}: the database is closed");
+        }
+    }
+}
+
+fn serve(connection: &Connection, queue: &mpsc::Receiver<Job>) {
+    while let Ok(first) = queue.recv() {
+        if let Err(error) = connection.execute_batch("BEGIN") {
+            let finish = first(connection);
+            finish(Err(Arc::new(error)));
+            continue;
+        }
+        let mut finishes = vec![first(connection)];
+        while finishes.len() < BATCH
+            && let Ok(job) = queue.try_recv()
+        {
+            finishes.push(job(connection));
+        }
+        let committed = connection.execute_batch("COMMIT").map_err(Arc::new);
+        if committed.is_err() && !connection.is_autocommit() {
+            // A commit that failed for want of space leaves the transaction open.
+            if let Err(error) = connection.execute_batch("ROLLBACK") {
+                tracing::error!(%error, "cannot roll back");
+            }
+        }
+        for finish in finishes {
+            finish(committed.clone());
+        }
+    }
+}
+
+/// Runs one job of a batch so that its failure takes back its own writes only.
+fn in_savepoint<T>(
+    connection: &Connection,
+    work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    connection.execute_batch("SAVEPOINT job")?;
+    let result = work(connection);
+    let end = if result.is_ok() {
+        "RELEASE job"
+    } else {
+        "ROLLBACK TO job; RELEASE job"
+    };
+    // Some failures, such as a full disk, have rolled everything back already.
+    if !connection.is_autocommit() {
+        connection.execute_batch(end)?;
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests;

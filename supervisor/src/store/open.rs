@@ -1,0 +1,176 @@
+//! Opening the database: its settings, its check, its migrations.
+//!
+//! A file that is damaged, foreign or of a newer version is left exactly as it is.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OpenFlags};
+
+/// `application_id` of our databases: "mctl".
+const APPLICATION_ID: i32 = 0x6d63_746c;
+
+/// What brings a database from one version to the next; `user_version` counts them.
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001_machines.sql"),
+    include_str!("migrations/0002_tokens.sql"),
+];
+
+/// Why the database can't be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// The file can't be opened or written.
+    #[error("cannot open the database {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// SQLite's error.
+        source: rusqlite::Error,
+    },
+    /// It is no database, or parts of it are wrong.
+    #[error(
+        "the database {} is damaged: {finding} (nothing was changed; restore it from a backup, or \
+         move it away to begin without machines)",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What the check found.
+        finding: String,
+    },
+    /// Another program's database.
+    #[error("{} is a database of another program (application id {id:#x})", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// Its `application_id`.
+        id: i32,
+    },
+    /// A newer supervisor has written it.
+    #[error(
+        "the database {} has version {found}, this supervisor knows up to {known} (use the newer \
+         supervisor)",
+        path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: usize,
+        /// The newest we know.
+        known: usize,
+    },
+    /// A migration failed; the database is as before.
+    #[error("cannot bring the database {} to version {version}", path.display())]
+    Migrate {
+        /// The file.
+        path: PathBuf,
+        /// The version that was attempted.
+        version: usize,
+        /// SQLite's error.
+        source: rusqlite::Error,
+    },
+    /// No thread for it.
+    #[error("cannot start the database's thread")]
+    Thread(#[source] io::Error),
+}
+
+/// Opens the database at `path`, made if it is not there.
+pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
+    let fail = |source| refine(path, source);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags).map_err(fail)?;
+    check(&connection, path)?;
+    connection
+        .pragma_update(None, "journal_mode", "wal")
+        .map_err(fail)?;
+    connection
+        .pragma_update(None, "synchronous", "full")
+        .map_err(fail)?;
+    connection
+        .pragma_update(None, "foreign_keys", true)
+        .map_err(fail)?;
+    migrate(&mut connection, path)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+/// Reads only: whose file it is, which version, and whether it is whole.
+fn check(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let fail = |source| refine(path, source);
+    let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let version = usize::try_from(number("user_version").map_err(fail)?).unwrap_or(usize::MAX);
+    let id = i32::try_from(number("application_id").map_err(fail)?).unwrap_or(0);
+    let tables: i64 = connection
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+        .map_err(fail)?;
+    let fresh = version == 0 && id == 0 && tables == 0;
+    if !fresh && id != APPLICATION_ID {
+        return Err(OpenError::Foreign {
+            path: path.to_owned(),
+            id,
+        });
+    }
+    if version > MIGRATIONS.len() {
+        let (found, known) = (version, MIGRATIONS.len());
+        return Err(OpenError::Newer {
+            path: path.to_owned(),
+            found,
+            known,
+        });
+    }
+    let finding: String = connection
+        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+        .map_err(fail)?;
+    if finding != "ok" {
+        return Err(OpenError::Damaged {
+            path: path.to_owned(),
+            finding,
+        });
+    }
+    Ok(())
+}
+
+fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
+    let done: i64 = connection
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .map_err(|source| refine(path, source))?;
+    let done = usize::try_from(done).unwrap_or(0);
+    for (index, script) in MIGRATIONS.iter().enumerate().skip(done) {
+        let version = index + 1;
+        apply(connection, script, version).map_err(|source| OpenError::Migrate {
+            path: path.to_owned(),
+            version,
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+fn apply(connection: &mut Connection, script: &str, version: usize) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(script)?;
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(
+        None,
+        "user_version",
+        i64::try_from(version).unwrap_or(i64::MAX),
+    )?;
+    transaction.commit()
+}
+
+/// Tells a damaged file from one that can't be opened.
+fn refine(path: &Path, source: rusqlite::Error) -> OpenError {
+    use rusqlite::ErrorCode as Code;
+    let path = path.to_owned();
+    match source.sqlite_error_code() {
+        Some(Code::NotADatabase | Code::DatabaseCorrupt) => OpenError::Damaged {
+            path,
+            finding: source.to_string(),
+        },
+        _ => OpenError::Open { path, source },
+    }
+}

@@ -1,0 +1,148 @@
+//! The store on real files: what survives, what is refused, what is left alone.
+
+use std::fs;
+use std::path::Path;
+
+use machine_api::{ImageRef, MachineConfig};
+
+use super::{Change, Facts, MachineRecord, OpenError, Store, StoreError};
+use crate::machine::state::State;
+
+fn machine(id: &str, name: &str) -> Box<MachineRecord> {
+    Box::new(MachineRecord {
+        id: id.to_owned(),
+        app: "default".to_owned(),
+        name: name.to_owned(),
+        state: State::Created,
+        instance_id: "v1".to_owned(),
+        config: MachineConfig::default(),
+        image_ref: ImageRef::default(),
+        created_at_ms: 1,
+        updated_at_ms: 1,
+        generation: 0,
+        image_generation: None,
+        vmm: None,
+        facts: Facts::default(),
+    })
+}
+
+async fn add(store: &Store, id: &str, name: &str) -> Result<(), StoreError> {
+    store
+        .commit("add", vec![Change::NewMachine(machine(id, name))])
+        .await
+}
+
+fn damage(path: &Path, offset: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    for byte in &mut bytes[offset..offset + 64] {
+        *byte ^= 0x5a;
+    }
+    fs::write(path, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn machines_survive_a_reopening() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mctl.db");
+    let store = Store::open(&path).unwrap();
+    add(&store, "a", "one").await.unwrap();
+    let mut changed = machine("a", "one");
+    changed.state = State::Suspended;
+    changed.generation = 7;
+    changed.image_generation = Some(7);
+    store
+        .commit("change", vec![Change::Machine(changed)])
+        .await
+        .unwrap();
+    drop(store);
+
+    let found = Store::open(&path).unwrap().machines().await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(
+        (found[0].state, found[0].image_generation),
+        (State::Suspended, Some(7))
+    );
+}
+
+#[tokio::test]
+async fn a_name_is_taken_until_its_machine_is_destroyed() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("mctl.db")).unwrap();
+    add(&store, "a", "same").await.unwrap();
+    assert!(matches!(
+        add(&store, "b", "same").await,
+        Err(StoreError::Exists { .. })
+    ));
+
+    let mut gone = machine("a", "same");
+    gone.state = State::Destroyed;
+    store
+        .commit("destroy", vec![Change::Machine(gone)])
+        .await
+        .unwrap();
+    add(&store, "b", "same").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_change_takes_back_those_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("mctl.db")).unwrap();
+    let twice = vec![
+        Change::NewMachine(machine("a", "one")),
+        Change::NewMachine(machine("a", "two")),
+    ];
+    assert!(store.commit("add twice", twice).await.is_err());
+    assert!(store.machines().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_damaged_database_is_refused_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mctl.db");
+    let store = Store::open(&path).unwrap();
+    add(&store, "a", "one").await.unwrap();
+    drop(store);
+    // The thread closes the connection, which folds the log into the file, after the last sender.
+    for _ in 0..1_000 {
+        if !folder.path().join("mctl.db-wal").exists() {
+            break;
+        }
+        tokio::task::yield_now().await;
+        std::thread::yield_now();
+    }
+    let whole = fs::read(&path).unwrap();
+    for offset in [0, 4096, whole.len() - 4096] {
+        fs::write(&path, &whole).unwrap();
+        damage(&path, offset);
+        let before = fs::read(&path).unwrap();
+        let error = Store::open(&path).unwrap_err();
+        assert!(
+            matches!(error, OpenError::Damaged { .. }),
+            "at {offset}: {error}"
+        );
+        assert_eq!(fs::read(&path).unwrap(), before, "at {offset}");
+    }
+}
+
+#[test]
+fn a_text_file_is_no_database() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mctl.db");
+    fs::write(&path, "notes, and more than sixteen bytes of them").unwrap();
+    assert!(matches!(Store::open(&path), Err(OpenError::Damaged { .. })));
+    assert!(fs::read_to_string(&path).unwrap().starts_with("notes"));
+}
+
+#[test]
+fn a_newer_database_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mctl.db");
+    drop(Store::open(&path).unwrap());
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.pragma_update(None, "user_version", 999).unwrap();
+    drop(connection);
+    assert!(matches!(
+        Store::open(&path),
+        Err(OpenError::Newer { found: 999, .. })
+    ));
+}

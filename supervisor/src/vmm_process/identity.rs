@@ -1,0 +1,94 @@
+//! Which process is meant: a pid alone is a number that the kernel gives out again.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize};
+
+/// A process of this host for all time: its pid, when it started, and in which boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProcessIdentity {
+    /// Process id.
+    pub(crate) pid: i32,
+    /// Start time in clock ticks since boot, from `/proc/<pid>/stat`.
+    pub(crate) start_ticks: u64,
+    /// The host's boot id.
+    pub(crate) boot_id: String,
+}
+
+impl ProcessIdentity {
+    /// Opens the process `pid`, whichever that is now, and says who it is.
+    ///
+    /// The descriptor comes first: once it is open the number can't move to another process
+    /// unnoticed, since a descriptor of a dead process never becomes readable as a living one.
+    pub(crate) fn open_pid(pid: i32) -> io::Result<(Self, OwnedFd)> {
+        let handle = Pid::from_raw(pid)
+            .filter(|_| pid > 0)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no process id"))?;
+        let pidfd = pidfd_open(handle, PidfdFlags::empty())?;
+        let start_ticks = start_ticks(pid)?;
+        Ok((
+            Self {
+                pid,
+                start_ticks,
+                boot_id: host_boot_id().to_owned(),
+            },
+            pidfd,
+        ))
+    }
+
+    /// Opens this very process, if it still exists.
+    pub(crate) fn open(&self) -> Option<OwnedFd> {
+        let (found, pidfd) = Self::open_pid(self.pid).ok()?;
+        (found == *self).then_some(pidfd)
+    }
+}
+
+/// Field 22 of `/proc/<pid>/stat`. The name in field 2 may hold spaces and parentheses.
+fn start_ticks(pid: i32) -> io::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    stat.rsplit_once(')')
+        .and_then(|(_, fields)| fields.split_whitespace().nth(19))
+        .and_then(|ticks| ticks.parse().ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unreadable /proc/<pid>/stat"))
+}
+
+fn host_boot_id() -> &'static str {
+    static BOOT_ID: OnceLock<String> = OnceLock::new();
+    BOOT_ID.get_or_init(|| {
+        fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map(|text| text.trim().to_owned())
+            .unwrap_or_default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_found_again_by_its_identity() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let (identity, _pidfd) = ProcessIdentity::open_pid(own).unwrap();
+        assert!(identity.open().is_some());
+    }
+
+    #[test]
+    fn another_process_under_the_same_number_is_not_taken_for_it() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let (identity, _pidfd) = ProcessIdentity::open_pid(own).unwrap();
+        let older = ProcessIdentity {
+            start_ticks: identity.start_ticks + 1,
+            ..identity.clone()
+        };
+        let other_boot = ProcessIdentity {
+            boot_id: "another".to_owned(),
+            ..identity
+        };
+        assert!(older.open().is_none());
+        assert!(other_boot.open().is_none());
+    }
+}

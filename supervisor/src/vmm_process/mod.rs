@@ -1,0 +1,276 @@
+//! VMM processes: launch, adopt, watch, kill; the only place with pids.
+//!
+//! A VMM outlives the supervisor that launched it. It gets its control listener as standard
+//! input, so that a later supervisor can connect by path, and leaves an exit report in a file,
+//! since only a parent can collect an exit status.
+
+mod control;
+mod identity;
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+
+use rustix::process::{Signal, pidfd_send_signal};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+use vmm_control::{ExitReason, ExitReport};
+
+pub(crate) use control::{Control, ControlError};
+pub(crate) use identity::ProcessIdentity;
+
+use crate::paths::MachineDir;
+
+/// What a VMM is launched with, besides its files.
+#[derive(Debug, Clone)]
+pub(crate) struct LaunchSpec {
+    /// The binary.
+    pub(crate) program: PathBuf,
+    /// Verb and arguments of their own.
+    pub(crate) arguments: Vec<String>,
+    /// The machine.
+    pub(crate) machine_id: String,
+    /// Its new generation.
+    pub(crate) generation: u64,
+    /// Its directory.
+    pub(crate) dir: MachineDir,
+}
+
+/// A VMM could not be launched.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SpawnError {
+    /// A file or socket that it needs can't be made.
+    #[error("cannot prepare {}", path.display())]
+    Prepare {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The program can't be run.
+    #[error("cannot run {}", program.display())]
+    Run {
+        /// The program.
+        program: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// How a VMM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct VmmExit {
+    /// Exit code; none if a signal killed it or it was not our child.
+    pub(crate) code: Option<i32>,
+    /// Signal that killed it.
+    pub(crate) signal: Option<i32>,
+    /// What it wrote as its last act.
+    pub(crate) report: Option<ExitReport>,
+}
+
+impl VmmExit {
+    /// Why it ended, as far as it said.
+    pub(crate) fn reason(&self) -> Option<ExitReason> {
+        self.report.as_ref().map(|report| report.reason)
+    }
+
+    /// One sentence for events.
+    pub(crate) fn in_words(&self) -> String {
+        match (&self.report, self.signal, self.code) {
+            (Some(report), _, _) => report.message.clone(),
+            (None, Some(signal), _) => format!("the VMM was killed by signal {signal}"),
+            (None, None, Some(code)) => format!("the VMM exited with code {code} and no report"),
+            (None, None, None) => "the VMM is gone and left no report".to_owned(),
+        }
+    }
+}
+
+/// A VMM that was alive when this was made.
+#[derive(Debug, Clone)]
+pub(crate) struct VmmProcess {
+    identity: ProcessIdentity,
+    pidfd: Arc<OwnedFd>,
+    exit: watch::Receiver<Option<VmmExit>>,
+}
+
+impl VmmProcess {
+    /// Launches a VMM. Returns as soon as the process exists.
+    pub(crate) fn spawn(spec: &LaunchSpec) -> Result<Self, SpawnError> {
+        let listener = prepare(&spec.dir)?;
+        let log = spec.dir.vmm_log();
+        let output = append_to(&log).map_err(|source| prepare_error(&log, source))?;
+        let error = output
+            .try_clone()
+            .map_err(|source| prepare_error(&log, source))?;
+        let run = |source| SpawnError::Run {
+            program: spec.program.clone(),
+            source,
+        };
+        let mut child = Command::new(&spec.program)
+            .args(&spec.arguments)
+            .env_clear()
+            .stdin(Stdio::from(OwnedFd::from(listener)))
+            .stdout(output)
+            .stderr(error)
+            // A group of its own: a Ctrl-C at the supervisor's terminal is none of its business.
+            .process_group(0)
+            .spawn()
+            .map_err(run)?;
+        let opened = i32::try_from(child.id())
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+            .and_then(ProcessIdentity::open_pid);
+        match opened {
+            Ok((identity, pidfd)) => Self::watch(spec, identity, pidfd, Some(child)).map_err(run),
+            Err(source) => {
+                // Without a descriptor it could not be watched; better no VMM than an unseen one.
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(run(source))
+            }
+        }
+    }
+
+    /// Takes over a VMM that another supervisor launched, if it is still that very process.
+    pub(crate) fn adopt(
+        identity: &ProcessIdentity,
+        machine_id: &str,
+        generation: u64,
+        dir: &MachineDir,
+    ) -> Option<Self> {
+        let pidfd = identity.open()?;
+        let spec = LaunchSpec {
+            program: PathBuf::new(),
+            arguments: Vec::new(),
+            machine_id: machine_id.to_owned(),
+            generation,
+            dir: dir.clone(),
+        };
+        Self::watch(&spec, identity.clone(), pidfd, None).ok()
+    }
+
+    fn watch(
+        spec: &LaunchSpec,
+        identity: ProcessIdentity,
+        pidfd: OwnedFd,
+        child: Option<Child>,
+    ) -> io::Result<Self> {
+        let pidfd = Arc::new(pidfd);
+        #[expect(
+            deprecated,
+            reason = "an OwnedFd in an Arc is and stays the same descriptor"
+        )]
+        let readable = AsyncFd::new(pidfd.clone())?;
+        let (sender, exit) = watch::channel(None);
+        let (machine_id, generation) = (spec.machine_id.clone(), spec.generation);
+        let report_path = spec.dir.exit_report();
+        tokio::spawn(async move {
+            // A pidfd becomes readable when its process ends, and stays so.
+            if let Err(error) = readable.readable().await {
+                tracing::error!(%error, machine_id, "cannot watch the VMM");
+            }
+            let status = child.and_then(|mut child| child.wait().ok());
+            let report = read_exit_report(&report_path, &machine_id, generation);
+            let _ = sender.send(Some(VmmExit {
+                code: status.and_then(|status: ExitStatus| status.code()),
+                signal: status.and_then(|status| status.signal()),
+                report,
+            }));
+        });
+        Ok(Self {
+            identity,
+            pidfd,
+            exit,
+        })
+    }
+
+    /// Who it is.
+    pub(crate) fn identity(&self) -> &ProcessIdentity {
+        &self.identity
+    }
+
+    /// Waits for its end, which may be long past.
+    pub(crate) async fn exited(&self) -> VmmExit {
+        let mut exit = self.exit.clone();
+        match exit
+            .wait_for(Option::is_some)
+            .await
+            .map(|seen| seen.clone())
+        {
+            Ok(Some(exit)) => exit,
+            // The watching task ends only with the runtime.
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Kills it; [`Self::exited`] tells when it is gone.
+    pub(crate) fn kill(&self) {
+        // The only failure is that it has ended already.
+        let _ = pidfd_send_signal(self.pidfd.as_fd(), Signal::KILL);
+    }
+}
+
+/// Removes what an earlier VMM left and binds the control socket.
+fn prepare(dir: &MachineDir) -> Result<UnixListener, SpawnError> {
+    for path in [dir.control_socket(), dir.vsock_socket(), dir.exit_report()] {
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(prepare_error(&path, source));
+            }
+            _ => {}
+        }
+    }
+    let path = dir.control_socket();
+    UnixListener::bind(&path).map_err(|source| prepare_error(&path, source))
+}
+
+fn prepare_error(path: &Path, source: io::Error) -> SpawnError {
+    SpawnError::Prepare {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn append_to(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+/// The exit report of that generation, if one was written; a stale or foreign one does not count.
+pub(crate) fn read_exit_report(
+    path: &Path,
+    machine_id: &str,
+    generation: u64,
+) -> Option<ExitReport> {
+    let text = fs::read(path).ok()?;
+    serde_json::from_slice::<ExitReport>(&text)
+        .ok()
+        .filter(|report| report.machine_id == machine_id && report.generation == generation)
+}
+
+/// A living process whose command line names this machine's exit report: its VMM, whoever
+/// launched it. For a supervisor that died between a launch and its note about it.
+pub(crate) fn find_by_command_line(dir: &MachineDir) -> Vec<ProcessIdentity> {
+    let wanted = dir.exit_report();
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| {
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+                line.split(|byte| *byte == 0)
+                    .any(|word| word == wanted.as_os_str().as_encoded_bytes())
+            })
+        })
+        .filter_map(|pid| {
+            ProcessIdentity::open_pid(pid)
+                .ok()
+                .map(|(identity, _)| identity)
+        })
+        .collect()
+}

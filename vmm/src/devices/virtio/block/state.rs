@@ -1,0 +1,12 @@
+//! What a block device saves.
+
+use serde::{Deserialize, Serialize};
+
+/// State of a block device; requests are served at once, so none is ever in flight.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockState {
+    pub(super) size_bytes: u64,
+    pub(super) read_only: bool,
+    /// The serial number that the guest has seen.
+    pub(super) id: String,
+}

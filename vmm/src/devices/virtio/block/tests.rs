@@ -1,0 +1,334 @@
+//! Tests of the block device against a fake driver, on files.
+
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use proptest::prelude::{any, prop, proptest};
+use tempfile::TempDir;
+
+use super::{Block, BlockConfig, BlockError, BlockState};
+use crate::devices::virtio::device::{DeviceState, VirtioDevice};
+use crate::devices::virtio::testing::{
+    CountedInterrupt, Descriptor, DriverQueue, activation, memory, saved_queues,
+};
+
+const READ: u32 = 0;
+const WRITE: u32 = 1;
+const FLUSH: u32 = 4;
+const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
+
+const OK: u8 = 0;
+const IO_ERROR: u8 = 1;
+const UNSUPPORTED: u8 = 2;
+
+const DISK_BYTES: u64 = 1 << 20;
+
+struct Fixture {
+    block: Block,
+    queue: DriverQueue,
+    path: PathBuf,
+    _folder: TempDir,
+}
+
+impl Fixture {
+    fn new(read_only: bool) -> Self {
+        let folder = TempDir::new().unwrap();
+        let path = disk(folder.path(), DISK_BYTES);
+        let mut block = Block::new(BlockConfig {
+            path: path.clone(),
+            read_only,
+        })
+        .unwrap();
+        let memory = memory();
+        let queue = DriverQueue::new(&memory, 0, 64);
+        let interrupt = Arc::new(CountedInterrupt::default());
+        block
+            .activate(activation(&memory, &interrupt, vec![queue.device_end()]))
+            .unwrap();
+        Self {
+            block,
+            queue,
+            path,
+            _folder: folder,
+        }
+    }
+
+    /// Makes a request with `data` to read and space for `space` bytes; status and data that come
+    /// back.
+    fn ask(&mut self, kind: u32, sector: u64, data: &[u8], space: u32) -> (u8, Vec<u8>) {
+        let header = header(kind, sector);
+        let readable = [header.as_slice(), data];
+        let readable = if data.is_empty() {
+            &readable[..1]
+        } else {
+            &readable
+        };
+        let writable = [space, 1];
+        let writable = if space == 0 {
+            &writable[1..]
+        } else {
+            &writable
+        };
+        self.queue.give(readable, writable).unwrap();
+        self.block.serve_queue(0).unwrap();
+        let used = self.queue.take().unwrap();
+        (
+            used.last.unwrap(),
+            used.bytes[..used.bytes.len() - 1].to_vec(),
+        )
+    }
+
+    fn bytes_at(&self, offset: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        std::fs::File::open(&self.path)
+            .unwrap()
+            .read_exact_at(&mut bytes, offset)
+            .unwrap();
+        bytes
+    }
+}
+
+fn disk(folder: &Path, bytes: u64) -> PathBuf {
+    let path = folder.join("disk");
+    std::fs::File::create(&path)
+        .unwrap()
+        .set_len(bytes)
+        .unwrap();
+    path
+}
+
+fn header(kind: u32, sector: u64) -> [u8; 16] {
+    let mut header = [0; 16];
+    header[..4].copy_from_slice(&kind.to_le_bytes());
+    header[8..].copy_from_slice(&sector.to_le_bytes());
+    header
+}
+
+#[test]
+fn what_is_written_is_read_back_and_is_in_the_file() {
+    let mut disk = Fixture::new(false);
+    let data: Vec<u8> = (0..2048_u32).map(|at| (at % 251) as u8).collect();
+    assert_eq!(disk.ask(WRITE, 7, &data, 0).0, OK);
+    assert_eq!(disk.ask(FLUSH, 0, &[], 0).0, OK);
+    let (status, read) = disk.ask(READ, 7, &[], 2048);
+    assert_eq!(status, OK);
+    assert!(read == data, "the data read differ from the data written");
+    assert!(
+        disk.bytes_at(7 * 512, 2048) == data,
+        "the file differs from the data written"
+    );
+}
+
+#[test]
+fn a_read_only_disk_says_so_and_refuses_writes() {
+    let mut disk = Fixture::new(true);
+    assert_ne!(disk.block.features() & (1 << 5), 0);
+    assert_eq!(disk.block.features() & (1 << 13 | 1 << 14), 0);
+    assert_eq!(disk.ask(WRITE, 0, &[1; 512], 0).0, IO_ERROR);
+    assert_eq!(disk.ask(DISCARD, 0, &segment(0, 8, 0), 0).0, IO_ERROR);
+    assert_eq!(disk.ask(READ, 0, &[], 512), (OK, vec![0; 512]));
+}
+
+#[test]
+fn requests_beyond_the_end_are_io_errors() {
+    let mut disk = Fixture::new(false);
+    let sectors = DISK_BYTES / 512;
+    assert_eq!(disk.ask(READ, sectors - 1, &[], 512).0, OK);
+    assert_eq!(disk.ask(READ, sectors - 1, &[], 1024).0, IO_ERROR);
+    assert_eq!(disk.ask(READ, u64::MAX, &[], 512).0, IO_ERROR);
+    assert_eq!(disk.ask(WRITE, sectors, &[1; 512], 0).0, IO_ERROR);
+    assert_eq!(
+        disk.ask(WRITE_ZEROES, sectors - 1, &segment(sectors - 1, 2, 0), 0)
+            .0,
+        IO_ERROR
+    );
+}
+
+#[test]
+fn requests_that_are_no_whole_sectors_are_io_errors() {
+    let mut disk = Fixture::new(false);
+    assert_eq!(disk.ask(READ, 0, &[], 100).0, IO_ERROR);
+    assert_eq!(disk.ask(WRITE, 0, &[1; 511], 0).0, IO_ERROR);
+}
+
+#[test]
+fn unknown_requests_are_unsupported() {
+    let mut disk = Fixture::new(false);
+    assert_eq!(disk.ask(4711, 0, &[], 0).0, UNSUPPORTED);
+    assert_eq!(
+        disk.ask(WRITE_ZEROES, 0, &segment(0, 8, 2), 0).0,
+        UNSUPPORTED
+    );
+    assert_eq!(disk.ask(DISCARD, 0, &segment(0, 8, 1), 0).0, UNSUPPORTED);
+}
+
+#[test]
+fn write_zeroes_and_discard_clear_their_range_only() {
+    let mut disk = Fixture::new(false);
+    assert_eq!(disk.ask(WRITE, 0, &[7; 32768], 0).0, OK);
+    assert_eq!(disk.ask(WRITE_ZEROES, 0, &segment(8, 8, 0), 0).0, OK);
+    assert_eq!(disk.ask(WRITE_ZEROES, 0, &segment(24, 8, 1), 0).0, OK);
+    assert_eq!(disk.ask(DISCARD, 0, &segment(40, 8, 0), 0).0, OK);
+    assert!(disk.bytes_at(0, 4096) == [7; 4096] && disk.bytes_at(8192, 4096) == [7; 4096]);
+    assert!(disk.bytes_at(4096, 4096) == [0; 4096] && disk.bytes_at(12288, 4096) == [0; 4096]);
+}
+
+#[test]
+fn the_serial_number_is_padded_to_20_bytes() {
+    let mut disk = Fixture::new(false);
+    let (status, id) = disk.ask(GET_ID, 0, &[], 20);
+    assert_eq!(status, OK);
+    assert_eq!(id.len(), 20);
+    assert!(id.starts_with(state(&disk.block).id.as_bytes()), "{id:?}");
+}
+
+#[test]
+fn the_configuration_holds_the_capacity_in_sectors() {
+    let disk = Fixture::new(false);
+    let mut capacity = [0; 8];
+    disk.block.read_config(0, &mut capacity);
+    assert_eq!(u64::from_le_bytes(capacity), DISK_BYTES / 512);
+    let mut beyond = [0xff; 4];
+    disk.block.read_config(u64::MAX - 1, &mut beyond);
+    assert_eq!(beyond, [0; 4]);
+}
+
+#[test]
+fn a_writable_disk_has_one_user() {
+    let disk = Fixture::new(false);
+    let again = |read_only| {
+        Block::new(BlockConfig {
+            path: disk.path.clone(),
+            read_only,
+        })
+    };
+    assert!(matches!(again(false), Err(BlockError::InUse { .. })));
+    assert!(matches!(again(true), Err(BlockError::InUse { .. })));
+}
+
+#[test]
+fn a_read_only_disk_has_many_users() {
+    let disk = Fixture::new(true);
+    Block::new(BlockConfig {
+        path: disk.path.clone(),
+        read_only: true,
+    })
+    .unwrap();
+}
+
+#[test]
+fn what_is_no_disk_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let open = |path: PathBuf| {
+        Block::new(BlockConfig {
+            path,
+            read_only: true,
+        })
+    };
+    assert!(matches!(
+        open(folder.path().into()),
+        Err(BlockError::NotADisk { .. })
+    ));
+    assert!(matches!(
+        open(folder.path().join("none")),
+        Err(BlockError::Open { .. })
+    ));
+    assert!(matches!(
+        open(disk(folder.path(), 0)),
+        Err(BlockError::OddSize { .. })
+    ));
+    assert!(matches!(
+        open(disk(folder.path(), 513)),
+        Err(BlockError::OddSize { .. })
+    ));
+}
+
+#[test]
+fn a_restored_disk_may_have_another_path_but_no_other_size_or_mode() {
+    let saved = state(&Fixture::new(false).block);
+    let folder = TempDir::new().unwrap();
+    let path = disk(folder.path(), DISK_BYTES);
+    let restore = |read_only| {
+        Block::restore(
+            BlockConfig {
+                path: path.clone(),
+                read_only,
+            },
+            &saved,
+        )
+    };
+    assert_eq!(state(&restore(false).unwrap()).id, saved.id);
+    assert!(matches!(restore(true), Err(BlockError::ModeChanged { .. })));
+    disk(folder.path(), DISK_BYTES + 512);
+    assert!(matches!(
+        restore(false),
+        Err(BlockError::SizeChanged { .. })
+    ));
+}
+
+#[test]
+fn a_request_made_before_the_save_is_served_on_resume() {
+    let mut disk = Fixture::new(false);
+    let header = header(READ, 0);
+    disk.queue.give(&[&header], &[512, 1]).unwrap();
+    let queues = saved_queues(disk.block.queues());
+    let saved = state(&disk.block);
+    let config = BlockConfig {
+        path: disk.path.clone(),
+        read_only: false,
+    };
+    drop(disk.block);
+    let mut restored = Block::restore(config, &saved).unwrap();
+    let interrupt = Arc::new(CountedInterrupt::default());
+    restored
+        .activate(activation(disk.queue.memory(), &interrupt, queues))
+        .unwrap();
+    restored.resume().unwrap();
+    assert_eq!(disk.queue.take().unwrap().last, Some(OK));
+    assert!(interrupt.take() > 0);
+}
+
+fn segment(sector: u64, sectors: u32, flags: u32) -> [u8; 16] {
+    let mut segment = [0; 16];
+    segment[..8].copy_from_slice(&sector.to_le_bytes());
+    segment[8..12].copy_from_slice(&sectors.to_le_bytes());
+    segment[12..].copy_from_slice(&flags.to_le_bytes());
+    segment
+}
+
+fn state(block: &Block) -> BlockState {
+    match block.save() {
+        DeviceState::Block(state) => state,
+        other => panic!("a block device saved {other:?}"),
+    }
+}
+
+proptest! {
+    #[test]
+    fn hostile_chains_do_no_harm(
+        descriptors in prop::collection::vec(any::<(u64, u32, u16, u16)>(), 64),
+        headers in prop::collection::vec((0_u32..16, any::<u64>()), 16),
+        heads in prop::collection::vec(0_u16..80, 0..64),
+    ) {
+        let mut disk = Fixture::new(false);
+        for (at, (kind, sector)) in (0_u64..).zip(headers) {
+            let header = header(kind, sector >> 40);
+            let address = vm_memory::GuestAddress((32 << 20) + 64 * at);
+            vm_memory::Bytes::write_slice(disk.queue.memory(), &header, address).unwrap();
+        }
+        for (slot, (address, bytes, flags, next)) in (0..).zip(descriptors) {
+            let address = (32 << 20) + address % 2048;
+            let descriptor = Descriptor { address, bytes: bytes >> 12, flags, next: next % 80 };
+            disk.queue.store(slot, descriptor);
+        }
+        for head in heads {
+            disk.queue.publish(head);
+        }
+        // A broken ring is an error to the transport; all that counts here is that it comes back.
+        let _ = disk.block.serve_queue(0);
+        assert_eq!(std::fs::metadata(&disk.path).unwrap().len(), DISK_BYTES);
+    }
+}

@@ -1,0 +1,183 @@
+//! What every virtio device offers to its transport and to the event loop.
+//!
+//! A device sees guest memory, its queues and an [`Interrupt`]. It never names the machine, the
+//! vCPUs, KVM or a path of the supervisor. Three parts per device: registers and activation
+//! (`device.rs`), queue service (`queue.rs`), backend.
+//!
+//! All calls come from two places, under one lock per device: register accesses from vCPU
+//! threads, and `serve_*` from the event loop. Nothing in them may block for long.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use virtio_queue::{Queue, QueueState};
+use vm_memory::GuestMemoryMmap;
+
+use super::interrupt::Interrupt;
+
+/// What a device gets when the guest driver sets DRIVER_OK (virtio 1.2, 3.1.1), or on restore.
+#[derive(Debug)]
+pub struct Activation {
+    /// Guest memory; cheap to clone.
+    pub memory: GuestMemoryMmap,
+    /// How to tell the guest driver.
+    pub interrupt: Arc<dyn Interrupt>,
+    /// The queues, as many as the device has; those the driver left unready are unready.
+    pub queues: Vec<Queue>,
+    /// Features that driver and device agreed on.
+    pub features: u64,
+}
+
+/// Why a device can't go on with what its guest driver gave it. The transport then sets
+/// DEVICE_NEEDS_RESET (virtio 1.2, 2.1.2) and the device stays silent until it is reset.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// A queue's rings lie outside of memory or contradict themselves.
+    #[error("virtqueue {index} is broken")]
+    Queue {
+        /// Which queue.
+        index: u16,
+        /// What is wrong.
+        source: virtio_queue::Error,
+    },
+    /// The driver activated the device without a queue that it needs.
+    #[error("virtqueue {index} is not ready")]
+    QueueNotReady {
+        /// Which queue.
+        index: u16,
+    },
+    /// A saved state contradicts itself or the device.
+    #[error("saved state of the {device} device is not usable: {what}")]
+    State {
+        /// Name of the device.
+        device: &'static str,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// The host side failed (epoll, eventfd).
+    #[error("cannot {what}")]
+    Host {
+        /// What was attempted.
+        what: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// A virtio device behind a transport.
+///
+/// Life: created → (`activate` → `serve_*`… → `reset`)* . `save` may come at any time while vCPUs
+/// are halted and the event loop does not serve; a device that has work in flight finishes or
+/// records it there. A restored device gets `activate` with its old queues (if it was active) and
+/// then `resume` once, before any vCPU runs.
+pub trait VirtioDevice: Send + std::fmt::Debug {
+    /// Short lower-case name for logs and errors.
+    fn name(&self) -> &'static str;
+    /// Device type of virtio 1.2, chapter 5.
+    fn device_type(&self) -> u32;
+    /// Feature bits offered (VIRTIO_F_VERSION_1 included).
+    fn features(&self) -> u64;
+    /// Largest size of each queue; its length is the number of queues.
+    fn queue_max_sizes(&self) -> &'static [u16];
+    /// Reads the device-specific configuration space; bytes beyond its end are zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Writes to it; ignored where it is read-only.
+    fn write_config(&mut self, offset: u64, data: &[u8]);
+    /// Takes the queues into service.
+    ///
+    /// # Errors
+    /// [`DeviceError`] where the driver's set-up can't be used.
+    fn activate(&mut self, activation: Activation) -> Result<(), DeviceError>;
+    /// The queues in service; empty before activation and after a reset.
+    fn queues(&self) -> &[Queue];
+    /// Serves a queue that the guest driver has notified.
+    ///
+    /// # Errors
+    /// [`DeviceError`] where the guest broke the queue.
+    fn serve_queue(&mut self, index: u16) -> Result<(), DeviceError>;
+    /// A descriptor that is readable while the backend has work (sockets, timers); asked once, after activation
+    /// or not: the device keeps the same one for life.
+    fn backend_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    /// Serves the backend.
+    ///
+    /// # Errors
+    /// [`DeviceError`] where the guest broke a queue on the way.
+    fn serve_backend(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    /// Gives the queues up and forgets what the driver agreed to (virtio 1.2, 2.4). Connections to
+    /// the host end; what belongs to the device's configuration stays.
+    fn reset(&mut self);
+    /// State beyond the queues.
+    fn save(&self) -> DeviceState;
+    /// Called once after a restore and its `activate`, before vCPUs run: publish what the guest must learn.
+    ///
+    /// # Errors
+    /// [`DeviceError`] where the saved queues can't be used.
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+}
+
+/// State of one device beyond its queues and transport; plain data, not trusted on the way in.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum DeviceState {
+    /// A vsock device.
+    Vsock(super::vsock::VsockState),
+    /// An entropy device has none.
+    Rng,
+    /// A block device.
+    Block(super::block::BlockState),
+}
+
+/// A queue's state as it is saved; mirrors [`QueueState`], which has no serde.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedQueue {
+    max_size: u16,
+    next_avail: u16,
+    next_used: u16,
+    event_idx_enabled: bool,
+    size: u16,
+    ready: bool,
+    desc_table: u64,
+    avail_ring: u64,
+    used_ring: u64,
+}
+
+impl From<&Queue> for SavedQueue {
+    fn from(queue: &Queue) -> Self {
+        let state = queue.state();
+        Self {
+            max_size: state.max_size,
+            next_avail: state.next_avail,
+            next_used: state.next_used,
+            event_idx_enabled: state.event_idx_enabled,
+            size: state.size,
+            ready: state.ready,
+            desc_table: state.desc_table,
+            avail_ring: state.avail_ring,
+            used_ring: state.used_ring,
+        }
+    }
+}
+
+impl TryFrom<SavedQueue> for Queue {
+    type Error = virtio_queue::Error;
+
+    fn try_from(saved: SavedQueue) -> Result<Self, Self::Error> {
+        Self::try_from(QueueState {
+            max_size: saved.max_size,
+            next_avail: saved.next_avail,
+            next_used: saved.next_used,
+            event_idx_enabled: saved.event_idx_enabled,
+            size: saved.size,
+            ready: saved.ready,
+            desc_table: saved.desc_table,
+            avail_ring: saved.avail_ring,
+            used_ring: saved.used_ring,
+        })
+    }
+}

@@ -1,0 +1,372 @@
+//! The MMIO transport (virtio 1.2, 4.2): registers in front of one device.
+//!
+//! It negotiates features, takes the driver's queue set-up, activates and resets the device. How a
+//! doorbell rings and where the interrupt line leads is the machine's business: it connects
+//! [`MmioTransport::doorbells`] and [`MmioTransport::interrupt_line`].
+//!
+//! Device status (virtio 1.2, 2.1) only moves forward, until it is written 0:
+//!
+//! ```text
+//! 0 ─▶ ACKNOWLEDGE ─▶ DRIVER ─▶ FEATURES_OK ─▶ DRIVER_OK      NEEDS_RESET and FAILED join any
+//! ```
+
+mod registers;
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use self::registers::{Inner, new_queues};
+use super::device::{DeviceError, DeviceState, SavedQueue, VirtioDevice};
+use super::interrupt::Interrupt;
+use crate::bus::BusDevice;
+use crate::log;
+
+/// Offset of the doorbell register; the value written is the queue's index.
+pub const QUEUE_NOTIFY: u64 = 0x50;
+
+const CONFIG_SPACE: u64 = 0x100;
+const USED_BUFFER: u32 = 1 << 0;
+const CONFIG_CHANGE: u32 = 1 << 1;
+
+/// Why a transport can't be built.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// The host gives no descriptor.
+    #[error("cannot create an eventfd for the {device} device")]
+    EventFd {
+        /// Which device.
+        device: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A queue can't be that large.
+    #[error("cannot create queue {index} of the {device} device")]
+    Queue {
+        /// Which device.
+        device: &'static str,
+        /// Which queue.
+        index: usize,
+        /// Why.
+        source: virtio_queue::Error,
+    },
+    /// A saved state doesn't fit.
+    #[error("saved state of the {device} device's transport is not usable: {what}")]
+    State {
+        /// Which device.
+        device: &'static str,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// The device refuses its saved queues.
+    #[error("cannot put the {device} device back into service")]
+    Activate {
+        /// Which device.
+        device: &'static str,
+        /// Why.
+        source: DeviceError,
+    },
+}
+
+/// The interrupt of one device: status bits and a line.
+#[derive(Debug)]
+struct MmioInterrupt {
+    status: AtomicU32,
+    /// Changes with each configuration change, so that a driver can tell torn reads.
+    generation: AtomicU32,
+    line: EventFd,
+}
+
+impl MmioInterrupt {
+    fn raise(&self, bit: u32) {
+        // The driver reads the status in its interrupt service, so it is set first.
+        self.status.fetch_or(bit, Ordering::SeqCst);
+        // An eventfd's counter can't overflow here: the kernel empties it.
+        let _ = self.line.write(1);
+    }
+}
+
+impl Interrupt for MmioInterrupt {
+    fn signal_used(&self) {
+        self.raise(USED_BUFFER);
+    }
+
+    fn signal_config(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.raise(CONFIG_CHANGE);
+    }
+}
+
+/// Registers of one device. vCPUs access them, the event loop serves the device; a lock keeps them apart.
+#[derive(Debug)]
+pub struct MmioTransport {
+    name: &'static str,
+    inner: Mutex<Inner>,
+    interrupt: Arc<MmioInterrupt>,
+    doorbells: Vec<EventFd>,
+    backend: Option<OwnedFd>,
+    /// A broken device is reported once; its guest could break it in a loop.
+    reported: AtomicBool,
+}
+
+/// A transport's saved state, its device's included. Not trusted on the way in.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SavedTransport {
+    status: u32,
+    device_features_page: u32,
+    driver_features_page: u32,
+    driver_features: u64,
+    selected_queue: u32,
+    interrupt_status: u32,
+    config_generation: u32,
+    active: bool,
+    queues: Vec<SavedQueue>,
+    /// The device's own.
+    pub device: DeviceState,
+}
+
+impl MmioTransport {
+    /// A transport after reset.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: GuestMemoryMmap,
+    ) -> Result<Self, TransportError> {
+        let name = device.name();
+        let eventfd = || {
+            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|source| {
+                TransportError::EventFd {
+                    device: name,
+                    source,
+                }
+            })
+        };
+        let interrupt = Arc::new(MmioInterrupt {
+            status: AtomicU32::new(0),
+            generation: AtomicU32::new(0),
+            line: eventfd()?,
+        });
+        let queues = new_queues(device.as_ref())?;
+        let doorbells = queues.iter().map(|_| eventfd()).collect::<Result<_, _>>()?;
+        let backend = device
+            .backend_fd()
+            .map(|fd| fd.try_clone_to_owned())
+            .transpose()
+            .map_err(|source| TransportError::EventFd {
+                device: name,
+                source,
+            })?;
+        let inner = Inner {
+            device,
+            memory,
+            interrupt: Arc::clone(&interrupt),
+            status: 0,
+            device_features_page: 0,
+            driver_features_page: 0,
+            driver_features: 0,
+            selected_queue: 0,
+            queues,
+            active: false,
+        };
+        let reported = AtomicBool::new(false);
+        Ok(Self {
+            name,
+            inner: Mutex::new(inner),
+            interrupt,
+            doorbells,
+            backend,
+            reported,
+        })
+    }
+
+    /// A transport as it was saved, in front of a restored device.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub fn restore(
+        device: Box<dyn VirtioDevice>,
+        memory: GuestMemoryMmap,
+        saved: &SavedTransport,
+    ) -> Result<Self, TransportError> {
+        let transport = Self::new(device, memory)?;
+        transport.lock().restore(saved)?;
+        Ok(transport)
+    }
+
+    /// Publishes what the guest must learn after a restore, and repeats what it may have missed. Once,
+    /// with line and doorbells connected, before any vCPU runs.
+    ///
+    /// # Errors
+    /// [`TransportError::Activate`].
+    pub fn resume(&self) -> Result<(), TransportError> {
+        let mut inner = self.lock();
+        if inner.active {
+            inner
+                .device
+                .resume()
+                .map_err(|source| TransportError::Activate {
+                    device: self.name,
+                    source,
+                })?;
+            // A doorbell that rang just before the save is part of no state. Spurious ones are harmless.
+            for doorbell in &self.doorbells {
+                let _ = doorbell.write(1);
+            }
+        }
+        drop(inner);
+        // KVM delivers irqfds through a work queue, so a line raised just before the save may be missing
+        // from the saved interrupt controller. A second interrupt for the same status finds nothing to do.
+        if self.interrupt.status.load(Ordering::SeqCst) != 0 {
+            let _ = self.interrupt.line.write(1);
+        }
+        Ok(())
+    }
+
+    /// State of transport and device; vCPUs are halted and nothing serves.
+    #[must_use]
+    pub fn save(&self) -> SavedTransport {
+        let inner = self.lock();
+        let queues = if inner.active {
+            inner.device.queues()
+        } else {
+            &inner.queues
+        };
+        SavedTransport {
+            status: inner.status,
+            device_features_page: inner.device_features_page,
+            driver_features_page: inner.driver_features_page,
+            driver_features: inner.driver_features,
+            selected_queue: inner.selected_queue,
+            interrupt_status: self.interrupt.status.load(Ordering::SeqCst),
+            config_generation: self.interrupt.generation.load(Ordering::SeqCst),
+            active: inner.active,
+            queues: queues.iter().map(SavedQueue::from).collect(),
+            device: inner.device.save(),
+        }
+    }
+
+    /// The device's name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Written to raise the device's interrupt.
+    #[must_use]
+    pub fn interrupt_line(&self) -> &EventFd {
+        &self.interrupt.line
+    }
+
+    /// One per queue, signalled when the guest writes its index to [`QUEUE_NOTIFY`].
+    #[must_use]
+    pub fn doorbells(&self) -> &[EventFd] {
+        &self.doorbells
+    }
+
+    /// Readable while the device's backend has work.
+    #[must_use]
+    pub fn backend(&self) -> Option<&OwnedFd> {
+        self.backend.as_ref()
+    }
+
+    /// Empties a doorbell and serves its queue.
+    pub fn serve_queue(&self, index: u16) {
+        let Some(doorbell) = self.doorbells.get(usize::from(index)) else {
+            return;
+        };
+        // Empty first: a ring during the service must not be lost.
+        if doorbell.read().is_err() {
+            return;
+        }
+        let mut inner = self.lock();
+        if inner.serves() {
+            let result = inner.device.serve_queue(index);
+            self.note(&mut inner, result);
+        }
+    }
+
+    /// Serves the device's backend.
+    pub fn serve_backend(&self) {
+        let mut inner = self.lock();
+        // Served before activation too: a host program may connect before there is a guest driver.
+        if inner.status & VIRTIO_CONFIG_S_NEEDS_RESET == 0 {
+            let result = inner.device.serve_backend();
+            self.note(&mut inner, result);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The guest broke its device: that is told to the guest, and is no failure of the machine.
+    fn note(&self, inner: &mut Inner, result: Result<(), DeviceError>) {
+        let Err(error) = result else { return };
+        if !self.reported.swap(true, Ordering::Relaxed) {
+            let text = log::chain(&error);
+            log::line(format_args!(
+                "{} device needs a reset by its driver: {text}",
+                self.name
+            ));
+        }
+        inner.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+        if inner.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            self.interrupt.signal_config();
+        }
+    }
+
+    fn write_register(&self, offset: u64, value: u32) {
+        match offset {
+            0x50 => {
+                // Only before the doorbell is connected, or with an index that no queue has.
+                let index = usize::try_from(value).unwrap_or(usize::MAX);
+                if let Some(doorbell) = self.doorbells.get(index) {
+                    let _ = doorbell.write(1);
+                }
+            }
+            0x64 => {
+                self.interrupt.status.fetch_and(!value, Ordering::SeqCst);
+            }
+            0x70 => {
+                let mut inner = self.lock();
+                let result = inner.write_status(value);
+                self.note(&mut inner, result);
+            }
+            _ => self.lock().write(offset, value),
+        }
+    }
+}
+
+impl BusDevice for MmioTransport {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        let inner = self.lock();
+        if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
+            return inner.device.read_config(offset, data);
+        }
+        // All registers are 32 bits wide and aligned (virtio 1.2, 4.2.2.2).
+        match <&mut [u8; 4]>::try_from(data) {
+            Ok(data) if offset.is_multiple_of(4) => *data = inner.read(offset).to_le_bytes(),
+            Ok(data) => data.fill(0),
+            Err(_) => {}
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
+            return self.lock().device.write_config(offset, data);
+        }
+        if let Ok(data) = <[u8; 4]>::try_from(data) {
+            self.write_register(offset, u32::from_le_bytes(data));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

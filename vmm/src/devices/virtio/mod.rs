@@ -1,0 +1,12 @@
+//! Virtio devices and their MMIO transport.
+
+pub mod device;
+pub mod interrupt;
+pub mod mmio;
+
+pub mod block;
+pub mod rng;
+pub mod vsock;
+
+#[cfg(test)]
+pub(crate) mod testing;

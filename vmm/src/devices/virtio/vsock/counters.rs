@@ -1,0 +1,52 @@
+//! Counters of a vsock device, readable without the device's lock.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::time::{ClockId, clock_gettime};
+use vmm_control::{CollidedPair, VsockCounters};
+
+use super::state::Pair;
+
+/// How many collided pairs are kept.
+const MAX_COLLIDED: usize = 64;
+
+/// A view of a device's counters. Clones see the same counters.
+#[derive(Debug, Clone, Default)]
+pub struct CountersHandle(Arc<Mutex<VsockCounters>>);
+
+impl CountersHandle {
+    /// The counters as they are now.
+    pub fn read(&self) -> VsockCounters {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Changes them.
+    pub(super) fn update(&self, change: impl FnOnce(&mut VsockCounters)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Counts a request that the guest has refused, and remembers its pair.
+    pub(super) fn collided(&self, pair: Pair) {
+        let at_ns = monotonic_ns();
+        self.update(|counters| {
+            counters.requests_reset += 1;
+            if counters.last_collided.len() == MAX_COLLIDED {
+                counters.last_collided.remove(0);
+            }
+            counters.last_collided.push(CollidedPair {
+                local_port: pair.local,
+                peer_port: pair.peer,
+                at_ns,
+            });
+        });
+    }
+}
+
+/// CLOCK_MONOTONIC, the clock of all marks between our processes.
+fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}

@@ -1,0 +1,174 @@
+//! The device's end of its three virtqueues (virtio 1.2, 5.10.2). What goes through them is not
+//! decided here.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestMemoryMmap};
+
+use super::packet::{Header, Malformed, payload_capacity, read_packet, write_packet};
+use crate::devices::virtio::device::{Activation, DeviceError};
+use crate::devices::virtio::interrupt::Interrupt;
+
+/// Packets to the guest.
+pub(super) const RX: u16 = 0;
+/// Packets from the guest.
+pub(super) const TX: u16 = 1;
+/// Events to the guest.
+pub(super) const EVENT: u16 = 2;
+/// Number of queues.
+pub(super) const QUEUES: usize = 3;
+
+/// `struct virtio_vsock_event` with VIRTIO_VSOCK_EVENT_TRANSPORT_RESET, which is zero. Linux
+/// ignores an event of any other length.
+const TRANSPORT_RESET: [u8; TRANSPORT_RESET_BYTES as usize] = 0_u32.to_le_bytes();
+const TRANSPORT_RESET_BYTES: u32 = 4;
+
+/// The queues in service.
+#[derive(Debug)]
+pub(super) struct Queues {
+    memory: GuestMemoryMmap,
+    interrupt: Arc<dyn Interrupt>,
+    queues: Vec<Queue>,
+    used: bool,
+}
+
+impl Queues {
+    /// Takes them over from the transport.
+    pub(super) fn new(activation: Activation) -> Result<Self, DeviceError> {
+        let Activation {
+            memory,
+            interrupt,
+            queues,
+            features: _,
+        } = activation;
+        for index in [RX, TX, EVENT] {
+            let ready = queues
+                .get(usize::from(index))
+                .is_some_and(|queue| queue.ready() && queue.is_valid(&memory));
+            if !ready {
+                return Err(DeviceError::QueueNotReady { index });
+            }
+        }
+        Ok(Self {
+            memory,
+            interrupt,
+            queues,
+            used: false,
+        })
+    }
+
+    pub(super) fn all(&self) -> &[Queue] {
+        &self.queues
+    }
+
+    /// Tells the guest driver if buffers were used since the last call.
+    pub(super) fn signal_if_used(&mut self) {
+        if std::mem::take(&mut self.used) {
+            self.interrupt.signal_used();
+        }
+    }
+
+    /// Tells the guest driver in any case; it looks at its queues then.
+    pub(super) fn signal(&mut self) {
+        self.used = false;
+        self.interrupt.signal_used();
+    }
+
+    /// How many chains the guest had put into a queue by now, as the wrapping counter of the ring.
+    pub(super) fn avail_index(&self, index: u16) -> Result<u16, DeviceError> {
+        self.queues[usize::from(index)]
+            .avail_idx(&self.memory, Ordering::Acquire)
+            .map(|avail| avail.0)
+            .map_err(|source| DeviceError::Queue { index, source })
+    }
+
+    /// The next packet of the guest; its payload ends up at the front of `payload`.
+    pub(super) fn take_packet(
+        &mut self,
+        payload: &mut [u8],
+    ) -> Result<Option<Result<Header, Malformed>>, DeviceError> {
+        let Some(chain) = pop(&mut self.queues, TX, &self.memory)? else {
+            return Ok(None);
+        };
+        let head = chain.head_index();
+        let packet = read_packet(&self.memory, chain, payload);
+        self.add_used(TX, head, 0)?;
+        Ok(Some(packet))
+    }
+
+    /// Puts a packet into the guest's next RX buffer, if there are both. `fill` gets the payload
+    /// space that the buffer has, and returns the header.
+    ///
+    /// Whether a packet was delivered.
+    pub(super) fn put_packet(
+        &mut self,
+        payload: &mut [u8],
+        fill: impl FnOnce(&mut [u8]) -> Option<Header>,
+    ) -> Result<bool, DeviceError> {
+        let (chain, room) = loop {
+            let Some(chain) = pop(&mut self.queues, RX, &self.memory)? else {
+                return Ok(false);
+            };
+            if let Some(room) = payload_capacity(&self.memory, &chain) {
+                break (chain, room);
+            }
+            // Too small for a header. The driver gets it back, empty.
+            self.used = true;
+            let head = chain.head_index();
+            self.queues[usize::from(RX)]
+                .add_used(&self.memory, head, 0)
+                .map_err(|source| DeviceError::Queue { index: RX, source })?;
+        };
+        let room = room.min(payload.len());
+        let Some(header) = fill(&mut payload[..room]) else {
+            self.queues[usize::from(RX)].go_to_previous_position();
+            return Ok(false);
+        };
+        let head = chain.head_index();
+        let bytes = usize::try_from(header.payload_bytes).unwrap_or(0).min(room);
+        let written = write_packet(&self.memory, chain, header, &payload[..bytes]).unwrap_or(0);
+        self.add_used(RX, head, written)?;
+        Ok(true)
+    }
+
+    /// Puts a transport reset into the event queue; false where the guest has left no buffer there.
+    pub(super) fn put_transport_reset(&mut self) -> Result<bool, DeviceError> {
+        while let Some(mut chain) = pop(&mut self.queues, EVENT, &self.memory)? {
+            let head = chain.head_index();
+            let written = chain
+                .find(|buffer| buffer.is_write_only() && buffer.len() >= TRANSPORT_RESET_BYTES)
+                .is_some_and(|buffer| {
+                    self.memory
+                        .write_slice(&TRANSPORT_RESET, buffer.addr())
+                        .is_ok()
+                });
+            if written {
+                self.add_used(EVENT, head, TRANSPORT_RESET_BYTES)?;
+                return Ok(true);
+            }
+            self.add_used(EVENT, head, 0)?;
+        }
+        Ok(false)
+    }
+
+    fn add_used(&mut self, index: u16, head: u16, bytes: u32) -> Result<(), DeviceError> {
+        self.used = true;
+        self.queues[usize::from(index)]
+            .add_used(&self.memory, head, bytes)
+            .map_err(|source| DeviceError::Queue { index, source })
+    }
+}
+
+/// Takes the next chain of a queue.
+fn pop<'m>(
+    queues: &mut [Queue],
+    index: u16,
+    memory: &'m GuestMemoryMmap,
+) -> Result<Option<DescriptorChain<&'m GuestMemoryMmap>>, DeviceError> {
+    let mut chains = queues[usize::from(index)]
+        .iter(memory)
+        .map_err(|source| DeviceError::Queue { index, source })?;
+    Ok(chains.next())
+}

@@ -1,0 +1,81 @@
+//! The steps of a save, in order. What may fail, be cancelled or be cut off by a crash has a
+//! name here, so that errors can say it and tests can go through all of it.
+
+use std::fmt;
+
+/// One step of a save; the larger ones recur.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Renames the manifest of the image that is going to be overwritten.
+    Retire,
+    /// Makes that durable. Only now may anything else change.
+    SyncRetirement,
+    /// Opens the memory file, or creates it with its full length.
+    OpenMemory,
+    /// Writes the header page, with the new image id.
+    WriteHeader,
+    /// Writes a run of changed pages; recurs.
+    WritePages,
+    /// Punches out a run of pages that have become zero; recurs.
+    PunchPages,
+    /// Writes the sums.
+    WriteSums,
+    /// Writes the state of vCPUs and devices.
+    WriteState,
+    /// Makes memory durable.
+    SyncMemory,
+    /// Makes the sums durable.
+    SyncSums,
+    /// Makes the state durable.
+    SyncState,
+    /// Makes the names of new files durable.
+    SyncNames,
+    /// Writes the manifest under a name that doesn't count.
+    WriteManifest,
+    /// Makes it durable.
+    SyncManifest,
+    /// Gives it the name that counts.
+    Commit,
+    /// Makes that durable.
+    SyncCommit,
+}
+
+impl Step {
+    /// All of them, in order.
+    pub const ALL: [Self; 16] = [
+        Self::Retire,
+        Self::SyncRetirement,
+        Self::OpenMemory,
+        Self::WriteHeader,
+        Self::WritePages,
+        Self::PunchPages,
+        Self::WriteSums,
+        Self::WriteState,
+        Self::SyncMemory,
+        Self::SyncSums,
+        Self::SyncState,
+        Self::SyncNames,
+        Self::WriteManifest,
+        Self::SyncManifest,
+        Self::Commit,
+        Self::SyncCommit,
+    ];
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Retire => "retire the old manifest in",
+            Self::SyncRetirement => "sync the old manifest's retirement in",
+            Self::OpenMemory => "open",
+            Self::WriteHeader => "write the header of",
+            Self::WritePages => "write guest memory to",
+            Self::PunchPages => "punch zero pages out of",
+            Self::WriteSums | Self::WriteState | Self::WriteManifest => "write",
+            Self::SyncMemory | Self::SyncSums | Self::SyncState | Self::SyncManifest => "sync",
+            Self::SyncNames => "sync the new files' names in",
+            Self::Commit => "commit the manifest in",
+            Self::SyncCommit => "sync the commit in",
+        })
+    }
+}

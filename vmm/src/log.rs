@@ -1,0 +1,33 @@
+//! The log: one line per message on standard error, which the supervisor appends to `vmm.log`.
+//!
+//! No levels and no filters: a VMM says only what someone who looks into a failure needs.
+//! Guest-triggered messages must be bounded by their caller.
+
+use std::fmt::Arguments;
+use std::io::Write;
+
+use crate::clock::monotonic_ns;
+
+/// Writes one line. A log that can't be written must not stop the machine, so failures are dropped.
+pub fn line(message: Arguments<'_>) {
+    let now = monotonic_ns();
+    let text = format!(
+        "{}.{:06} {message}\n",
+        now / 1_000_000_000,
+        now / 1_000 % 1_000_000
+    );
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// An error with its whole chain of causes, for messages to people.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,157 @@
+//! Cold boot: a machine from a kernel.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use vm_memory::GuestMemoryError;
+use vmm_sys_util::errno;
+
+use super::configuration::{HostSide, Identity, MachineConfiguration};
+use super::devices::{Devices, DevicesError, Surroundings};
+use super::events;
+use super::phases::Phases;
+use super::{Machine, vcpu_filter};
+use crate::boot::acpi::{self, AcpiError, Hardware};
+use crate::boot::entry;
+use crate::boot::kernel::{KernelError, load_initramfs, load_kernel};
+use crate::boot::parameters::{self, ParametersError};
+use crate::memory::{MachineMemory, MemoryError};
+use crate::sandbox::SandboxError;
+use crate::vcpu::cpuid;
+use crate::vcpu::msrs::{MsrError, saved_indices};
+use crate::vcpu::thread::{Shared, Start, VcpuError, VcpuThread};
+use crate::vm::{Vm, VmError, open_kvm};
+
+/// What to boot.
+#[derive(Debug, Clone)]
+pub struct BootSource {
+    /// An uncompressed ELF kernel.
+    pub kernel: PathBuf,
+    /// Its initial file system.
+    pub initramfs: Option<PathBuf>,
+    /// Appended to our own command line.
+    pub cmdline: String,
+}
+
+/// Why a machine can't be booted.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// Memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Kernel or initramfs.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// Command line and boot parameters.
+    #[error(transparent)]
+    Parameters(#[from] ParametersError),
+    /// ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    /// Descriptor and page tables.
+    #[error("cannot write boot tables into guest memory")]
+    Tables(#[from] GuestMemoryError),
+    /// KVM.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// KVM's CPUID.
+    #[error("cannot find out what processor KVM supports")]
+    Cpuid(#[source] errno::Error),
+    /// KVM's registers.
+    #[error("cannot find out which registers KVM saves")]
+    Msrs(#[from] MsrError),
+    /// Devices.
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
+    /// vCPUs.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// Threads can't be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The host gives no event queue.
+    #[error("cannot create an event queue")]
+    Events(#[source] std::io::Error),
+}
+
+/// Builds a machine that is about to boot.
+///
+/// # Errors
+/// [`BuildError`].
+pub fn boot(
+    identity: Identity,
+    configuration: MachineConfiguration,
+    source: &BootSource,
+    host: HostSide,
+    mut phases: Phases,
+) -> Result<Machine, BuildError> {
+    phases.end("vmm_start");
+    let memory = Arc::new(MachineMemory::anonymous(configuration.memory_mib)?);
+    phases.end("memory_map");
+
+    let kernel = load_kernel(&memory.guest, &source.kernel)?;
+    let initramfs = match &source.initramfs {
+        Some(path) => Some(load_initramfs(&memory.guest, path, kernel)?),
+        None => None,
+    };
+    phases.end("kernel_load");
+
+    let filter = if host.sandbox {
+        Some(vcpu_filter()?)
+    } else {
+        None
+    };
+    let (event_sender, events) = events::queue().map_err(BuildError::Events)?;
+    let around = Surroundings {
+        configuration: &configuration,
+        vsock: host.vsock.as_ref(),
+        memory: &memory.guest,
+        events: &event_sender,
+    };
+    let devices = Devices::new(&around, host.console)?;
+    parameters::write(&memory.guest, &source.cmdline, initramfs)?;
+    let hardware = Hardware {
+        vcpus: configuration.vcpus,
+        virtio_devices: devices.virtio_count(),
+    };
+    acpi::write(&memory.guest, hardware)?;
+    let mut boot_entry = Some(Box::new(entry::prepare(&memory.guest, kernel.entry)?));
+
+    let vm = Arc::new(Vm::create(open_kvm()?, &memory.guest)?);
+    devices.connect(&vm)?;
+    let supported = cpuid::supported(vm.kvm()).map_err(BuildError::Cpuid)?;
+    let cpu = cpuid::identity(&supported, vm.capabilities()).map_err(BuildError::Cpuid)?;
+    let shared = Shared {
+        vm: Arc::clone(&vm),
+        buses: devices.buses.clone(),
+        msr_indices: saved_indices(vm.kvm())?.into(),
+        observer: Arc::new(event_sender.clone()),
+        filter,
+    };
+    let mut vcpus = Vec::with_capacity(configuration.vcpus.into());
+    for index in 0..configuration.vcpus {
+        let cpuid = cpuid::for_vcpu(&supported, index, configuration.vcpus, vm.capabilities())
+            .map_err(BuildError::Cpuid)?;
+        let start = Start::Boot {
+            cpuid,
+            entry: boot_entry.take(),
+        };
+        vcpus.push(VcpuThread::start(index, start, shared.clone())?);
+    }
+    vcpus.iter().try_for_each(VcpuThread::wait_started)?;
+    phases.end("kvm_setup");
+    Ok(Machine {
+        vcpus,
+        devices,
+        vm,
+        memory,
+        identity,
+        configuration,
+        cpu,
+        phases,
+        events,
+        event_sender,
+        sandbox: host.sandbox,
+        unverified: None,
+    })
+}

@@ -1,0 +1,66 @@
+//! What a machine is made of: the part that its image keeps, and the part that each VMM is told anew.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::devices::serial::ConsoleOutput;
+use crate::devices::virtio::vsock::PortPolicy;
+
+/// Most vCPUs a machine can have.
+pub const MAX_VCPUS: u8 = 32;
+
+/// Properties for life; kept in the image's manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfiguration {
+    /// Number of processors.
+    pub vcpus: u8,
+    /// Memory.
+    pub memory_mib: u32,
+    /// In the order of their devices.
+    pub disks: Vec<Disk>,
+    /// The guest's vsock address, if it has such a device.
+    pub vsock_cid: Option<u32>,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// A raw file or block device.
+    pub path: PathBuf,
+    /// The guest may only read it.
+    pub read_only: bool,
+}
+
+/// Who this VMM serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// As given on the command line.
+    pub machine_id: String,
+    /// As given on the command line.
+    pub generation: u64,
+}
+
+/// What this VMM is told beyond the configuration.
+#[derive(Debug)]
+pub struct HostSide {
+    /// Where console output goes.
+    pub console: ConsoleOutput,
+    /// The host's end of the vsock device.
+    pub vsock: Option<VsockHost>,
+    /// Threads get a system call filter.
+    pub sandbox: bool,
+}
+
+/// The host's end of a vsock device.
+#[derive(Debug, Clone)]
+pub struct VsockHost {
+    /// Where the host socket is bound.
+    pub socket: PathBuf,
+    /// How local ports are chosen.
+    pub port_policy: PortPolicy,
+    /// Free saved pairs in the guest before a transport reset.
+    pub eviction: bool,
+}

@@ -1,0 +1,311 @@
+//! The devices of one machine: making them, putting them on the buses, connecting them to KVM,
+//! saving and restoring them.
+//!
+//! Virtio devices come in a fixed order (vsock, entropy, disks), which decides their addresses and
+//! lines. A restored machine has those that were saved, in that order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::configuration::{Disk, MachineConfiguration, VsockHost};
+use super::events::EventSender;
+use crate::boot::layout::{
+    COM1_GSI, COM1_PORT, COM1_PORTS, I8042_PORT, I8042_PORTS, POWER_PORT, POWER_PORTS,
+    VIRTIO_BYTES, VIRTIO_FIRST_GSI, VIRTIO_MAX_DEVICES, VIRTIO_START,
+};
+use crate::bus::{Bus, RangeTaken};
+use crate::devices::power::{I8042, PowerRegisters};
+use crate::devices::serial::{ConsoleOutput, SavedSerial, SerialPort};
+use crate::devices::virtio::block::{Block, BlockConfig, BlockError};
+use crate::devices::virtio::device::{DeviceState, VirtioDevice};
+use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, SavedTransport, TransportError};
+use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::{CountersHandle, Vsock, VsockConfig, VsockError};
+use crate::vcpu::exits::Buses;
+use crate::vm::{Vm, VmError};
+
+/// How long a guest may take to answer a connection request.
+const VSOCK_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why devices can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum DevicesError {
+    /// The vsock device.
+    #[error("cannot set up the vsock device")]
+    Vsock(#[from] VsockError),
+    /// A disk.
+    #[error("cannot set up a disk")]
+    Block(#[from] BlockError),
+    /// A virtio transport.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The serial port.
+    #[error("cannot set up the serial port")]
+    Serial(#[source] std::io::Error),
+    /// The saved serial port.
+    #[error("saved state of the serial port is not usable")]
+    SavedSerial(#[source] vm_superio::serial::Error<std::io::Error>),
+    /// Too many.
+    #[error(
+        "{count} virtio devices are more than the {VIRTIO_MAX_DEVICES} interrupt lines there are"
+    )]
+    TooMany {
+        /// How many were asked for.
+        count: usize,
+    },
+    /// The saved machine has one, this VMM was given no socket for it.
+    #[error("the machine has a vsock device, so --vsock-socket is needed")]
+    NoVsockSocket,
+    /// The saved machine has more disks than were named.
+    #[error("the image has another number of disks than this machine")]
+    DiskCount,
+    /// Two devices want one address: our own layout is wrong.
+    #[error("cannot place a device")]
+    Place(#[from] RangeTaken),
+}
+
+/// The devices of one machine.
+#[derive(Debug)]
+pub struct Devices {
+    /// In the order of their addresses.
+    pub transports: Vec<Arc<MmioTransport>>,
+    /// How vCPUs reach all of them.
+    pub buses: Buses,
+    /// Of the vsock device.
+    pub vsock_counters: Option<CountersHandle>,
+    serial: Arc<SerialPort>,
+    serial_line: Arc<EventFd>,
+}
+
+/// Saved devices.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedDevices {
+    serial: SavedSerial,
+    transports: Vec<SavedTransport>,
+}
+
+/// What devices are made from.
+#[derive(Debug)]
+pub struct Surroundings<'a> {
+    /// What the machine is made of.
+    pub configuration: &'a MachineConfiguration,
+    /// The host's end of vsock.
+    pub vsock: Option<&'a VsockHost>,
+    /// Guest memory.
+    pub memory: &'a GuestMemoryMmap,
+    /// Where their events go.
+    pub events: &'a EventSender,
+}
+
+impl Devices {
+    /// Devices as a machine has them when it is switched on.
+    ///
+    /// # Errors
+    /// [`DevicesError`].
+    pub fn new(around: &Surroundings<'_>, console: ConsoleOutput) -> Result<Self, DevicesError> {
+        let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+        let mut vsock_counters = None;
+        if let Some(config) = vsock_config(around)? {
+            let vsock = Vsock::new(config)?;
+            vsock_counters = Some(vsock.counters_handle());
+            devices.push(Box::new(vsock));
+        }
+        devices.push(Box::new(Rng::new()));
+        for disk in &around.configuration.disks {
+            devices.push(Box::new(Block::new(block_config(disk))?));
+        }
+        let transports = devices
+            .into_iter()
+            .map(|device| MmioTransport::new(device, around.memory.clone()).map(Arc::new))
+            .collect::<Result<_, _>>()?;
+        let serial_line = serial_line()?;
+        let serial = SerialPort::new(Arc::clone(&serial_line), console);
+        Self::place(
+            transports,
+            Arc::new(serial),
+            serial_line,
+            vsock_counters,
+            around.events,
+        )
+    }
+
+    /// Devices as they were saved. Connect them once the interrupt controllers have their state.
+    ///
+    /// # Errors
+    /// [`DevicesError`].
+    pub fn restore(
+        around: &Surroundings<'_>,
+        console: ConsoleOutput,
+        saved: &SavedDevices,
+    ) -> Result<Self, DevicesError> {
+        let mut vsock_counters = None;
+        let mut disks = around.configuration.disks.iter();
+        let mut transports = Vec::with_capacity(saved.transports.len());
+        for transport in &saved.transports {
+            let device: Box<dyn VirtioDevice> = match &transport.device {
+                DeviceState::Vsock(state) => {
+                    let config = vsock_config(around)?.ok_or(DevicesError::NoVsockSocket)?;
+                    let vsock = Vsock::restore(config, state)?;
+                    vsock_counters = Some(vsock.counters_handle());
+                    Box::new(vsock)
+                }
+                DeviceState::Rng => Box::new(Rng::new()),
+                DeviceState::Block(state) => {
+                    let disk = disks.next().ok_or(DevicesError::DiskCount)?;
+                    Box::new(Block::restore(block_config(disk), state)?)
+                }
+            };
+            let memory = around.memory.clone();
+            transports.push(Arc::new(MmioTransport::restore(device, memory, transport)?));
+        }
+        if disks.next().is_some() {
+            return Err(DevicesError::DiskCount);
+        }
+        let serial_line = serial_line()?;
+        // What was pending is written to the line now and reaches KVM when the line is connected.
+        let serial = SerialPort::restore(Arc::clone(&serial_line), console, &saved.serial)
+            .map_err(DevicesError::SavedSerial)?;
+        Self::place(
+            transports,
+            Arc::new(serial),
+            serial_line,
+            vsock_counters,
+            around.events,
+        )
+    }
+
+    fn place(
+        transports: Vec<Arc<MmioTransport>>,
+        serial: Arc<SerialPort>,
+        serial_line: Arc<EventFd>,
+        vsock_counters: Option<CountersHandle>,
+        events: &EventSender,
+    ) -> Result<Self, DevicesError> {
+        if transports.len() > VIRTIO_MAX_DEVICES {
+            return Err(DevicesError::TooMany {
+                count: transports.len(),
+            });
+        }
+        let power = Arc::new(events.clone());
+        let mut ports = Bus::default();
+        ports.add(COM1_PORT.into(), COM1_PORTS.into(), serial.clone())?;
+        ports.add(
+            I8042_PORT.into(),
+            I8042_PORTS.into(),
+            Arc::new(I8042(power.clone())),
+        )?;
+        ports.add(
+            POWER_PORT.into(),
+            POWER_PORTS.into(),
+            Arc::new(PowerRegisters(power)),
+        )?;
+        let mut mmio = Bus::default();
+        for (address, transport) in windows().zip(&transports) {
+            mmio.add(address, VIRTIO_BYTES.into(), transport.clone())?;
+        }
+        let buses = Buses {
+            ports: Arc::new(ports),
+            mmio: Arc::new(mmio),
+        };
+        Ok(Self {
+            transports,
+            buses,
+            vsock_counters,
+            serial,
+            serial_line,
+        })
+    }
+
+    /// How many virtio devices there are.
+    #[must_use]
+    pub fn virtio_count(&self) -> u32 {
+        // `place` has seen to it that there are few.
+        u32::try_from(self.transports.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Connects interrupt lines and doorbells. On a restore after the interrupt controllers have their
+    /// state, since a line that is up already is delivered at once.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn connect(&self, vm: &Vm) -> Result<(), VmError> {
+        vm.connect_interrupt(&self.serial_line, COM1_GSI)?;
+        for ((gsi, address), transport) in (VIRTIO_FIRST_GSI..).zip(windows()).zip(&self.transports)
+        {
+            vm.connect_interrupt(transport.interrupt_line(), gsi)?;
+            for (index, doorbell) in (0..).zip(transport.doorbells()) {
+                vm.connect_doorbell(doorbell, address + QUEUE_NOTIFY, index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes what the guest must learn after a restore; once, when all is connected.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub fn resume(&self) -> Result<(), TransportError> {
+        self.transports
+            .iter()
+            .try_for_each(|transport| transport.resume())
+    }
+
+    /// Serves doorbells that rang before the vCPUs halted, so that nothing is in flight.
+    pub fn quiesce(&self) {
+        for transport in &self.transports {
+            for (index, _) in (0..).zip(transport.doorbells()) {
+                transport.serve_queue(index);
+            }
+        }
+    }
+
+    /// All state; vCPUs are halted and nothing serves.
+    #[must_use]
+    pub fn save(&self) -> SavedDevices {
+        SavedDevices {
+            serial: self.serial.save(),
+            transports: self
+                .transports
+                .iter()
+                .map(|transport| transport.save())
+                .collect(),
+        }
+    }
+}
+
+/// Addresses of the virtio register windows.
+fn windows() -> impl Iterator<Item = u64> {
+    (0..).map(|index| u64::from(VIRTIO_START) + index * u64::from(VIRTIO_BYTES))
+}
+
+fn serial_line() -> Result<Arc<EventFd>, DevicesError> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+        .map(Arc::new)
+        .map_err(DevicesError::Serial)
+}
+
+fn vsock_config(around: &Surroundings<'_>) -> Result<Option<VsockConfig>, DevicesError> {
+    let Some(guest_cid) = around.configuration.vsock_cid else {
+        return Ok(None);
+    };
+    let host = around.vsock.ok_or(DevicesError::NoVsockSocket)?;
+    Ok(Some(VsockConfig {
+        guest_cid,
+        host_socket: host.socket.clone(),
+        port_policy: host.port_policy,
+        eviction: host.eviction,
+        request_timeout: VSOCK_REQUEST_TIMEOUT,
+        observer: Arc::new(around.events.clone()),
+    }))
+}
+
+fn block_config(disk: &Disk) -> BlockConfig {
+    BlockConfig {
+        path: disk.path.clone(),
+        read_only: disk.read_only,
+    }
+}

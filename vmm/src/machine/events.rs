@@ -1,0 +1,108 @@
+//! What happens to a machine outside of requests, on one queue for its event loop.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use vmm_control::SuspendFigures;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::clock::monotonic_ns;
+use crate::devices::power::{PowerListener, PowerRequest};
+use crate::devices::virtio::vsock::VsockObserver;
+use crate::image::{SaveError, Verified, VerifyError};
+use crate::vcpu::thread::{Report, VcpuObserver};
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum MachineEvent {
+    /// A vCPU reports.
+    Vcpu(Report),
+    /// The guest asks for power-off or reset.
+    Power(PowerRequest),
+    /// The guest has handled the transport reset.
+    ResetAcknowledged {
+        /// When, on CLOCK_MONOTONIC.
+        at_ns: u64,
+    },
+    /// The background check of memory has ended.
+    Verified(Result<Verified, VerifyError>),
+    /// The thread that saves has ended.
+    Saved(Result<SuspendFigures, SaveError>),
+}
+
+/// Puts events on the queue from any thread, and wakes the loop.
+#[derive(Debug, Clone)]
+pub struct EventSender {
+    channel: Sender<MachineEvent>,
+    wake: Arc<EventFd>,
+}
+
+/// The queue.
+#[derive(Debug)]
+pub struct EventQueue {
+    channel: Receiver<MachineEvent>,
+    wake: Arc<EventFd>,
+}
+
+/// Makes a queue and its sender.
+///
+/// # Errors
+/// Where the host gives no eventfd.
+pub fn queue() -> std::io::Result<(EventSender, EventQueue)> {
+    let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+    let (sender, receiver) = mpsc::channel();
+    let queue = EventQueue {
+        channel: receiver,
+        wake: Arc::clone(&wake),
+    };
+    Ok((
+        EventSender {
+            channel: sender,
+            wake,
+        },
+        queue,
+    ))
+}
+
+impl EventSender {
+    /// Adds an event.
+    pub fn send(&self, event: MachineEvent) {
+        // A loop that has ended needs neither.
+        let _ = self.channel.send(event);
+        let _ = self.wake.write(1);
+    }
+}
+
+impl EventQueue {
+    /// Readable when there are events.
+    #[must_use]
+    pub fn wake(&self) -> &EventFd {
+        &self.wake
+    }
+
+    /// The next event, if there is one.
+    #[must_use]
+    pub fn next(&self) -> Option<MachineEvent> {
+        self.channel.try_recv().ok()
+    }
+}
+
+impl VcpuObserver for EventSender {
+    fn report(&self, report: Report) {
+        self.send(MachineEvent::Vcpu(report));
+    }
+}
+
+impl PowerListener for EventSender {
+    fn power_requested(&self, request: PowerRequest) {
+        self.send(MachineEvent::Power(request));
+    }
+}
+
+impl VsockObserver for EventSender {
+    fn reset_acknowledged(&self) {
+        self.send(MachineEvent::ResetAcknowledged {
+            at_ns: monotonic_ns(),
+        });
+    }
+}

@@ -1,0 +1,232 @@
+//! A machine from its image.
+//!
+//! Order: everything that can refuse comes first; then KVM and devices take their state; devices publish
+//! what the guest must learn; the image is consumed as the very last step, so that a restore that fails
+//! leaves it for another try.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use vmm_sys_util::errno;
+
+use super::configuration::{Disk, HostSide, Identity, MachineConfiguration};
+use super::devices::{Devices, DevicesError, Surroundings};
+use super::events;
+use super::phases::Phases;
+use super::suspend::MachineState;
+use super::{Machine, vcpu_filter};
+use crate::devices::virtio::mmio::TransportError;
+use crate::image::open::ConsumeError;
+use crate::image::{self, Expectation, OpenError, VerifyError};
+use crate::memory::MemoryError;
+use crate::sandbox::SandboxError;
+use crate::sys::tsc::host_tsc;
+use crate::vcpu::cpuid;
+use crate::vcpu::msrs::{MsrError, saved_indices};
+use crate::vcpu::thread::{Shared, Start, VcpuError, VcpuThread};
+use crate::vm::{Vm, VmError, host_capabilities, open_kvm};
+
+/// What to restore.
+#[derive(Debug, Clone)]
+pub struct RestoreSource {
+    /// The image directory.
+    pub image: PathBuf,
+    /// Which generation must have been suspended into it.
+    pub expected_generation: Option<u64>,
+    /// When memory is checked.
+    pub verify: Verify,
+    /// These replace the saved disks, by position; none keeps them.
+    pub disks: Vec<Disk>,
+    /// Replaces the saved vsock address.
+    pub vsock_cid: Option<u32>,
+}
+
+/// When the checksums of guest memory are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verify {
+    /// Before the guest runs.
+    Full,
+    /// Behind its back.
+    Background,
+    /// Never.
+    Off,
+}
+
+/// Why a machine can't be restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The image is refused.
+    #[error(transparent)]
+    Image(#[from] OpenError),
+    /// Its memory is damaged.
+    #[error("the image's memory was found damaged before the guest ran")]
+    Verify(#[from] VerifyError),
+    /// Its manifest holds another kind of configuration.
+    #[error("the machine configuration in the manifest is not usable")]
+    Configuration(#[source] serde_json::Error),
+    /// Its state can't be decoded.
+    #[error("state.bin is not usable")]
+    State(#[source] postcard::Error),
+    /// Its parts contradict each other.
+    #[error("the image holds {saved} vCPUs, its configuration says {configured}")]
+    VcpuCount {
+        /// In state.bin.
+        saved: usize,
+        /// In the manifest.
+        configured: u8,
+    },
+    /// Memory can't be mapped.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// KVM.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// KVM's CPUID.
+    #[error("cannot find out what processor KVM supports")]
+    Cpuid(#[source] errno::Error),
+    /// KVM's registers.
+    #[error("cannot find out which registers KVM saves")]
+    Msrs(#[from] MsrError),
+    /// Devices.
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
+    /// A device can't publish what it must.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// vCPUs.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// Threads can't be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The host gives no event queue.
+    #[error("cannot create an event queue")]
+    Events(#[source] std::io::Error),
+    /// The image can't be marked as used, so the guest must not run.
+    #[error(transparent)]
+    Consume(#[from] ConsumeError),
+}
+
+impl RestoreError {
+    /// Whether the image is at fault, not the host.
+    #[must_use]
+    pub fn refuses_image(&self) -> bool {
+        matches!(
+            self,
+            Self::Image(_)
+                | Self::Verify(_)
+                | Self::Configuration(_)
+                | Self::State(_)
+                | Self::VcpuCount { .. }
+        )
+    }
+}
+
+/// Restores a machine that is about to go on.
+///
+/// # Errors
+/// [`RestoreError`].
+pub fn restore(
+    identity: Identity,
+    source: &RestoreSource,
+    host: HostSide,
+    mut phases: Phases,
+) -> Result<Machine, RestoreError> {
+    let kvm = open_kvm()?;
+    let supported = cpuid::supported(&kvm).map_err(RestoreError::Cpuid)?;
+    let cpu = cpuid::identity(&supported, host_capabilities(&kvm)).map_err(RestoreError::Cpuid)?;
+    phases.end("vmm_start");
+
+    let expectation = Expectation {
+        machine_id: &identity.machine_id,
+        generation: source.expected_generation,
+        cpu: &cpu,
+    };
+    let image = image::open(&source.image, &expectation)?;
+    let configuration = configuration(&image.manifest.machine, source)?;
+    let state: MachineState = postcard::from_bytes(&image.state).map_err(RestoreError::State)?;
+    if state.vcpus.len() != usize::from(configuration.vcpus) {
+        let (saved, configured) = (state.vcpus.len(), configuration.vcpus);
+        return Err(RestoreError::VcpuCount { saved, configured });
+    }
+    phases.end("image_open");
+
+    let memory = Arc::new(image.map()?);
+    phases.end("memory_map");
+    if source.verify == Verify::Full {
+        image.verify_full()?;
+        phases.end("verify");
+    }
+
+    let vm = Arc::new(Vm::create(kvm, &memory.guest)?);
+    let filter = if host.sandbox {
+        Some(vcpu_filter()?)
+    } else {
+        None
+    };
+    let (event_sender, events) = events::queue().map_err(RestoreError::Events)?;
+    let around = Surroundings {
+        configuration: &configuration,
+        vsock: host.vsock.as_ref(),
+        memory: &memory.guest,
+        events: &event_sender,
+    };
+    let devices = Devices::restore(&around, host.console, &state.devices)?;
+    let shared = Shared {
+        vm: Arc::clone(&vm),
+        buses: devices.buses.clone(),
+        msr_indices: saved_indices(vm.kvm())?.into(),
+        observer: Arc::new(event_sender.clone()),
+        filter,
+    };
+    let mut vcpus = Vec::with_capacity(state.vcpus.len());
+    let tsc_shift = state.host_tsc.wrapping_sub(host_tsc());
+    for (index, state) in (0..).zip(state.vcpus) {
+        vcpus.push(VcpuThread::start(
+            index,
+            Start::Restore { state, tsc_shift },
+            shared.clone(),
+        )?);
+    }
+    vcpus.iter().try_for_each(VcpuThread::wait_started)?;
+    vm.restore(&state.vm)?;
+    devices.connect(&vm)?;
+    devices.resume()?;
+    image.consume()?;
+    phases.end("kvm_restore");
+    let unverified = (source.verify == Verify::Background).then_some(image);
+    Ok(Machine {
+        vcpus,
+        devices,
+        vm,
+        memory,
+        identity,
+        configuration,
+        cpu,
+        phases,
+        events,
+        event_sender,
+        sandbox: host.sandbox,
+        unverified,
+    })
+}
+
+/// The saved configuration with what may be replaced replaced.
+fn configuration(
+    saved: &serde_json::Value,
+    source: &RestoreSource,
+) -> Result<MachineConfiguration, RestoreError> {
+    let mut configuration: MachineConfiguration =
+        serde::Deserialize::deserialize(saved).map_err(RestoreError::Configuration)?;
+    if !source.disks.is_empty() {
+        if source.disks.len() != configuration.disks.len() {
+            return Err(DevicesError::DiskCount.into());
+        }
+        configuration.disks.clone_from(&source.disks);
+    }
+    // A machine without the device doesn't get one by naming an address.
+    if configuration.vsock_cid.is_some() && source.vsock_cid.is_some() {
+        configuration.vsock_cid = source.vsock_cid;
+    }
+    Ok(configuration)
+}

@@ -1,0 +1,488 @@
+//! The single loop that owns a running machine: guest events, requests, device service.
+//!
+//! Guest events come before requests: a guest that has powered itself off is not suspended.
+//! Devices are served only while vCPUs may run.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::fd::OwnedFd;
+use vmm_control::{
+    ExitReason, Hello, Message, Reply, Request, RequestBody, SuspendFigures, VERSION, VsockCounters,
+};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::Machine;
+use super::ending::Ending;
+use super::events::MachineEvent;
+use super::phases::Phases;
+use super::state::{Action, Input, State, apply};
+use super::suspend::{Saving, failure_kind};
+use crate::clock::monotonic_ns;
+use crate::control::ControlListener;
+use crate::control::clients::{ClientId, Clients};
+use crate::devices::power::PowerRequest;
+use crate::devices::virtio::mmio::MmioTransport;
+use crate::image::{BackgroundVerifier, SaveError, Verified, VerifyError};
+use crate::log;
+use crate::sandbox::{self, SandboxError, ThreadKind, confine};
+use crate::sys::fd::borrow;
+use crate::sys::termination::termination_event;
+use crate::vcpu::thread::{Report, VcpuError};
+
+const EVENTS: u64 = 0;
+const DEVICES: u64 = 1;
+const CLIENTS: u64 = 2;
+const TERMINATION: u64 = 3;
+
+/// Why the loop could not begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum LoopError {
+    /// epoll.
+    #[error("cannot {what}")]
+    Epoll {
+        /// What was attempted.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The loop can't be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// A vCPU does not do as told.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+}
+
+fn failed(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> LoopError {
+    move |errno| LoopError::Epoll {
+        what,
+        source: errno.into(),
+    }
+}
+
+/// Runs a machine to its end. All clients are told of it, and their connections flushed as far as they read.
+pub fn run(machine: Machine, control: Option<ControlListener>) -> Ending {
+    let identity = machine.identity.clone();
+    let mut runner = match Runner::new(machine, control) {
+        Ok(runner) => runner,
+        Err(error) => return Ending::new(ExitReason::HostFailed, log::chain(&error)),
+    };
+    let ending = runner
+        .serve()
+        .unwrap_or_else(|error| Ending::new(ExitReason::HostFailed, log::chain(&error)));
+    runner.broadcast(&vmm_control::Event::Exiting(ending.report(&identity)));
+    ending
+}
+
+/// Something that the guest or the host rings for service.
+#[derive(Debug)]
+enum Source {
+    Doorbell {
+        transport: Arc<MmioTransport>,
+        index: u16,
+    },
+    Backend {
+        transport: Arc<MmioTransport>,
+    },
+}
+
+struct Runner {
+    machine: Machine,
+    state: State,
+    entered: usize,
+    reset_acknowledged_ns: Option<u64>,
+    verifier: Option<BackgroundVerifier>,
+    /// The suspend under way, who asked for it and under which id.
+    suspend: Option<(Saving, ClientId, u64)>,
+    epoll: OwnedFd,
+    _termination: EventFd,
+    /// Sources of devices, apart so that all can be left unserved at once.
+    device_epoll: OwnedFd,
+    sources: Vec<Source>,
+    clients: Clients,
+}
+
+impl Runner {
+    fn new(machine: Machine, listener: Option<ControlListener>) -> Result<Self, LoopError> {
+        let create = || epoll::create(CreateFlags::CLOEXEC).map_err(failed("create an epoll"));
+        let (epoll, device_epoll) = (create()?, create()?);
+        let mut sources = Vec::new();
+        for transport in &machine.devices.transports {
+            for (index, doorbell) in (0..).zip(transport.doorbells()) {
+                watch(&device_epoll, borrow(doorbell), sources.len() as u64)?;
+                sources.push(Source::Doorbell {
+                    transport: Arc::clone(transport),
+                    index,
+                });
+            }
+            if let Some(backend) = transport.backend() {
+                watch(&device_epoll, backend.as_fd(), sources.len() as u64)?;
+                sources.push(Source::Backend {
+                    transport: Arc::clone(transport),
+                });
+            }
+        }
+        watch(&epoll, borrow(machine.events.wake()), EVENTS)?;
+        watch(&epoll, device_epoll.as_fd(), DEVICES)?;
+        let termination = termination_event().map_err(|source| LoopError::Epoll {
+            what: "wait for signals",
+            source,
+        })?;
+        watch(&epoll, borrow(&termination), TERMINATION)?;
+        let clients = Clients::new(listener).map_err(|source| LoopError::Epoll {
+            what: "watch the control socket",
+            source,
+        })?;
+        watch(&epoll, clients.as_fd(), CLIENTS)?;
+        Ok(Self {
+            machine,
+            state: State::Building,
+            entered: 0,
+            reset_acknowledged_ns: None,
+            verifier: None,
+            suspend: None,
+            epoll,
+            _termination: termination,
+            device_epoll,
+            sources,
+            clients,
+        })
+    }
+
+    fn serve(&mut self) -> Result<Ending, LoopError> {
+        self.machine.run_vcpus()?;
+        // After the vCPUs, which wait for nothing here.
+        if self.machine.sandbox {
+            confine(&sandbox::filter(ThreadKind::EventLoop)?)?;
+        }
+        let mut ready = Vec::with_capacity(16);
+        loop {
+            ready.clear();
+            match epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut ready),
+                None,
+            ) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(failed("wait for events")(errno)),
+            }
+            if let Some(ending) = self.take_events()? {
+                return Ok(ending);
+            }
+            for event in &ready {
+                match event.data.u64() {
+                    EVENTS => {}
+                    DEVICES => self.serve_devices()?,
+                    TERMINATION => {
+                        return Ok(Ending::new(ExitReason::Quit, "asked to by signal"));
+                    }
+                    // CLIENTS; nothing else is watched.
+                    _ => {
+                        if let Some(ending) = self.serve_clients()? {
+                            return Ok(ending);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes all events that have happened. The first that ends the machine wins.
+    fn take_events(&mut self) -> Result<Option<Ending>, LoopError> {
+        // Emptied first: an event that comes during the service must wake the loop again.
+        let _ = self.machine.events.wake().read();
+        while let Some(event) = self.machine.events.next() {
+            let ending = match event {
+                MachineEvent::Vcpu(Report::Entering { at_ns }) => {
+                    self.note_entry(at_ns);
+                    None
+                }
+                MachineEvent::Vcpu(Report::Fault { index, fault }) => {
+                    let message = format!("vCPU {index}: {fault}");
+                    Some(Ending::new(ExitReason::GuestCrashed, message))
+                }
+                MachineEvent::Power(PowerRequest::Off) => {
+                    let message = "the guest powered itself off";
+                    Some(Ending::new(ExitReason::GuestPowerOff, message))
+                }
+                MachineEvent::Power(PowerRequest::Reset) => Some(Ending::new(
+                    ExitReason::GuestReset,
+                    "the guest asked for a reset",
+                )),
+                MachineEvent::ResetAcknowledged { at_ns } => {
+                    self.reset_acknowledged_ns = Some(at_ns);
+                    let event = vmm_control::Event::ResetAcknowledged;
+                    self.broadcast_at(at_ns, &event);
+                    None
+                }
+                MachineEvent::Verified(outcome) => self.note_verification(outcome),
+                MachineEvent::Saved(outcome) => self.finish_suspend(outcome)?,
+            };
+            if ending.is_some() {
+                return Ok(ending);
+            }
+        }
+        Ok(None)
+    }
+
+    fn note_entry(&mut self, at_ns: u64) {
+        self.entered += 1;
+        if self.entered == 1 {
+            self.machine.phases.end_at("first_entry", at_ns);
+        }
+        if self.entered == self.machine.vcpus.len() {
+            self.state = apply(self.state, Input::Entered).0;
+            let phases = self.machine.phases.list().to_vec();
+            self.broadcast(&vmm_control::Event::Running { phases });
+            self.start_verification();
+        }
+    }
+
+    /// Begins to check memory behind the guest's back.
+    fn start_verification(&mut self) {
+        let Some(image) = self.machine.unverified.take() else {
+            return;
+        };
+        let sender = self.machine.event_sender.clone();
+        let on_end = move |outcome| sender.send(MachineEvent::Verified(outcome));
+        match image.verify_in_background(on_end) {
+            Ok(verifier) => self.verifier = Some(verifier),
+            Err(error) => log::line(format_args!("memory is not checked: {error}")),
+        }
+    }
+
+    fn note_verification(&mut self, outcome: Result<Verified, VerifyError>) -> Option<Ending> {
+        match outcome {
+            Ok(Verified {
+                bytes_read,
+                duration,
+            }) => {
+                let ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+                self.broadcast(&vmm_control::Event::Verified {
+                    bytes: bytes_read,
+                    ms,
+                });
+                None
+            }
+            Err(VerifyError::Stopped) => None,
+            Err(error) => Some(Ending::new(ExitReason::ImageDamaged, log::chain(&error))),
+        }
+    }
+
+    fn serve_devices(&mut self) -> Result<(), LoopError> {
+        if !self.state.is_running() {
+            return Ok(());
+        }
+        let mut ready: Vec<Event> = Vec::with_capacity(16);
+        let now = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let spare = rustix::buffer::spare_capacity(&mut ready);
+        match epoll::wait(&self.device_epoll, spare, Some(&now)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(failed("wait for devices")(errno)),
+        }
+        for event in &ready {
+            let index = usize::try_from(event.data.u64()).unwrap_or(usize::MAX);
+            match self.sources.get(index) {
+                Some(Source::Doorbell { transport, index }) => transport.serve_queue(*index),
+                Some(Source::Backend { transport }) => transport.serve_backend(),
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves devices unserved while the vCPUs are halted.
+    fn set_state(&mut self, state: State) -> Result<(), LoopError> {
+        let (served, serve) = (self.state.is_running(), state.is_running());
+        self.state = state;
+        if served == serve {
+            return Ok(());
+        }
+        let flags = if serve {
+            EventFlags::IN
+        } else {
+            EventFlags::empty()
+        };
+        let data = EventData::new_u64(DEVICES);
+        epoll::modify(&self.epoll, &self.device_epoll, data, flags)
+            .map_err(failed("change what is waited for"))
+    }
+
+    fn serve_clients(&mut self) -> Result<Option<Ending>, LoopError> {
+        let hello = hello(&self.machine, self.state, self.reset_acknowledged_ns);
+        let requests = self
+            .clients
+            .serve(|| hello.clone())
+            .map_err(|source| LoopError::Epoll {
+                what: "serve the control socket",
+                source,
+            })?;
+        for (client, request) in requests {
+            if let Some(ending) = self.serve_request(client, request)? {
+                return Ok(Some(ending));
+            }
+        }
+        Ok(None)
+    }
+
+    fn serve_request(
+        &mut self,
+        client: ClientId,
+        request: Request,
+    ) -> Result<Option<Ending>, LoopError> {
+        let id = request.id;
+        match request.body {
+            RequestBody::Pause => {
+                let reply = self.change(Input::Pause)?;
+                self.reply(client, id, reply);
+            }
+            RequestBody::Unpause => {
+                let reply = self.change(Input::Unpause)?;
+                self.reply(client, id, reply);
+            }
+            RequestBody::Suspend { image } => return self.start_suspend(client, id, image),
+            RequestBody::CancelSuspend => {
+                if let Some((saving, ..)) = &self.suspend {
+                    saving.cancel();
+                }
+                self.reply(client, id, Reply::Done);
+            }
+            RequestBody::Counters => {
+                let counters = match &self.machine.devices.vsock_counters {
+                    Some(counters) => counters.read(),
+                    None => VsockCounters::default(),
+                };
+                self.reply(client, id, Reply::Counters(counters));
+            }
+            RequestBody::Quit => {
+                self.reply(client, id, Reply::Done);
+                return Ok(Some(Ending::new(ExitReason::Quit, "asked to by request")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Halts vCPUs or lets them run.
+    fn change(&mut self, input: Input) -> Result<Reply, LoopError> {
+        let (next, action) = apply(self.state, input);
+        match action {
+            Action::Halt => self.machine.halt_vcpus()?,
+            Action::Run => self.machine.run_vcpus()?,
+            Action::Refuse => return Ok(busy()),
+            Action::Nothing | Action::Save => {}
+        }
+        self.set_state(next)?;
+        Ok(Reply::Done)
+    }
+
+    fn start_suspend(
+        &mut self,
+        client: ClientId,
+        id: u64,
+        image: std::path::PathBuf,
+    ) -> Result<Option<Ending>, LoopError> {
+        let (next, action) = apply(self.state, Input::Suspend);
+        if action != Action::Save {
+            self.reply(client, id, busy());
+            return Ok(None);
+        }
+        let mut phases = Phases::starting_at(monotonic_ns());
+        if self.state.is_running() {
+            self.machine.halt_vcpus()?;
+        }
+        phases.end("pause");
+        // A guest that powered off on the way is not saved: guest events win.
+        if let Some(ending) = self.take_events()? {
+            let message = format!("not suspended: {}", ending.message);
+            self.reply(client, id, failure("invalid", message));
+            return Ok(Some(ending));
+        }
+        self.set_state(next)?;
+        match self.machine.start_save(image, phases) {
+            Ok(saving) => self.suspend = Some((saving, client, id)),
+            Err(error) => {
+                self.go_on_after_failed_suspend()?;
+                self.reply(client, id, failure("io", log::chain(&error)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn finish_suspend(
+        &mut self,
+        outcome: Result<SuspendFigures, SaveError>,
+    ) -> Result<Option<Ending>, LoopError> {
+        let Some((_, client, id)) = self.suspend.take() else {
+            return Ok(None);
+        };
+        match outcome {
+            Ok(figures) => {
+                self.reply(client, id, Reply::Suspended(figures));
+                Ok(Some(Ending::new(ExitReason::Suspended, "suspended")))
+            }
+            Err(error) => {
+                let message = log::chain(&error);
+                log::line(format_args!(
+                    "suspend failed, the machine runs on: {message}"
+                ));
+                self.go_on_after_failed_suspend()?;
+                self.reply(client, id, failure(failure_kind(&error), message));
+                Ok(None)
+            }
+        }
+    }
+
+    fn go_on_after_failed_suspend(&mut self) -> Result<(), LoopError> {
+        self.change(Input::SuspendFailed).map(drop)
+    }
+
+    fn reply(&mut self, client: ClientId, id: u64, reply: Reply) {
+        self.clients.send(client, &Message::Reply { id, reply });
+    }
+
+    fn broadcast(&mut self, event: &vmm_control::Event) {
+        self.broadcast_at(monotonic_ns(), event);
+    }
+
+    fn broadcast_at(&mut self, at_ns: u64, event: &vmm_control::Event) {
+        let message = Message::Event {
+            at_ns,
+            event: event.clone(),
+        };
+        self.clients.broadcast(&message);
+    }
+}
+
+fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>, token: u64) -> Result<(), LoopError> {
+    epoll::add(epoll, fd, EventData::new_u64(token), EventFlags::IN)
+        .map_err(failed("watch a descriptor"))
+}
+
+fn busy() -> Reply {
+    failure("busy", "a suspend is under way".to_owned())
+}
+
+fn failure(kind: &str, message: String) -> Reply {
+    Reply::Failed {
+        kind: kind.to_owned(),
+        message,
+    }
+}
+
+fn hello(machine: &Machine, state: State, reset_acknowledged_ns: Option<u64>) -> Message {
+    Message::Hello(Hello {
+        version: VERSION,
+        machine_id: machine.identity.machine_id.clone(),
+        generation: machine.identity.generation,
+        pid: std::process::id(),
+        state: state.shown(),
+        phases: machine.phases.list().to_vec(),
+        reset_acknowledged_ns,
+    })
+}

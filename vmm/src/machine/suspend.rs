@@ -1,0 +1,178 @@
+//! Collecting a halted machine's state, and saving it in a thread of its own, so that the loop can take
+//! a cancellation meanwhile.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use serde::{Deserialize, Serialize};
+use vmm_control::SuspendFigures;
+
+use super::Machine;
+use super::devices::SavedDevices;
+use super::events::{EventSender, MachineEvent};
+use super::phases::Phases;
+use crate::clock::monotonic_ns;
+use crate::image::{self, SaveError, SaveRequest};
+use crate::sys::tsc::host_tsc;
+use crate::vcpu::registers::VcpuState;
+use crate::vcpu::thread::{VcpuError, VcpuThread};
+use crate::vm::{VmError, VmState};
+
+/// What `state.bin` holds.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MachineState {
+    /// The host's time stamp counter when the vCPUs had halted.
+    pub host_tsc: u64,
+    /// In the order of their APIC ids.
+    pub vcpus: Vec<Box<VcpuState>>,
+    /// Interrupt controllers, timer, clock.
+    pub vm: VmState,
+    /// Serial port and virtio devices.
+    pub devices: SavedDevices,
+}
+
+/// Why state can't be collected.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectError {
+    /// A vCPU.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// The rest of KVM.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// Encoding.
+    #[error("cannot encode the machine's state")]
+    Encode(#[source] postcard::Error),
+    /// Encoding.
+    #[error("cannot encode the machine's configuration")]
+    Configuration(#[source] serde_json::Error),
+    /// The host gives no thread.
+    #[error("cannot start a thread that saves")]
+    Thread(#[source] std::io::Error),
+}
+
+/// A save under way.
+#[derive(Debug)]
+pub struct Saving {
+    cancel: Arc<AtomicBool>,
+    _thread: JoinHandle<()>,
+}
+
+impl Saving {
+    /// Breaks it off, if its image is not committed yet.
+    pub fn cancel(&self) {
+        self.cancel.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Machine {
+    /// Quiesces devices, collects state and starts to save it. vCPUs are halted, since the end of the
+    /// last phase. The outcome comes as [`MachineEvent::Saved`].
+    pub(super) fn start_save(
+        &self,
+        directory: PathBuf,
+        mut phases: Phases,
+    ) -> Result<Saving, CollectError> {
+        let clock = self.clock()?;
+        let host_tsc = host_tsc();
+        self.devices.quiesce();
+        phases.end("quiesce");
+        let vcpus = self
+            .vcpus
+            .iter()
+            .map(VcpuThread::save)
+            .collect::<Result<_, _>>()?;
+        let state = MachineState {
+            host_tsc,
+            vcpus,
+            vm: self.vm.save(clock)?,
+            devices: self.devices.save(),
+        };
+        let state = postcard::to_stdvec(&state).map_err(CollectError::Encode)?;
+        let machine =
+            serde_json::to_value(&self.configuration).map_err(CollectError::Configuration)?;
+        phases.end("collect");
+
+        let cancel = Arc::new(AtomicBool::new(false));
+        let work = Work {
+            directory,
+            machine_id: self.identity.machine_id.clone(),
+            generation: self.identity.generation,
+            machine,
+            cpu: self.cpu.clone(),
+            state,
+            memory: Arc::clone(&self.memory),
+            cancel: Arc::clone(&cancel),
+            phases,
+            events: self.event_sender.clone(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("save".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || work.save())
+            .map_err(CollectError::Thread)?;
+        Ok(Saving {
+            cancel,
+            _thread: thread,
+        })
+    }
+}
+
+const STACK_BYTES: usize = 512 << 10;
+
+/// What the saving thread owns.
+struct Work {
+    directory: PathBuf,
+    machine_id: String,
+    generation: u64,
+    machine: serde_json::Value,
+    cpu: image::CpuIdentity,
+    state: Vec<u8>,
+    memory: Arc<crate::memory::MachineMemory>,
+    cancel: Arc<AtomicBool>,
+    phases: Phases,
+    events: EventSender,
+}
+
+impl Work {
+    fn save(self) {
+        let request = SaveRequest {
+            directory: &self.directory,
+            machine_id: &self.machine_id,
+            generation: self.generation,
+            machine: &self.machine,
+            cpu: &self.cpu,
+            state: &self.state,
+            memory: &self.memory,
+            cancel: &self.cancel,
+        };
+        let outcome = image::save(&request).map(|figures| self.with_our_phases(figures));
+        self.events.send(MachineEvent::Saved(outcome));
+    }
+
+    /// Puts our phases before those of the image, without a gap.
+    fn with_our_phases(&self, mut figures: SuspendFigures) -> SuspendFigures {
+        let mut phases = self.phases.list().to_vec();
+        let end_ns = phases
+            .last()
+            .map_or_else(monotonic_ns, |phase| phase.end_ns);
+        if let Some(first) = figures.phases.first_mut() {
+            first.start_ns = end_ns;
+        }
+        phases.append(&mut figures.phases);
+        figures.phases = phases;
+        figures
+    }
+}
+
+/// How the control socket names a save's failure.
+#[must_use]
+pub fn failure_kind(error: &SaveError) -> &'static str {
+    match error {
+        SaveError::Cancelled => "cancelled",
+        SaveError::NoSpace { .. } | SaveError::Quota { .. } => "no_space",
+        _ => "io",
+    }
+}

@@ -1,0 +1,258 @@
+//! System call filters: what each kind of thread may ask the kernel for once the machine is set up.
+//!
+//! A guest that took a vCPU thread over could then neither open a file nor start a program. The event
+//! loop and the threads that it starts (saving and checking an image) may open files, as an image's
+//! path comes with the request, but not start programs or reach a network. A forbidden call ends the
+//! process at once, after a line in the log that names it (see `sys::violation`).
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+use vmm_sys_util::errno;
+
+use crate::sys::violation::install_violation_handler;
+
+/// Why threads can't be confined.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// Our own rules don't compile.
+    #[error("cannot compile the system call filter")]
+    Compile(#[source] seccompiler::BackendError),
+    /// The kernel refuses.
+    #[error("cannot install the system call filter; --no-sandbox runs without it")]
+    Install(#[source] seccompiler::Error),
+    /// The handler that reports violations.
+    #[error("cannot install the handler of filter violations")]
+    Handler(#[source] errno::Error),
+}
+
+/// Kinds of threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ThreadKind {
+    /// Runs a vCPU.
+    Vcpu,
+    /// The event loop, and the threads that it starts.
+    EventLoop,
+}
+
+impl ThreadKind {
+    fn groups(self) -> &'static [&'static [i64]] {
+        match self {
+            Self::Vcpu => &[RUNTIME, DEVICES],
+            Self::EventLoop => &[RUNTIME, DEVICES, FILES, THREADS],
+        }
+    }
+}
+
+/// Prepares to report violations; once, before any thread is confined.
+///
+/// # Errors
+/// [`SandboxError::Handler`].
+pub fn prepare() -> Result<(), SandboxError> {
+    install_violation_handler().map_err(SandboxError::Handler)
+}
+
+/// Compiles the filter of a kind of thread.
+///
+/// # Errors
+/// [`SandboxError::Compile`].
+pub fn filter(kind: ThreadKind) -> Result<BpfProgram, SandboxError> {
+    compile(kind.groups(), SeccompAction::Trap)
+}
+
+/// Confines the calling thread, and all threads that it starts from now on.
+///
+/// # Errors
+/// [`SandboxError::Install`].
+pub fn confine(filter: &BpfProgram) -> Result<(), SandboxError> {
+    seccompiler::apply_filter(filter).map_err(SandboxError::Install)
+}
+
+/// Memory, locks, signals, the end: what the language's runtime needs anywhere.
+const RUNTIME: &[i64] = &[
+    libc::SYS_brk,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_close,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+    libc::SYS_getpid,
+    libc::SYS_getrandom,
+    libc::SYS_gettid,
+    libc::SYS_madvise,
+    libc::SYS_mmap,
+    libc::SYS_mprotect,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_prctl,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_restart_syscall,
+    libc::SYS_rseq,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_yield,
+    libc::SYS_set_robust_list,
+    libc::SYS_sigaltstack,
+    libc::SYS_tgkill,
+    libc::SYS_write,
+    libc::SYS_writev,
+];
+
+/// Open descriptors and local sockets. vCPU threads need them too: a guest's register access may reset
+/// a device, which ends its connections.
+const DEVICES: &[i64] = &[
+    libc::SYS_accept4,
+    libc::SYS_connect,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_wait,
+    libc::SYS_eventfd2,
+    libc::SYS_fallocate,
+    libc::SYS_fcntl,
+    libc::SYS_fdatasync,
+    libc::SYS_fsync,
+    libc::SYS_getsockopt,
+    libc::SYS_lseek,
+    libc::SYS_pread64,
+    libc::SYS_preadv,
+    libc::SYS_preadv2,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_pwritev2,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_shutdown,
+    libc::SYS_timerfd_settime,
+];
+
+/// An image's directory, and the exit report.
+const FILES: &[i64] = &[
+    libc::SYS_fadvise64,
+    libc::SYS_flock,
+    libc::SYS_fstat,
+    libc::SYS_fstatfs,
+    libc::SYS_ftruncate,
+    libc::SYS_lstat,
+    libc::SYS_mkdir,
+    libc::SYS_mkdirat,
+    libc::SYS_newfstatat,
+    libc::SYS_open,
+    libc::SYS_openat,
+    libc::SYS_rename,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_stat,
+    libc::SYS_statx,
+    libc::SYS_sync_file_range,
+    libc::SYS_unlink,
+    libc::SYS_unlinkat,
+];
+
+/// Threads of our own. Their flags lie in memory, which a filter can't read; a new process could do no
+/// more than its parent, though.
+const THREADS: &[i64] = &[
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_ioprio_set,
+    libc::SYS_setpriority,
+];
+
+/// ioctl groups (the second byte of the number).
+const IOCTL_GROUP_MASK: u64 = 0xff00;
+/// KVM's.
+const IOCTL_KVM: u64 = 0xae00;
+/// Of procfs, whose PAGEMAP_SCAN tells which pages have changed.
+const IOCTL_FILES: u64 = 0x6600;
+/// Makes a socket non-blocking.
+const FIONBIO: u64 = 0x5421;
+
+fn compile(groups: &[&[i64]], otherwise: SeccompAction) -> Result<BpfProgram, SandboxError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = groups
+        .iter()
+        .flat_map(|group| group.iter())
+        .map(|call| (*call, Vec::new()))
+        .collect();
+    let any_of = |conditions: Vec<SeccompCondition>| {
+        conditions
+            .into_iter()
+            .map(|condition| SeccompRule::new(vec![condition]))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(SandboxError::Compile)
+    };
+    let ioctl_group = SeccompCmpOp::MaskedEq(IOCTL_GROUP_MASK);
+    rules.insert(
+        libc::SYS_ioctl,
+        any_of(vec![
+            condition(1, ioctl_group.clone(), IOCTL_KVM)?,
+            condition(1, ioctl_group, IOCTL_FILES)?,
+            condition(1, SeccompCmpOp::Eq, FIONBIO)?,
+        ])?,
+    );
+    let local = u64::from(libc::AF_UNIX.cast_unsigned());
+    rules.insert(
+        libc::SYS_socket,
+        any_of(vec![condition(0, SeccompCmpOp::Eq, local)?])?,
+    );
+    SeccompFilter::new(rules, otherwise, SeccompAction::Allow, TargetArch::x86_64)
+        .and_then(BpfProgram::try_from)
+        .map_err(SandboxError::Compile)
+}
+
+fn condition(
+    argument: u8,
+    operator: SeccompCmpOp,
+    value: u64,
+) -> Result<SeccompCondition, SandboxError> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
+        .map_err(SandboxError::Compile)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+    use std::net::TcpListener;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    const DENIED: SeccompAction = SeccompAction::Errno(1);
+
+    #[test]
+    fn a_vcpu_thread_opens_no_file_and_no_network() {
+        let filter = compile(ThreadKind::Vcpu.groups(), DENIED).unwrap();
+        std::thread::spawn(move || {
+            confine(&filter).unwrap();
+            let open = std::fs::File::open("/").unwrap_err();
+            assert_eq!(open.kind(), ErrorKind::PermissionDenied);
+            let listen = TcpListener::bind("127.0.0.1:0").unwrap_err();
+            assert_eq!(listen.kind(), ErrorKind::PermissionDenied);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn the_event_loop_starts_no_program() {
+        let filter = compile(ThreadKind::EventLoop.groups(), DENIED).unwrap();
+        std::thread::spawn(move || {
+            confine(&filter).unwrap();
+            assert!(std::fs::File::open("/").is_ok());
+            let nobody = UnixStream::connect("/nowhere").unwrap_err();
+            assert_eq!(nobody.kind(), ErrorKind::NotFound);
+            assert!(std::process::Command::new("/bin/true").status().is_err());
+        })
+        .join()
+        .unwrap();
+    }
+}

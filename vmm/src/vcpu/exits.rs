@@ -1,0 +1,83 @@
+//! What happens when KVM_RUN returns: register accesses go to the buses, the rest ends the guest.
+
+use std::sync::Arc;
+
+use kvm_ioctls::VcpuExit;
+
+use crate::bus::Bus;
+
+/// The two address spaces that a vCPU can access.
+#[derive(Debug, Clone)]
+pub struct Buses {
+    /// I/O ports.
+    pub ports: Arc<Bus>,
+    /// Guest-physical addresses outside of memory.
+    pub mmio: Arc<Bus>,
+}
+
+/// What the vCPU does next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Enter the guest again.
+    Enter,
+    /// The guest can't go on.
+    Stop(Fault),
+}
+
+/// Why a guest can't go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// A fault while delivering a double fault.
+    #[error("the guest shut its processor down by a triple fault")]
+    TripleFault,
+    /// KVM could not emulate an instruction, or worse.
+    #[error("KVM gave up on the guest (KVM_EXIT_INTERNAL_ERROR)")]
+    Internal,
+    /// The processor refused the state.
+    #[error("the processor refused to enter the guest, reason {reason:#x}")]
+    EntryRefused {
+        /// Hardware-specific.
+        reason: u64,
+    },
+    /// Guest memory could not be provided.
+    #[error("guest memory at {address:#x} cannot be provided")]
+    MemoryFault {
+        /// Guest-physical.
+        address: u64,
+    },
+    /// KVM_RUN itself failed.
+    #[error("KVM_RUN failed with errno {errno}")]
+    Run {
+        /// As the kernel said.
+        errno: i32,
+    },
+    /// An exit that this VMM never asked for.
+    #[error("unexpected exit from KVM: {name}")]
+    Unexpected {
+        /// Debug name of the exit.
+        name: String,
+    },
+}
+
+/// Serves one exit.
+pub fn serve_exit(exit: VcpuExit<'_>, buses: &Buses) -> Next {
+    match exit {
+        VcpuExit::IoIn(port, data) => buses.ports.read(port.into(), data),
+        VcpuExit::IoOut(port, data) => buses.ports.write(port.into(), data),
+        VcpuExit::MmioRead(address, data) => buses.mmio.read(address, data),
+        VcpuExit::MmioWrite(address, data) => buses.mmio.write(address, data),
+        VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::SetTpr => {}
+        VcpuExit::Shutdown => return Next::Stop(Fault::TripleFault),
+        VcpuExit::InternalError => return Next::Stop(Fault::Internal),
+        VcpuExit::FailEntry(reason, _cpu) => return Next::Stop(Fault::EntryRefused { reason }),
+        VcpuExit::MemoryFault { gpa, .. } => {
+            return Next::Stop(Fault::MemoryFault { address: gpa });
+        }
+        other => {
+            return Next::Stop(Fault::Unexpected {
+                name: format!("{other:?}"),
+            });
+        }
+    }
+    Next::Enter
+}

@@ -1,0 +1,134 @@
+//! Model-specific registers: which ones to save, and reading and writing them in bulk.
+//!
+//! KVM_GET_MSRS and KVM_SET_MSRS stop at the first register that fails and return how many went
+//! well (api.rst, 4.18 and 4.19); both loops here continue behind it, for different reasons.
+
+use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
+use kvm_ioctls::{Kvm, VcpuFd};
+use vmm_sys_util::errno;
+
+/// Time stamp counter (Intel SDM vol. 4, table 2-2).
+pub const IA32_TSC: u32 = 0x10;
+/// Deadline of the LAPIC timer; takes effect against the TSC, so it is written after it and after
+/// the LAPIC, whose timer mode must be "deadline" by then.
+pub const IA32_TSC_DEADLINE: u32 = 0x6e0;
+/// Physical base of the LAPIC; carried by sregs.
+const IA32_APIC_BASE: u32 = 0x1b;
+/// KVM's two wall clock registers: writing one is a command, upon which KVM writes the wall clock of
+/// the VM's start into guest memory. A guest gives it when it wants the answer; replaying it at a
+/// restore would write into memory behind its back.
+const KVM_WALL_CLOCKS: [u32; 2] = [0x11, 0x4b56_4d00];
+
+/// Why registers could not be restored.
+#[derive(Debug, thiserror::Error)]
+pub enum MsrError {
+    /// KVM refused the list.
+    #[error("{call} failed")]
+    Call {
+        /// Name as in api.rst.
+        call: &'static str,
+        /// Why.
+        source: errno::Error,
+    },
+    /// This host can't hold what the guest had.
+    #[error("this host's KVM refuses value {value:#x} for register {index:#x}")]
+    Refused {
+        /// Register.
+        index: u32,
+        /// Saved value.
+        value: u64,
+    },
+}
+
+/// The registers that KVM can save on this host.
+///
+/// # Errors
+/// [`MsrError::Call`].
+pub fn saved_indices(kvm: &Kvm) -> Result<Vec<u32>, MsrError> {
+    let list = kvm.get_msr_index_list().map_err(|source| MsrError::Call {
+        call: "KVM_GET_MSR_INDEX_LIST",
+        source,
+    })?;
+    let wanted = |index: &u32| *index != IA32_APIC_BASE && !KVM_WALL_CLOCKS.contains(index);
+    let mut indices: Vec<u32> = list.as_slice().iter().copied().filter(wanted).collect();
+    // The list has it only where KVM_CAP_TSC_DEADLINE_TIMER is there; its place is last.
+    let had_deadline = indices.contains(&IA32_TSC_DEADLINE);
+    indices.retain(|index| *index != IA32_TSC_DEADLINE);
+    if had_deadline {
+        indices.push(IA32_TSC_DEADLINE);
+    }
+    Ok(indices)
+}
+
+/// Reads registers, in their order. Those that this vCPU doesn't have are left out: the list is
+/// host-wide, while a register's existence depends on the vCPU's CPUID.
+///
+/// # Errors
+/// [`MsrError::Call`].
+pub fn read(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, MsrError> {
+    let mut entries = Vec::with_capacity(indices.len());
+    let mut rest = indices;
+    while !rest.is_empty() {
+        let chunk: Vec<kvm_msr_entry> = rest
+            .iter()
+            .take(KVM_MAX_MSR_ENTRIES)
+            .map(|&index| kvm_msr_entry {
+                index,
+                ..kvm_msr_entry::default()
+            })
+            .collect();
+        let mut msrs = list(&chunk)?;
+        let good = vcpu.get_msrs(&mut msrs).map_err(|source| MsrError::Call {
+            call: "KVM_GET_MSRS",
+            source,
+        })?;
+        entries.extend_from_slice(&msrs.as_slice()[..good]);
+        let skipped = usize::from(good < chunk.len());
+        rest = &rest[good + skipped..];
+    }
+    Ok(entries)
+}
+
+/// Writes registers, in their order.
+///
+/// # Errors
+/// [`MsrError::Refused`] where KVM refuses one and the vCPU does not hold that value anyway.
+pub fn write(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), MsrError> {
+    let mut rest = entries;
+    while !rest.is_empty() {
+        let chunk = &rest[..rest.len().min(KVM_MAX_MSR_ENTRIES)];
+        let good = vcpu
+            .set_msrs(&list(chunk)?)
+            .map_err(|source| MsrError::Call {
+                call: "KVM_SET_MSRS",
+                source,
+            })?;
+        let mut done = good;
+        if let Some(refused) = chunk.get(good) {
+            expect_same(vcpu, *refused)?;
+            done += 1;
+        }
+        rest = &rest[done..];
+    }
+    Ok(())
+}
+
+/// Some registers can be read but not written even with the value that they have (capabilities of
+/// older kernels, for one). That is no loss as long as the value is the right one.
+fn expect_same(vcpu: &VcpuFd, refused: kvm_msr_entry) -> Result<(), MsrError> {
+    let now = read(vcpu, &[refused.index])?;
+    match now.first() {
+        Some(now) if now.data == refused.data => Ok(()),
+        _ => Err(MsrError::Refused {
+            index: refused.index,
+            value: refused.data,
+        }),
+    }
+}
+
+fn list(entries: &[kvm_msr_entry]) -> Result<Msrs, MsrError> {
+    Msrs::from_entries(entries).map_err(|_| MsrError::Call {
+        call: "allocating a register list",
+        source: errno::Error::new(libc::ENOMEM),
+    })
+}

@@ -1,0 +1,454 @@
+//! The thread that runs one vCPU.
+//!
+//! ```text
+//! (created) ─ configure ─▶ Paused ◀──▶ Running ─ fault ─▶ Paused (and a report)
+//!                             └──────── finish ──▶ Finished
+//! ```
+//!
+//! The thread creates the vCPU itself, since all vCPU calls should come from one thread (api.rst,
+//! section 2). It stops only where KVM_RUN has returned EINTR, when no access of the guest is half
+//! done. Commands go through a channel, followed by a kick.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use kvm_bindings::{CpuId, kvm_regs, kvm_sregs};
+use kvm_ioctls::VcpuFd;
+use seccompiler::BpfProgram;
+use vmm_sys_util::signal::Killable;
+
+use super::exits::{Buses, Fault, Next, serve_exit};
+use super::registers::{self, RegistersError, VcpuState};
+use crate::clock::monotonic_ns;
+use crate::sandbox::{SandboxError, confine};
+use crate::sys::kick::{KickTarget, kick_signal};
+use crate::vm::{Capabilities, Vm, VmError};
+
+/// A vCPU answers a command in microseconds; even a host that swaps needs no seconds.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+/// Enough for the deepest call of a device, small enough that no huge page ever backs a stack.
+const STACK_BYTES: usize = 256 << 10;
+
+/// How a vCPU begins.
+#[derive(Debug)]
+pub enum Start {
+    /// At the kernel's entry.
+    Boot {
+        /// Processor that it shows.
+        cpuid: CpuId,
+        /// Registers of the boot processor; the others wait for INIT and SIPI as real ones do.
+        entry: Option<Box<Entry>>,
+    },
+    /// Where it was.
+    Restore {
+        /// What it was.
+        state: Box<VcpuState>,
+        /// Host's counter at the save minus that at the restore, wrapping; the same for all vCPUs.
+        tsc_shift: u64,
+    },
+}
+
+/// Registers at the kernel's entry.
+#[derive(Debug)]
+pub struct Entry {
+    /// General registers.
+    pub regs: kvm_regs,
+    /// Applied to the reset values of the segment and control registers.
+    pub sregs: fn(&mut kvm_sregs),
+}
+
+/// Why a vCPU could not be started, stopped or saved.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// KVM_CREATE_VCPU.
+    #[error("cannot create vCPU {index}")]
+    Create {
+        /// Which.
+        index: u8,
+        /// Why.
+        source: VmError,
+    },
+    /// Its state.
+    #[error("cannot move the registers of vCPU {index}")]
+    Registers {
+        /// Which.
+        index: u8,
+        /// Why.
+        source: RegistersError,
+    },
+    /// The host gives no thread.
+    #[error("cannot start a thread for vCPU {index}")]
+    Thread {
+        /// Which.
+        index: u8,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Its thread can't be confined.
+    #[error("cannot confine the thread of vCPU {index}")]
+    Sandbox {
+        /// Which.
+        index: u8,
+        /// Why.
+        source: SandboxError,
+    },
+    /// No answer.
+    #[error("vCPU {index} did not {command} within {} s", ANSWER_DEADLINE.as_secs())]
+    Silent {
+        /// Which.
+        index: u8,
+        /// What it was told to do.
+        command: &'static str,
+    },
+    /// The thread is gone.
+    #[error("the thread of vCPU {index} has ended")]
+    Ended {
+        /// Which.
+        index: u8,
+    },
+}
+
+/// What vCPU threads tell the event loop.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Report {
+    /// About to be entered for the first time.
+    Entering {
+        /// When, on CLOCK_MONOTONIC.
+        at_ns: u64,
+    },
+    /// It can't go on.
+    Fault {
+        /// Which vCPU.
+        index: u8,
+        /// Why.
+        fault: Fault,
+    },
+}
+
+/// Learns what vCPU threads report; called on those threads.
+pub trait VcpuObserver: Send + Sync + std::fmt::Debug {
+    /// Something happened.
+    fn report(&self, report: Report);
+}
+
+#[derive(Debug)]
+enum Command {
+    Run,
+    Pause,
+    Save,
+    Finish,
+}
+
+#[derive(Debug)]
+enum Answer {
+    Started,
+    Running,
+    Paused,
+    Saved(Box<VcpuState>),
+    Failed(RegistersError),
+    NotCreated(VmError),
+    NotConfined(SandboxError),
+}
+
+/// A vCPU's thread, seen from the machine.
+#[derive(Debug)]
+pub struct VcpuThread {
+    index: u8,
+    commands: Sender<Command>,
+    answers: Receiver<Answer>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What all vCPUs of a machine share.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// The VM that they belong to.
+    pub vm: Arc<Vm>,
+    /// Devices.
+    pub buses: Buses,
+    /// Registers to save.
+    pub msr_indices: Arc<[u32]>,
+    /// Where reports go.
+    pub observer: Arc<dyn VcpuObserver>,
+    /// Confines their threads.
+    pub filter: Option<Arc<BpfProgram>>,
+}
+
+impl VcpuThread {
+    /// Starts a thread which creates and configures the vCPU, then stays paused. Call
+    /// [`Self::wait_started`] next; so several can be set up at once.
+    ///
+    /// # Errors
+    /// [`VcpuError::Thread`].
+    pub fn start(index: u8, start: Start, shared: Shared) -> Result<Self, VcpuError> {
+        let (commands, command_receiver) = mpsc::channel();
+        let (answer_sender, answers) = mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{index}"))
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                let body = Body {
+                    index,
+                    shared,
+                    commands: command_receiver,
+                    answers: answer_sender,
+                };
+                body.serve(start);
+            })
+            .map_err(|source| VcpuError::Thread { index, source })?;
+        Ok(Self {
+            index,
+            commands,
+            answers,
+            thread: Some(thread),
+        })
+    }
+
+    /// Waits until the vCPU has its state.
+    ///
+    /// # Errors
+    /// [`VcpuError`].
+    pub fn wait_started(&self) -> Result<(), VcpuError> {
+        self.answer("take its state").map(drop)
+    }
+
+    /// Lets it run.
+    ///
+    /// # Errors
+    /// [`VcpuError`].
+    pub fn run(&self) -> Result<(), VcpuError> {
+        self.send(Command::Run)
+    }
+
+    /// Waits until it runs, after [`Self::run`].
+    ///
+    /// # Errors
+    /// [`VcpuError`].
+    pub fn wait_running(&self) -> Result<(), VcpuError> {
+        self.answer("run").map(drop)
+    }
+
+    /// Asks it to halt; [`Self::wait_paused`] follows, so that all halt at nearly the same time.
+    ///
+    /// # Errors
+    /// [`VcpuError`].
+    pub fn pause(&self) -> Result<(), VcpuError> {
+        self.send(Command::Pause)?;
+        self.kick();
+        Ok(())
+    }
+
+    /// Waits until it has halted.
+    ///
+    /// # Errors
+    /// [`VcpuError`].
+    pub fn wait_paused(&self) -> Result<(), VcpuError> {
+        self.answer("halt").map(drop)
+    }
+
+    /// Collects its state while it is halted.
+    ///
+    /// # Errors
+    /// [`VcpuError`].
+    pub fn save(&self) -> Result<Box<VcpuState>, VcpuError> {
+        self.send(Command::Save)?;
+        match self.answer("give its state")? {
+            Answer::Saved(state) => Ok(state),
+            _ => Err(VcpuError::Silent {
+                index: self.index,
+                command: "give its state",
+            }),
+        }
+    }
+
+    fn send(&self, command: Command) -> Result<(), VcpuError> {
+        self.commands
+            .send(command)
+            .map_err(|_| VcpuError::Ended { index: self.index })
+    }
+
+    fn kick(&self) {
+        if let Some(thread) = &self.thread {
+            // Fails only for a thread that has ended, which the answer will tell.
+            let _ = thread.kill(kick_signal());
+        }
+    }
+
+    fn answer(&self, command: &'static str) -> Result<Answer, VcpuError> {
+        let index = self.index;
+        match self.answers.recv_timeout(ANSWER_DEADLINE) {
+            Ok(Answer::Failed(source)) => Err(VcpuError::Registers { index, source }),
+            Ok(Answer::NotConfined(source)) => Err(VcpuError::Sandbox { index, source }),
+            Ok(Answer::NotCreated(source)) => Err(VcpuError::Create { index, source }),
+            Ok(answer) => Ok(answer),
+            Err(RecvTimeoutError::Timeout) => Err(VcpuError::Silent { index, command }),
+            Err(RecvTimeoutError::Disconnected) => Err(VcpuError::Ended { index }),
+        }
+    }
+}
+
+impl Drop for VcpuThread {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Finish);
+        self.kick();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The thread's own side.
+struct Body {
+    index: u8,
+    shared: Shared,
+    commands: Receiver<Command>,
+    answers: Sender<Answer>,
+}
+
+/// What the thread does now.
+enum Mode {
+    Running,
+    Paused,
+    Finished,
+}
+
+impl Body {
+    fn serve(self, start: Start) {
+        let fd = match self.shared.vm.create_vcpu(self.index) {
+            Ok(fd) => fd,
+            Err(error) => return self.reply(Answer::NotCreated(error)),
+        };
+        let cpuid = match configure(&fd, start, self.shared.vm.capabilities()) {
+            Ok(cpuid) => cpuid,
+            Err(error) => return self.reply(Answer::Failed(error)),
+        };
+        if let Some(filter) = &self.shared.filter
+            && let Err(error) = confine(filter)
+        {
+            return self.reply(Answer::NotConfined(error));
+        }
+        let mut target = KickTarget::adopt(fd);
+        self.reply(Answer::Started);
+        let mut entered = false;
+        let mut mode = Mode::Paused;
+        loop {
+            mode = match mode {
+                Mode::Running => {
+                    if !entered {
+                        entered = true;
+                        self.shared.observer.report(Report::Entering {
+                            at_ns: monotonic_ns(),
+                        });
+                    }
+                    self.run(&mut target)
+                }
+                Mode::Paused => self.wait(&mut target, &cpuid),
+                Mode::Finished => return,
+            };
+        }
+    }
+
+    /// Runs the guest until a command or a fault.
+    fn run(&self, target: &mut KickTarget) -> Mode {
+        loop {
+            match target.vcpu().run() {
+                Ok(exit) => match serve_exit(exit, &self.shared.buses) {
+                    Next::Enter => {}
+                    Next::Stop(fault) => {
+                        self.shared.observer.report(Report::Fault {
+                            index: self.index,
+                            fault,
+                        });
+                        return Mode::Paused;
+                    }
+                },
+                // The only place where a command is taken: pending accesses are complete.
+                Err(error) if error.errno() == libc::EINTR => {
+                    target.clear();
+                    match self.commands.try_recv() {
+                        Ok(Command::Pause) => {
+                            self.acknowledge_pause(target);
+                            return Mode::Paused;
+                        }
+                        Ok(Command::Finish) | Err(mpsc::TryRecvError::Disconnected) => {
+                            return Mode::Finished;
+                        }
+                        Ok(Command::Run) => self.reply(Answer::Running),
+                        Ok(Command::Save) | Err(mpsc::TryRecvError::Empty) => {}
+                    }
+                }
+                // A vCPU that still waits for its SIPI (api.rst, KVM_RUN).
+                Err(error) if error.errno() == libc::EAGAIN => {}
+                Err(error) => {
+                    let fault = Fault::Run {
+                        errno: error.errno(),
+                    };
+                    self.shared.observer.report(Report::Fault {
+                        index: self.index,
+                        fault,
+                    });
+                    return Mode::Paused;
+                }
+            }
+        }
+    }
+
+    fn acknowledge_pause(&self, target: &mut KickTarget) {
+        if self.shared.vm.capabilities().kvmclock_ctrl {
+            // Tells the guest's soft-lockup watchdog that it was stopped (api.rst, KVM_KVMCLOCK_CTRL). Fails
+            // where the guest has no kvm-clock, and then there is nobody to tell.
+            let _ = target.vcpu().kvmclock_ctrl();
+        }
+        self.reply(Answer::Paused);
+    }
+
+    /// Waits for a command while halted.
+    fn wait(&self, target: &mut KickTarget, cpuid: &CpuId) -> Mode {
+        loop {
+            match self.commands.recv() {
+                Ok(Command::Run) => {
+                    self.reply(Answer::Running);
+                    return Mode::Running;
+                }
+                // Halted already, by a fault or an earlier command.
+                Ok(Command::Pause) => self.reply(Answer::Paused),
+                Ok(Command::Save) => {
+                    let Shared {
+                        vm, msr_indices, ..
+                    } = &self.shared;
+                    let saved =
+                        registers::save(target.vcpu(), cpuid, msr_indices, vm.capabilities());
+                    self.reply(match saved {
+                        Ok(state) => Answer::Saved(Box::new(state)),
+                        Err(error) => Answer::Failed(error),
+                    });
+                }
+                Ok(Command::Finish) | Err(_) => return Mode::Finished,
+            }
+        }
+    }
+
+    fn reply(&self, answer: Answer) {
+        // A machine that is gone needs no answer.
+        let _ = self.answers.send(answer);
+    }
+}
+
+fn configure(
+    fd: &VcpuFd,
+    start: Start,
+    capabilities: Capabilities,
+) -> Result<CpuId, RegistersError> {
+    match start {
+        Start::Boot { cpuid, entry } => {
+            registers::boot(fd, &cpuid, entry.as_deref())?;
+            Ok(cpuid)
+        }
+        Start::Restore { state, tsc_shift } => {
+            registers::restore(fd, &state, tsc_shift, capabilities)?;
+            state.cpuid()
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Images as a suspend leaves them and a resume finds them, on real files and mappings.
+//!
+//! No KVM: the tests play the guest by writing to the mapped memory.
+
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod crash;
+mod failure;
+mod fixture;
+mod refusal;
+mod round_trip;
+mod verification;

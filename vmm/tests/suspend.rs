@@ -1,0 +1,337 @@
+//! A suspended machine goes on in a new process exactly where it was, and a suspend that does not come
+//! about leaves no trace.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "this is test code, also outside of tests"
+)]
+
+mod harness;
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+
+use harness::{COUNT, COUNT_DOTS, Host, Vmm, WATCH_TSC, failure, kvm_is_there};
+use vmm_control::{ExitReason, Reply, RequestBody, SuspendFigures, exit_code};
+
+fn suspended(vmm: Vmm<'_>, image: &Path) -> SuspendFigures {
+    let mut control = vmm.control();
+    let reply = control.suspend(image);
+    let (status, report) = vmm.wait();
+    assert_eq!(report.reason, ExitReason::Suspended, "{reply:?}");
+    assert_eq!(status.code(), Some(exit_code::SUCCESS));
+    match reply {
+        Reply::Suspended(figures) => figures,
+        other => panic!("expected figures, got {other:?}"),
+    }
+}
+
+fn assert_counted_to_the_end(host: &Host, vmm: Vmm<'_>) {
+    let (_, report) = vmm.wait();
+    assert_eq!(report.reason, ExitReason::GuestPowerOff);
+    assert_eq!(
+        host.console(),
+        ".".repeat(COUNT_DOTS) + "E",
+        "each dot once, all pages right"
+    );
+}
+
+#[test]
+fn chained_cycles_lose_and_repeat_nothing() {
+    if !kvm_is_there() {
+        return;
+    }
+    let host = Host::with_guest(COUNT);
+    let mut vmm = host.boot();
+    for cycle in 1..=6 {
+        vmm.wait_for_console('.', cycle * 10);
+        suspended(vmm, &host.image());
+        vmm = host.restore(
+            1 + cycle as u64,
+            &["--expect-generation", &cycle.to_string()],
+        );
+    }
+    assert_counted_to_the_end(&host, vmm);
+}
+
+#[test]
+fn a_second_suspend_writes_only_what_changed() {
+    if !kvm_is_there() {
+        return;
+    }
+    let host = Host::with_guest(COUNT);
+    let vmm = host.boot();
+    vmm.wait_for_console('.', 5);
+    suspended(vmm, &host.image());
+    let vmm = host.restore(2, &[]);
+    vmm.wait_for_console('.', 10);
+    let figures = suspended(vmm, &host.image());
+    assert!(figures.pages_changed < 60, "{figures:?}");
+    assert!(figures.image_bytes_allocated < 4 << 20, "{figures:?}");
+}
+
+#[test]
+fn phases_of_a_suspend_and_of_a_restore_are_adjacent() {
+    if !kvm_is_there() {
+        return;
+    }
+    let host = Host::with_guest(COUNT);
+    let vmm = host.boot();
+    vmm.wait_for_console('.', 1);
+    let figures = suspended(vmm, &host.image());
+    let names: Vec<&str> = figures
+        .phases
+        .iter()
+        .map(|phase| phase.name.as_str())
+        .collect();
+    let expected = [
+        "pause",
+        "quiesce",
+        "collect",
+        "scan",
+        "retire",
+        "memory_write",
+        "checksum",
+        "sync",
+        "commit",
+    ];
+    assert_eq!(names, expected);
+    assert!(
+        figures
+            .phases
+            .windows(2)
+            .all(|pair| pair[0].end_ns == pair[1].start_ns)
+    );
+}
+
+#[test]
+fn memory_and_processors_of_any_number_survive() {
+    if !kvm_is_there() {
+        return;
+    }
+    let host = Host::with_guest(COUNT);
+    let vmm = host.boot_with("4", "4096");
+    vmm.wait_for_console('.', 3);
+    suspended(vmm, &host.image());
+    assert_counted_to_the_end(&host, host.restore(2, &["--verify", "full"]));
+}
+
+#[test]
+fn a_paused_guest_stands_still_until_it_is_unpaused() {
+    if !kvm_is_there() {
+        return;
+    }
+    let host = Host::with_guest(COUNT);
+    let vmm = host.boot();
+    vmm.wait_for_console('.', 2);
+    let mut control = vmm.control();
+    assert_eq!(control.request(RequestBody::Pause), Reply::Done);
+    assert_eq!(
+        control.request(RequestBody::Pause),
+        Reply::Done,
+        "it is so already"
+    );
+    let before = host.console();
+    // Twenty dots' worth of time, were it running; nothing announces that nothing happens.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(host.console(), before);
+    assert_eq!(control.request(RequestBody::Unpause), Reply::Done);
+    assert_counted_to_the_end(&host, vmm);
+}
+
+#[test]
+fn a_paused_machine_can_be_suspended() {
+    if !kvm_is_there() {
+        return;
+    }
+    let host = Host::with_guest(COUNT);
+    let vmm = host.boot();
+    vmm.wait_for_console('.', 2);
+    assert_eq!(vmm.control().request(RequestBody::Pause), Reply::Done);
+    suspended(vmm, &host.image());
+    assert_counted_to_the_end(&host, host.restore(2, &[]));
+}
+
+#[test]
+fn a_suspend_without_a_directory_fails_and_the_machine_runs_on() {
+    if !kvm_is_there() {
+        return;
+    }
+    let host = Host::with_guest(COUNT);
+    let vmm = host.boot();
+    vmm.wait_for_console('.', 2);
+    let (kind, message) = failure(vmm.control().suspend(&host.path("nowhere/image")));
+    assert_eq!(kind, "io");
+    assert!(message.contains("nowhere"), "{message}");
+    vmm.wait_for_console('.', 10);
+    suspended(vmm, &host.image());
+    assert_counted_to_the_end(&host, host.restore(2, &[]));
+}
+
+#[test]
+fn a_cancelled_suspend_leaves_the_machine_running() {
+    if !kvm_is_there() {
+        return;
+    }
+    let host = Host::with_guest(COUNT);
+    let vmm = host.boot();
+    vmm.wait_for_console('.', 2);
+    let mut control = vmm.control();
+    // In one piece, so that the cancellation is there before anything is written.
+    let image = host.image();
+    let lines = format!(
+        "{{\"id\":1,\"request\":\"suspend\",\"image\":\"{}\"}}\n{{\"id\":2,\"request\":\"cancel_suspend\"}}\n",
+        image.display()
+    );
+    control.stream.write_all(lines.as_bytes()).unwrap();
+    let (kind, _) = failure(control.reply(1));
+    assert_eq!(kind, "cancelled");
+    let (status, report) = host.restore(2, &[]).wait();
+    assert_eq!(report.reason, ExitReason::ImageRefused, "there is no image");
+    assert_eq!(status.code(), Some(exit_code::IMAGE_REFUSED));
+    assert_counted_to_the_end(&host, vmm);
+}
+
+#[test]
+fn images_that_are_not_right_are_refused_before_the_guest_runs() {
+    if !kvm_is_there() {
+        return;
+    }
+    let host = Host::with_guest(COUNT);
+    let vmm = host.boot();
+    vmm.wait_for_console('.', 2);
+    suspended(vmm, &host.image());
+    let console = host.console();
+    let refused = |extra: &[&str]| {
+        let (status, report) = host.restore(2, extra).wait();
+        assert_eq!(
+            report.reason,
+            ExitReason::ImageRefused,
+            "{}",
+            report.message
+        );
+        assert_eq!(status.code(), Some(exit_code::IMAGE_REFUSED));
+        assert_eq!(host.console(), console, "the guest did not run");
+        report.message
+    };
+    assert!(refused(&["--expect-generation", "7"]).contains("generation"));
+
+    let state = host.image().join("state.bin");
+    let good = std::fs::read(&state).unwrap();
+    let mut flipped = good.clone();
+    flipped[good.len() / 2] ^= 1;
+    std::fs::write(&state, flipped).unwrap();
+    assert!(refused(&[]).contains("state.bin"));
+    std::fs::write(&state, &good[..good.len() - 1]).unwrap();
+    assert!(refused(&[]).contains("state.bin"));
+    std::fs::write(&state, good).unwrap();
+
+    // All refusals left it whole; used once, it is refused as well.
+    assert_counted_to_the_end(&host, host.restore(2, &[]));
+    let (_, report) = host.restore(3, &[]).wait();
+    assert!(report.message.contains("consumed"), "{}", report.message);
+}
+
+#[test]
+fn a_full_file_system_fails_the_suspend_and_the_machine_runs_on() {
+    if !kvm_is_there() {
+        return;
+    }
+    let host = Host::with_guest(COUNT);
+    let Some(small) = SmallFileSystem::mount(host.path("small")) else {
+        return;
+    };
+    let vmm = host.boot();
+    vmm.wait_for_console('.', 2);
+    let (kind, message) = failure(vmm.control().suspend(&small.0));
+    assert_eq!(kind, "no_space", "{message}");
+    vmm.wait_for_console('.', 10);
+    suspended(vmm, &host.image());
+    assert_counted_to_the_end(&host, host.restore(2, &[]));
+}
+
+/// A file system of 32 KiB.
+struct SmallFileSystem(std::path::PathBuf);
+
+impl SmallFileSystem {
+    fn mount(path: std::path::PathBuf) -> Option<Self> {
+        std::fs::create_dir(&path).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=32k", "small"])
+            .arg(&path)
+            .status();
+        if mounted.is_ok_and(|status| status.success()) {
+            return Some(Self(path));
+        }
+        println!("skipped: mounting needs root");
+        None
+    }
+}
+
+impl Drop for SmallFileSystem {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn the_time_stamp_counter_never_jumps_back_not_even_in_its_first_second() {
+    if !kvm_is_there() {
+        return;
+    }
+    let host = Host::with_guest(WATCH_TSC);
+    let mut vmm = host.boot();
+    for cycle in 1..=5 {
+        vmm.wait_for_console('.', cycle * 2);
+        suspended(vmm, &host.image());
+        vmm = host.restore(1 + cycle as u64, &[]);
+    }
+    assert_counted_to_the_end(&host, vmm);
+}
+
+/// Changes one byte of guest memory in the image that the guest does not use.
+fn damage_memory(host: &Host) {
+    let memory = File::options()
+        .write(true)
+        .open(host.image().join("memory"))
+        .unwrap();
+    memory
+        .write_all_at(&[0x5a], 0x10_0000 + 0x1000 + 0x800)
+        .unwrap();
+}
+
+#[test]
+fn damaged_memory_is_found_behind_a_lazy_resume() {
+    if !kvm_is_there() {
+        return;
+    }
+    let host = Host::with_guest(COUNT);
+    let vmm = host.boot();
+    vmm.wait_for_console('.', 2);
+    suspended(vmm, &host.image());
+    damage_memory(&host);
+    let (status, report) = host.restore(2, &["--verify", "background"]).wait();
+    assert_eq!(report.reason, ExitReason::ImageDamaged);
+    assert_eq!(status.code(), Some(exit_code::IMAGE_DAMAGED));
+    assert!(report.message.contains("0x100000"), "{}", report.message);
+}
+
+#[test]
+fn damaged_memory_is_refused_before_the_guest_runs_if_asked_for() {
+    if !kvm_is_there() {
+        return;
+    }
+    let host = Host::with_guest(COUNT);
+    let vmm = host.boot();
+    vmm.wait_for_console('.', 2);
+    suspended(vmm, &host.image());
+    let console = host.console();
+    damage_memory(&host);
+    let (_, report) = host.restore(2, &["--verify", "full"]).wait();
+    assert_eq!(report.reason, ExitReason::ImageRefused);
+    assert_eq!(host.console(), console);
+}

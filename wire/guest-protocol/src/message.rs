@@ -1,0 +1,358 @@
+//! The messages. Field names are the wire; `tests/golden.rs` holds their exact JSON.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// First message of a connection, from the supervisor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Call {
+    /// [`crate::VERSION`] of the sender.
+    pub version: u32,
+    /// Generation of the machine: raised at each launch of a VMM. On the first call of a newer
+    /// one guest-init closes every connection of older ones.
+    pub generation: u64,
+    /// Sent until a first status of this generation has succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wake: Option<Wake>,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// What a guest that slept needs to know. Applied once per generation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wake {
+    /// The host's CLOCK_REALTIME in nanoseconds since 1970, read right before sending.
+    pub realtime_ns: u64,
+    /// 32 bytes of the host's entropy, in hexadecimal, for the guest kernel's random pool.
+    pub entropy_hex: String,
+}
+
+/// What the supervisor asks of guest-init.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Request {
+    /// Answered by [`Reply::Status`]. The readiness check.
+    Status,
+    /// Starts the machine's main process; success if that very process already runs
+    /// (same spec). Answered by [`Reply::Done`].
+    Launch {
+        /// The main process.
+        main: ExecSpec,
+        /// Block devices to mount before it, in order: (device, mount point, read only).
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        mounts: Vec<(String, String, bool)>,
+        /// Host name of the guest.
+        hostname: String,
+    },
+    /// *Streams* one JSON [`CpuSample`] per interval until the connection ends.
+    CpuUsage {
+        /// Time between samples, in milliseconds, 10 to 60,000.
+        interval_ms: u32,
+    },
+    /// *Streams* the main process's output as JSON [`OutputRecord`]s, first what is buffered
+    /// from `from_sequence` on, then live. Once the main process has ended and all of its output
+    /// is sent, a JSON [`StreamEnd::Exited`] follows and guest-init closes.
+    Output {
+        /// First record wanted.
+        from_sequence: u64,
+    },
+    /// Runs a further process. *Streams*: the supervisor sends Stdin frames and JSON
+    /// [`TerminalSize`]; guest-init sends Stdout and Stderr frames and at last a JSON [`StreamEnd`].
+    /// When the connection ends first, even if only for sending, the process group is killed.
+    Exec {
+        /// What to run.
+        exec: ExecSpec,
+        /// Kill it after this time, in milliseconds; 0 means never.
+        #[serde(default)]
+        timeout_ms: u64,
+    },
+    /// Sends a signal to the main process. Answered by [`Reply::Done`].
+    Signal {
+        /// Signal number, 1 to 64.
+        signal: i32,
+    },
+    /// Ends the main process (signal, then SIGKILL after the timeout), syncs, unmounts and powers
+    /// the guest off. Answered by [`Reply::Done`] before the end. Between the two guest-init goes
+    /// on serving, and once the main process has ended, up to two seconds longer for its end to
+    /// be asked for.
+    PowerOff {
+        /// Signal for the main process, 1 to 64.
+        signal: i32,
+        /// Time it has, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// Connects to a TCP port on the guest's loopback. *Streams* raw bytes without frames after
+    /// the reply, both ways, half-close included.
+    Forward {
+        /// TCP port.
+        port: u16,
+    },
+    /// Answered by [`Reply::Processes`].
+    Processes,
+    /// *Streams* a file out of the guest: JSON [`FileKind`], then Data frames, an empty one at the end,
+    /// then a JSON [`StreamEnd`].
+    ReadFile {
+        /// Absolute path.
+        path: String,
+    },
+    /// *Streams* a file into the guest: Data frames from the supervisor, an empty one at the end;
+    /// a JSON [`StreamEnd`] answers. Written beside and renamed, so that it is there whole or not at all.
+    WriteFile {
+        /// Absolute path; missing parents are made.
+        path: String,
+        /// Permission bits, such as 0o644.
+        mode: u32,
+    },
+}
+
+/// A process to run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecSpec {
+    /// Program and arguments; not empty. A name without `/` is looked up in PATH.
+    pub argv: Vec<String>,
+    /// Added to the environment of guest-init's children.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Working directory; `/` if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// Give it a terminal of this size (stdout and stderr are then one).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<TerminalSize>,
+}
+
+/// Size of a terminal in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Characters per line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
+}
+
+/// First message back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Reply {
+    /// Answers [`Request::Status`].
+    Status(GuestStatus),
+    /// Done as asked.
+    Done,
+    /// The stream that the request describes follows.
+    Streaming,
+    /// Answers [`Request::Processes`].
+    Processes {
+        /// All processes of the guest, by pid.
+        processes: Vec<ProcessEntry>,
+    },
+    /// Not done.
+    Refused(Refusal),
+}
+
+/// Why guest-init did not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// For programs.
+    pub kind: RefusalKind,
+    /// For people: lower case, no full stop.
+    pub message: String,
+}
+
+/// Kinds of [`Refusal`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalKind {
+    /// The call is of another protocol version.
+    Version,
+    /// The call's generation is older than one already seen.
+    StaleGeneration,
+    /// The call makes no sense (bad JSON, bad numbers).
+    Invalid,
+    /// What it names does not exist (program, file, port nobody listens on, main process).
+    NotFound,
+    /// Another main process runs already.
+    Conflict,
+    /// The guest's kernel or disk said no.
+    Failed,
+}
+
+/// State of the guest, as guest-init sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GuestStatus {
+    /// `/proc/sys/kernel/random/boot_id`: changes with each boot and never on a resume.
+    pub boot_id: String,
+    /// Newest generation seen.
+    pub generation: u64,
+    /// Version of guest-init; ends in `+leaky` where it leaks on purpose (test image).
+    pub init_version: String,
+    /// Guest's CLOCK_BOOTTIME in milliseconds.
+    pub uptime_ms: u64,
+    /// Guest's CLOCK_REALTIME in nanoseconds since 1970.
+    pub realtime_ns: u64,
+    /// How far the clock was stepped at this generation's wake-up, in milliseconds. Zero where it
+    /// was ahead by less than a second, which the delivery of the call accounts for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_step_ms: Option<i64>,
+    /// Open vsock sockets of the guest without the one that carries this reply.
+    pub open_vsocks: OpenVsocks,
+    /// The main process.
+    pub main: MainProcess,
+}
+
+/// Open vsock sockets of the guest. In a healthy guest right after a resume all counts of older
+/// generations are zero.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenVsocks {
+    /// Connected sockets (live or dead but unclosed), not listeners.
+    pub total: u32,
+    /// Of these, served by guest-init and opened in a generation older than the newest.
+    pub older_generations: u32,
+    /// By state and, where guest-init knows it, generation.
+    pub counts: Vec<VsockCount>,
+    /// Where the figures come from: `vsock_diag` (the kernel's list, all processes) or `init`
+    /// (guest-init's own sockets only).
+    pub source: String,
+}
+
+/// A number of sockets that agree in state and generation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockCount {
+    /// `established`, `closing`, `closed` (reset by a resume but not closed by its owner),
+    /// `detached` (of an older generation, no longer in the kernel's tables, so that its pair is
+    /// free, but not closed by guest-init), `open` (where [`OpenVsocks::source`] is `init`), …
+    pub state: String,
+    /// Generation in which it was opened; none for sockets of other processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// How many.
+    pub count: u32,
+}
+
+/// The machine's main process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MainProcess {
+    /// Where it is in its life.
+    pub state: MainProcessState,
+    /// Its pid while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// How it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<Exit>,
+    /// Sequence number that its next output record will carry.
+    pub next_output_sequence: u64,
+}
+
+/// Life of the main process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MainProcessState {
+    /// No [`Request::Launch`] yet.
+    Absent,
+    /// It runs.
+    Running,
+    /// It ended; guest-init powers the guest off once that has been told, or two seconds later.
+    Exited,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit code, if it exited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<i32>,
+    /// Signal, if one killed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// The guest kernel's out-of-memory killer ended it.
+    #[serde(default)]
+    pub oom_killed: bool,
+    /// It was killed because its timeout passed.
+    #[serde(default)]
+    pub timed_out: bool,
+}
+
+/// One line of [`Request::CpuUsage`]'s stream. Counters since boot, so a lost line loses nothing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CpuSample {
+    /// Guest's CLOCK_BOOTTIME in milliseconds.
+    pub uptime_ms: u64,
+    /// CPU time not spent idle, all vCPUs, in milliseconds.
+    pub busy_ms: u64,
+    /// CPU time spent idle, all vCPUs, in milliseconds.
+    pub idle_ms: u64,
+    /// Load averages over 1, 5 and 15 minutes.
+    pub load: [f32; 3],
+    /// All memory the kernel manages, in KiB.
+    pub memory_total_kib: u64,
+    /// Memory available to new processes, in KiB.
+    pub memory_available_kib: u64,
+}
+
+/// One line (or part of a long one) that the main process printed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputRecord {
+    /// Counts up by one; a gap says how many records were lost to the buffer's bound.
+    pub sequence: u64,
+    /// Guest's CLOCK_REALTIME in nanoseconds since 1970.
+    pub realtime_ns: u64,
+    /// Which stream.
+    pub source: OutputSource,
+    /// The text without its line end; invalid UTF-8 replaced.
+    pub text: String,
+}
+
+/// Stream of an [`OutputRecord`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputSource {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// One process of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessEntry {
+    /// Process id.
+    pub pid: i32,
+    /// Parent's id.
+    pub parent_pid: i32,
+    /// Its command line, or the name in brackets for kernel threads.
+    pub command: String,
+    /// Single letter of `/proc/<pid>/stat`.
+    pub state: String,
+    /// CPU time used, in milliseconds.
+    pub cpu_ms: u64,
+    /// Resident memory in KiB.
+    pub rss_kib: u64,
+    /// TCP ports on which it listens.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listening_ports: Vec<u16>,
+}
+
+/// What [`Request::ReadFile`] found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileKind {
+    /// Size in bytes when it was opened.
+    pub size_bytes: u64,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+/// Last message of a stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum StreamEnd {
+    /// A process ended.
+    Exited(Exit),
+    /// A transfer is complete; that many bytes.
+    Complete {
+        /// Bytes transferred.
+        bytes: u64,
+    },
+    /// It broke off.
+    Refused(Refusal),
+}

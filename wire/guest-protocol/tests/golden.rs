@@ -1,0 +1,315 @@
+//! The exact JSON of every message. A change here is a change of the protocol: raise `VERSION`,
+//! or make sure that both ends understand old and new.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use guest_protocol::{
+    Call, CpuSample, ExecSpec, Exit, FileKind, GuestStatus, MainProcess, MainProcessState,
+    OpenVsocks, OutputRecord, OutputSource, ProcessEntry, Refusal, RefusalKind, Reply, Request,
+    StreamEnd, TerminalSize, VERSION, VsockCount, Wake,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Checks both directions: what is sent, and that the same bytes are understood.
+#[track_caller]
+fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(message: &T, json: &str) {
+    assert_eq!(serde_json::to_string(message).expect("serialises"), json);
+    assert_eq!(
+        &serde_json::from_str::<T>(json).expect("is understood"),
+        message
+    );
+}
+
+fn exec_spec() -> ExecSpec {
+    ExecSpec {
+        argv: vec!["sh".into(), "-c".into(), "true".into()],
+        env: BTreeMap::from([("KEY".into(), "value".into())]),
+        cwd: Some("/srv".into()),
+        terminal: Some(TerminalSize {
+            columns: 80,
+            rows: 24,
+        }),
+    }
+}
+
+#[test]
+fn this_file_is_about_version_1() {
+    assert_eq!(VERSION, 1);
+}
+
+#[test]
+fn calls_look_like_this() {
+    let bare = Call {
+        version: 1,
+        generation: 3,
+        wake: None,
+        request: Request::Status,
+    };
+    let waking = Call {
+        wake: Some(Wake {
+            realtime_ns: 1_800_000_000_000_000_000,
+            entropy_hex: "00ff".into(),
+        }),
+        ..bare.clone()
+    };
+    check(
+        &bare,
+        r#"{"version":1,"generation":3,"request":{"type":"status"}}"#,
+    );
+    check(
+        &waking,
+        concat!(
+            r#"{"version":1,"generation":3,"#,
+            r#""wake":{"realtime_ns":1800000000000000000,"entropy_hex":"00ff"},"#,
+            r#""request":{"type":"status"}}"#
+        ),
+    );
+}
+
+#[test]
+fn requests_for_processes_look_like_this() {
+    let spec = concat!(
+        r#"{"argv":["sh","-c","true"],"env":{"KEY":"value"},"cwd":"/srv","#,
+        r#""terminal":{"columns":80,"rows":24}}"#
+    );
+    check(
+        &Request::Launch {
+            main: exec_spec(),
+            mounts: vec![("/dev/vda".into(), "/data".into(), true)],
+            hostname: "web".into(),
+        },
+        &format!(
+            r#"{{"type":"launch","main":{spec},"mounts":[["/dev/vda","/data",true]],"hostname":"web"}}"#
+        ),
+    );
+    check(
+        &Request::Exec {
+            exec: exec_spec(),
+            timeout_ms: 500,
+        },
+        &format!(r#"{{"type":"exec","exec":{spec},"timeout_ms":500}}"#),
+    );
+    check(
+        &Request::Exec {
+            exec: ExecSpec::default(),
+            timeout_ms: 0,
+        },
+        r#"{"type":"exec","exec":{"argv":[]},"timeout_ms":0}"#,
+    );
+    check(
+        &Request::Signal { signal: 15 },
+        r#"{"type":"signal","signal":15}"#,
+    );
+    check(
+        &Request::PowerOff {
+            signal: 2,
+            timeout_ms: 5000,
+        },
+        r#"{"type":"power_off","signal":2,"timeout_ms":5000}"#,
+    );
+    check(&Request::Processes, r#"{"type":"processes"}"#);
+}
+
+#[test]
+fn requests_for_streams_look_like_this() {
+    check(
+        &Request::CpuUsage { interval_ms: 1000 },
+        r#"{"type":"cpu_usage","interval_ms":1000}"#,
+    );
+    check(
+        &Request::Output { from_sequence: 7 },
+        r#"{"type":"output","from_sequence":7}"#,
+    );
+    check(
+        &Request::Forward { port: 8080 },
+        r#"{"type":"forward","port":8080}"#,
+    );
+    check(
+        &Request::ReadFile {
+            path: "/etc/hosts".into(),
+        },
+        r#"{"type":"read_file","path":"/etc/hosts"}"#,
+    );
+    check(
+        &Request::WriteFile {
+            path: "/etc/hosts".into(),
+            mode: 0o644,
+        },
+        r#"{"type":"write_file","path":"/etc/hosts","mode":420}"#,
+    );
+}
+
+#[test]
+fn fields_that_may_be_missing_have_their_defaults() {
+    let request: Request =
+        serde_json::from_str(r#"{"type":"exec","exec":{"argv":["true"]}}"#).unwrap();
+    let exec = ExecSpec {
+        argv: vec!["true".into()],
+        ..ExecSpec::default()
+    };
+    assert_eq!(
+        request,
+        Request::Exec {
+            exec,
+            timeout_ms: 0
+        }
+    );
+}
+
+#[test]
+fn a_status_looks_like_this() {
+    let status = GuestStatus {
+        boot_id: "b".into(),
+        generation: 3,
+        init_version: "0.1.0".into(),
+        uptime_ms: 12,
+        realtime_ns: 34,
+        clock_step_ms: Some(-5),
+        open_vsocks: OpenVsocks {
+            total: 2,
+            older_generations: 1,
+            counts: vec![
+                VsockCount {
+                    state: "closed".into(),
+                    generation: Some(2),
+                    count: 1,
+                },
+                VsockCount {
+                    state: "established".into(),
+                    generation: None,
+                    count: 1,
+                },
+            ],
+            source: "vsock_diag".into(),
+        },
+        main: MainProcess {
+            state: MainProcessState::Exited,
+            pid: None,
+            exit: Some(Exit {
+                signal: Some(9),
+                oom_killed: true,
+                ..Exit::default()
+            }),
+            next_output_sequence: 6,
+        },
+    };
+    check(
+        &Reply::Status(status),
+        concat!(
+            r#"{"type":"status","boot_id":"b","generation":3,"init_version":"0.1.0","#,
+            r#""uptime_ms":12,"realtime_ns":34,"clock_step_ms":-5,"#,
+            r#""open_vsocks":{"total":2,"older_generations":1,"counts":["#,
+            r#"{"state":"closed","generation":2,"count":1},{"state":"established","count":1}],"#,
+            r#""source":"vsock_diag"},"#,
+            r#""main":{"state":"exited","exit":{"signal":9,"oom_killed":true,"timed_out":false},"#,
+            r#""next_output_sequence":6}}"#
+        ),
+    );
+}
+
+#[test]
+fn the_other_replies_look_like_this() {
+    check(&Reply::Done, r#"{"type":"done"}"#);
+    check(&Reply::Streaming, r#"{"type":"streaming"}"#);
+    check(
+        &Reply::Processes {
+            processes: vec![ProcessEntry {
+                pid: 2,
+                parent_pid: 1,
+                command: "nginx".into(),
+                state: "S".into(),
+                cpu_ms: 10,
+                rss_kib: 400,
+                listening_ports: vec![80],
+            }],
+        },
+        concat!(
+            r#"{"type":"processes","processes":[{"pid":2,"parent_pid":1,"command":"nginx","#,
+            r#""state":"S","cpu_ms":10,"rss_kib":400,"listening_ports":[80]}]}"#
+        ),
+    );
+}
+
+#[test]
+fn every_kind_of_refusal_has_its_name() {
+    let kinds = [
+        (RefusalKind::Version, "version"),
+        (RefusalKind::StaleGeneration, "stale_generation"),
+        (RefusalKind::Invalid, "invalid"),
+        (RefusalKind::NotFound, "not_found"),
+        (RefusalKind::Conflict, "conflict"),
+        (RefusalKind::Failed, "failed"),
+    ];
+    for (kind, name) in kinds {
+        let message = "why".to_owned();
+        check(
+            &Reply::Refused(Refusal { kind, message }),
+            &format!(r#"{{"type":"refused","kind":"{name}","message":"why"}}"#),
+        );
+    }
+}
+
+#[test]
+fn what_streams_carry_looks_like_this() {
+    check(
+        &CpuSample {
+            uptime_ms: 1,
+            busy_ms: 2,
+            idle_ms: 3,
+            load: [0.5, 0.25, 0.0],
+            memory_total_kib: 4,
+            memory_available_kib: 5,
+        },
+        concat!(
+            r#"{"uptime_ms":1,"busy_ms":2,"idle_ms":3,"load":[0.5,0.25,0.0],"#,
+            r#""memory_total_kib":4,"memory_available_kib":5}"#
+        ),
+    );
+    check(
+        &OutputRecord {
+            sequence: 1,
+            realtime_ns: 2,
+            source: OutputSource::Stderr,
+            text: "x".into(),
+        },
+        r#"{"sequence":1,"realtime_ns":2,"source":"stderr","text":"x"}"#,
+    );
+    check(
+        &TerminalSize {
+            columns: 80,
+            rows: 24,
+        },
+        r#"{"columns":80,"rows":24}"#,
+    );
+    check(
+        &FileKind {
+            size_bytes: 9,
+            mode: 0o600,
+        },
+        r#"{"size_bytes":9,"mode":384}"#,
+    );
+}
+
+#[test]
+fn streams_end_like_this() {
+    check(
+        &StreamEnd::Exited(Exit {
+            code: Some(0),
+            ..Exit::default()
+        }),
+        r#"{"type":"exited","code":0,"oom_killed":false,"timed_out":false}"#,
+    );
+    check(
+        &StreamEnd::Complete { bytes: 9 },
+        r#"{"type":"complete","bytes":9}"#,
+    );
+    check(
+        &StreamEnd::Refused(Refusal {
+            kind: RefusalKind::Failed,
+            message: "no space".into(),
+        }),
+        r#"{"type":"refused","kind":"failed","message":"no space"}"#,
+    );
+}

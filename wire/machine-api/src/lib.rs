@@ -1,0 +1,38 @@
+//! The HTTP bodies of the Machines API: what `mctl` and the supervisor say to each other.
+//!
+//! Paths, field names and state names are those of the Fly Machines API
+//! (<https://docs.machines.dev>), so that clients written for it work unchanged; what is ours is
+//! marked *extension* and lives under names that API does not use. Types only: no I/O.
+
+mod config;
+pub mod exec_stream;
+mod machine;
+mod request;
+mod timing;
+mod token;
+
+pub use config::{
+    Check, CheckKind, Guest, Init, MachineConfig, Mount, Port, PortPolicy, Restart, RestartPolicy,
+    Service, ServiceConcurrency, StopConfig, VsockOptions,
+};
+pub use machine::{
+    CheckStatus, ErrorBody, EventRequest, EventType, ExitEvent, ImageRef, Machine, MachineEvent,
+    MachineState, MachineVersion, StartKind,
+};
+pub use request::{
+    CreateMachine, ExecRequest, ExecResponse, FileWritten, Lease, LeaseRequest, LeaseResponse,
+    ListedProcess, LogLine, LogSource, MetadataValue, Ok, SignalRequest, StartResponse,
+    StopRequest, UpdateMachine, Usage,
+};
+pub use timing::{
+    Attempt, AttemptOutcome, GuestSockets, GuestView, HostInfo, Operation, PhaseTime, SocketCount,
+    Timing, Verdict, VsockDiagnosis, VsockView,
+};
+
+pub use token::{CreateToken, CreatedToken, Token, TokenScope};
+
+/// The only app of a host, until there are more.
+pub const DEFAULT_APP: &str = "default";
+
+/// Request header that carries a lease's nonce.
+pub const LEASE_NONCE_HEADER: &str = "fly-machine-lease-nonce";

@@ -1,0 +1,37 @@
+//! What the supervisor and a VMM say to each other on the control socket.
+//!
+//! One JSON object per line, both ways. The VMM first sends [`Message::Hello`]; then the
+//! supervisor sends [`Request`]s, each answered by one [`Message::Reply`] with its id, in
+//! order of completion. [`Message::Event`]s may come at any time, on every open connection.
+//! Times are CLOCK_MONOTONIC of the host in nanoseconds, so that both processes' marks lie on
+//! one line. Nothing here does I/O.
+
+mod message;
+mod report;
+
+pub use message::{Event, Hello, Message, Phase, Reply, Request, RequestBody, RunState};
+pub use report::{CollidedPair, ExitReason, ExitReport, SuspendFigures, VsockCounters};
+
+/// Version of this protocol, in [`Hello`].
+pub const VERSION: u32 = 1;
+
+/// Longest line that either end accepts, in bytes.
+pub const MAX_LINE_BYTES: usize = 1 << 20;
+
+/// Exit codes of the VMM, for people and scripts; [`ExitReport`] holds the same and more.
+pub mod exit_code {
+    /// The guest powered off, or a suspend completed.
+    pub const SUCCESS: i32 = 0;
+    /// The VMM failed while the guest ran; the log and the exit report say why.
+    pub const FAILED: i32 = 1;
+    /// Flags that can't be used.
+    pub const USAGE: i32 = 2;
+    /// The guest asked for a reset.
+    pub const GUEST_RESET: i32 = 3;
+    /// The image was refused before the guest ran.
+    pub const IMAGE_REFUSED: i32 = 4;
+    /// KVM, a disk or another resource of the host could not be had.
+    pub const HOST_REFUSED: i32 = 5;
+    /// Verification found damaged memory behind a lazy resume.
+    pub const IMAGE_DAMAGED: i32 = 6;
+}

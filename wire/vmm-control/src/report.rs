@@ -1,0 +1,107 @@
+//! Figures and reports that a VMM hands out.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Phase;
+
+/// What a suspend cost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuspendFigures {
+    /// In order, adjacent.
+    pub phases: Vec<Phase>,
+    /// Bytes of guest memory written to the image.
+    pub memory_bytes_written: u64,
+    /// All bytes written to the image.
+    pub image_bytes_written: u64,
+    /// Bytes that the image occupies on disk.
+    pub image_bytes_allocated: u64,
+    /// Pages (4 KiB) that had changed.
+    pub pages_changed: u64,
+    /// How changed pages were found: `pagemap_scan`, `pagemap` or `content` (first suspend after a boot).
+    pub dirty_source: String,
+}
+
+/// Counters of a machine's vsock device since its VMM started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockCounters {
+    /// Connection requests sent to the guest.
+    pub requests_sent: u64,
+    /// Of these, accepted.
+    pub requests_accepted: u64,
+    /// Of these, answered with RST.
+    pub requests_reset: u64,
+    /// Of these, not answered in time.
+    pub requests_unanswered: u64,
+    /// Connections that the guest opened to the host and got.
+    pub guest_connections_accepted: u64,
+    /// Connections that the guest opened to the host and that were refused.
+    pub guest_connections_refused: u64,
+    /// Saved pairs evicted from the guest before a transport reset.
+    pub pairs_evicted: u64,
+    /// Host packets held back while the reset gate was closed.
+    pub gate_held_packets: u64,
+    /// Malformed or unexpected guest packets dropped.
+    pub guest_packets_dropped: u64,
+    /// Bytes carried from the host to the guest.
+    pub bytes_to_guest: u64,
+    /// Bytes carried from the guest to the host.
+    pub bytes_from_guest: u64,
+    /// Open connections now.
+    pub live_connections: u64,
+    /// The reset gate is closed now.
+    pub gate_closed: bool,
+    /// Local port at which this VMM began.
+    pub first_local_port: u32,
+    /// Local port that the next connection tries.
+    pub next_local_port: u32,
+    /// Policy: `random`, `continue` or `fixed`.
+    pub port_policy: String,
+    /// The last pairs that the guest answered with RST, newest last, at most 64.
+    pub last_collided: Vec<CollidedPair>,
+}
+
+/// A pair on which a request was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollidedPair {
+    /// Host end.
+    pub local_port: u32,
+    /// Guest end.
+    pub peer_port: u32,
+    /// When, on CLOCK_MONOTONIC.
+    pub at_ns: u64,
+}
+
+/// Why a VMM ended, as its last act writes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitReport {
+    /// As given on the command line.
+    pub machine_id: String,
+    /// As given on the command line.
+    pub generation: u64,
+    /// What ended it.
+    pub reason: ExitReason,
+    /// For people; the chain of causes where there is one.
+    pub message: String,
+}
+
+/// What ended a VMM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// The guest powered itself off.
+    GuestPowerOff,
+    /// The guest asked for a reset (also: it panicked, as init sets `panic=-1`).
+    GuestReset,
+    /// The guest's processor state could not go on (triple fault, KVM internal error).
+    GuestCrashed,
+    /// A suspend is complete.
+    Suspended,
+    /// The supervisor asked.
+    Quit,
+    /// The image was refused before the guest ran.
+    ImageRefused,
+    /// Memory verification found damage while the guest ran.
+    ImageDamaged,
+    /// KVM, a disk or another resource of the host failed.
+    HostFailed,
+}
