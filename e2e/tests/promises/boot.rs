@@ -66,8 +66,14 @@ pub(crate) async fn a_main_process_that_ends_stops_its_machine_and_its_exit_code
 pub(crate) async fn stop_ends_the_main_process_with_its_signal(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
-    let script = "trap 'echo got-int; exit 3' INT; while :; do sleep 0.1; done";
+    let script = "trap 'echo got-int; exit 3' INT; echo ready; while :; do sleep 0.1; done";
     let machine = stage.boot(config(&["/bin/sh", "-c", script])).await?;
+    // A machine is started when init answers, which may be before its shell has set the trap.
+    until("the main process to be ready", || async {
+        let lines = stage.log_lines(&machine).await?;
+        Ok(lines.iter().any(|line| line == "ready").then_some(()))
+    })
+    .await?;
     let how = StopRequest {
         signal: Some("SIGINT".to_owned()),
         timeout: Some("30s".to_owned()),
