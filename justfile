@@ -43,6 +43,11 @@ check: fmt lint
     cargo test {{ cargo_flags }} --workspace --exclude e2e
     cargo test {{ cargo_flags }} --package e2e --lib --bins --test tidy
 
+# our API as public clients and schemathesis see it, for longer: `./just contract 600 7`
+contract seconds="60" seed="1":
+    cargo build {{ cargo_flags }} --package supervisor --bins --examples
+    MCTL_CONTRACT_SECONDS={{ seconds }} MCTL_CONTRACT_SEED={{ seed }} cargo test {{ cargo_flags }} --package supervisor --test contract -- --nocapture
+
 # formatting as rustfmt has it
 fmt:
     cargo fmt --all --check

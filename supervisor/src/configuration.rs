@@ -26,6 +26,13 @@ pub(crate) struct Arguments {
     /// File with a token that may do everything; made with a random one if it is not there
     #[arg(long, value_name = "FILE")]
     bootstrap_token_file: Option<PathBuf>,
+    /// Serve TCP with TLS: file with the certificate, and behind it those that lead to its root
+    /// (PEM; read again on SIGHUP)
+    #[arg(long, value_name = "FILE", env = "MCTL_TLS_CERT", requires_all = ["tls_key", "listen"])]
+    tls_cert: Option<PathBuf>,
+    /// File with the certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", env = "MCTL_TLS_KEY", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     /// The VMM binary [default: mctl-vmm beside this program]
     #[arg(long, value_name = "PATH")]
     vmm: Option<PathBuf>,
@@ -108,6 +115,8 @@ pub(crate) struct Configuration {
     pub(crate) state_dir: StateDir,
     /// TCP address of the API.
     pub(crate) listen: Option<SocketAddr>,
+    /// Files of the certificate and its key, where TCP is served with TLS.
+    pub(crate) tls: Option<(PathBuf, PathBuf)>,
     /// File of the bootstrap token.
     pub(crate) bootstrap_token_file: Option<PathBuf>,
     /// The VMM binary.
@@ -157,6 +166,7 @@ impl Arguments {
             socket: self.socket.unwrap_or_else(|| state_dir.api_socket()),
             state_dir,
             listen: self.listen,
+            tls: self.tls_cert.zip(self.tls_key),
             bootstrap_token_file: self.bootstrap_token_file,
             vmm: std::path::absolute(&vmm)
                 .with_context(|| format!("cannot resolve {}", vmm.display()))?,

@@ -1,4 +1,5 @@
 //! Durations as users write them: `5s`, `1m30s`, `250ms`, or a bare number of seconds.
+//! `http::bounds` tells clients this grammar; what is beyond a year counts as a year.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ pub(crate) struct InvalidDuration {
     text: String,
 }
 
-/// Longest duration accepted, so that sums with it can't overflow.
+/// Longest duration that is told apart, so that sums can't overflow.
 const MAX: Duration = Duration::from_secs(366 * 86_400);
 
 /// Reads a duration.
@@ -17,37 +18,42 @@ pub(crate) fn parse(text: &str) -> Result<Duration, InvalidDuration> {
     let invalid = || InvalidDuration {
         text: text.to_owned(),
     };
-    let trimmed = text.trim();
-    if let Ok(seconds) = trimmed.parse::<u32>() {
-        return Some(Duration::from_secs(seconds.into()))
-            .filter(|d| *d <= MAX)
-            .ok_or_else(invalid);
+    if let Some(seconds) = number(text) {
+        return Ok(bounded(seconds));
     }
-    let mut rest = trimmed;
+    let mut rest = text;
     let mut total = Duration::ZERO;
     while !rest.is_empty() {
         let number_end = rest
             .find(|c: char| !c.is_ascii_digit() && c != '.')
             .ok_or_else(invalid)?;
-        let (number, tail) = rest.split_at(number_end);
+        let (value, tail) = rest.split_at(number_end);
         let unit_end = tail
-            .find(|c: char| c.is_ascii_digit())
+            .find(|c: char| c.is_ascii_digit() || c == '.')
             .unwrap_or(tail.len());
         let (unit, after) = tail.split_at(unit_end);
-        let value: f64 = number.parse().map_err(|_| invalid())?;
-        let seconds = value * unit_seconds(unit).ok_or_else(invalid)?;
-        let part = Duration::try_from_secs_f64(seconds).map_err(|_| invalid())?;
-        total = total
-            .checked_add(part)
-            .filter(|sum| *sum <= MAX)
-            .ok_or_else(invalid)?;
+        let value = number(value).ok_or_else(invalid)?;
+        let part = bounded(value * unit_seconds(unit).ok_or_else(invalid)?);
+        total = total.saturating_add(part).min(MAX);
         rest = after;
     }
-    if trimmed.is_empty() {
+    if text.is_empty() {
         Err(invalid())
     } else {
         Ok(total)
     }
+}
+
+/// Digits with at most one point among them.
+fn number(text: &str) -> Option<f64> {
+    let plain = text
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.');
+    plain.then(|| text.parse().ok()).flatten()
+}
+
+fn bounded(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).map_or(MAX, |duration| duration.min(MAX))
 }
 
 fn unit_seconds(unit: &str) -> Option<f64> {
@@ -74,20 +80,21 @@ mod tests {
         assert_eq!(parse("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(parse("1.5h"), Ok(Duration::from_secs(5400)));
         assert_eq!(parse("15"), Ok(Duration::from_secs(15)));
+        assert_eq!(parse("1.5"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse(".5s1.s"), Ok(Duration::from_millis(1500)));
+    }
+
+    #[test]
+    fn what_is_practically_endless_is_a_year() {
+        for text in ["99999999999d", "300d300d", &"9".repeat(400)] {
+            assert_eq!(parse(text), Ok(MAX), "{text:?}");
+        }
     }
 
     #[test]
     fn nonsense_is_refused() {
         for text in [
-            "",
-            "s",
-            "5",
-            "-1s",
-            "1 year",
-            "1..s",
-            "99999999999d",
-            "5s5",
-            "1e300s",
+            "", "s", "5", "-1s", "1 year", "1..s", ".", " 5s", "+5", "5s5", "1e300s",
         ] {
             assert_eq!(parse(text).is_ok(), text == "5", "{text:?}");
         }

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use clap::Parser;
 use rustix::fs::{FlockOperation, flock};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::configuration::{Arguments, Configuration};
@@ -62,15 +62,18 @@ async fn run(configuration: Configuration) -> anyhow::Result<()> {
     }
     // Held until the process ends: two supervisors would drive the same machines.
     let _lock = lock(&state_dir.lock())?;
+    let tls = match &configuration.tls {
+        Some((certificate, key)) => Some(Arc::new(http::Tls::load(certificate, key)?)),
+        None => None,
+    };
+    if let Some(tls) = &tls {
+        tokio::spawn(reload_on_hangup(tls.clone(), hangups()?));
+    }
     let store = Store::open(&state_dir.database())?;
     let known = store.tokens().await?;
     let tokens = http::Tokens::load(configuration.bootstrap_token_file.as_deref(), known)?;
     let host = Arc::new(Host::new(configuration, store).context("cannot watch consoles")?);
     let registry = reconcile::reconcile(&host).await?;
-    let api = http::Api {
-        registry,
-        tokens: Arc::new(tokens),
-    };
     let mut terminated = signal(SignalKind::terminate()).context("cannot await SIGTERM")?;
     let mut interrupted = signal(SignalKind::interrupt()).context("cannot await SIGINT")?;
     let stopped = async {
@@ -80,8 +83,28 @@ async fn run(configuration: Configuration) -> anyhow::Result<()> {
         }
         tracing::info!("ending; machines run on");
     };
-    http::serve(api, &host.configuration, stopped).await?;
+    http::serve(registry, tokens, tls, stopped).await?;
     Ok(())
+}
+
+fn hangups() -> anyhow::Result<Signal> {
+    signal(SignalKind::hangup()).context("cannot await SIGHUP")
+}
+
+/// Reads certificate and key again whenever SIGHUP comes.
+async fn reload_on_hangup(tls: Arc<http::Tls>, mut hangups: Signal) {
+    while hangups.recv().await.is_some() {
+        match tls.reload() {
+            Ok(()) => tracing::info!("certificate and key read again"),
+            Err(error) => {
+                let error = machine::readiness::chain(&error);
+                tracing::error!(
+                    error,
+                    "certificate and key could not be read again; the old ones stay"
+                );
+            }
+        }
+    }
 }
 
 fn lock(path: &Path) -> anyhow::Result<File> {

@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 
+use machine_api::MachineState;
 use vmm_control::ExitReason;
 
-use crate::clock;
 use crate::machine::driver::{Driver, Opening};
 use crate::machine::handle::Envelope;
 use crate::machine::state::State;
@@ -17,8 +17,6 @@ use crate::machine::{Host, Registry};
 use crate::store::MachineRecord;
 use crate::vmm_process::{VmmProcess, find_by_command_line, read_exit_report};
 
-/// Days after which a destroyed machine is forgotten.
-const FORGET_MS: i64 = 24 * 3_600 * 1_000;
 /// Events read per machine.
 const EVENTS: u32 = 30;
 
@@ -86,19 +84,13 @@ pub(crate) fn plan(state: State, alive: bool, suspended: bool) -> Plan {
 /// Gives each machine of the database its driver.
 pub(crate) async fn reconcile(host: &Arc<Host>) -> anyhow::Result<Registry> {
     let registry = Registry::new(host.clone());
-    let forgotten = host
-        .store
-        .forget_destroyed(clock::realtime_ms() - FORGET_MS)
-        .await?;
-    if forgotten > 0 {
-        tracing::info!(forgotten, "destroyed machines forgotten");
-    }
     for record in host.store.machines().await? {
+        let events = host.store.events(&record.id, EVENTS).await?;
         if record.state == State::Destroyed {
+            registry.add_destroyed(&record, events);
             continue;
         }
         let found = find(host, &record);
-        let events = host.store.events(&record.id, EVENTS).await?;
         let dir = host.configuration.state_dir.machine(&record.id);
         crate::machine::registry::make_directory(dir.root())?;
         let (driver, handle) = Driver::new(host.clone(), record, events)?;
@@ -106,6 +98,7 @@ pub(crate) async fn reconcile(host: &Arc<Host>) -> anyhow::Result<Registry> {
         tokio::spawn(driver.run(Opening::Found(found)));
     }
     remove_strangers(host, &registry);
+    tokio::spawn(registry.clone().forget_destroyed());
     Ok(registry)
 }
 
@@ -134,11 +127,13 @@ fn remove_strangers(host: &Host, registry: &Registry) {
     };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if registry.find(&name).is_err() {
-            tracing::info!(name, "removing the directory of no known machine");
-            if let Err(error) = std::fs::remove_dir_all(entry.path()) {
-                tracing::warn!(name, %error, "cannot remove it");
-            }
+        let known = registry.find(&name);
+        if known.is_ok_and(|handle| handle.view().state != MachineState::Destroyed) {
+            continue;
+        }
+        tracing::info!(name, "removing the directory of no known machine");
+        if let Err(error) = std::fs::remove_dir_all(entry.path()) {
+            tracing::warn!(name, %error, "cannot remove it");
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Errors on their way out: the only place that knows which status says what.
 
 use axum::Json;
-use axum::http::StatusCode;
+use axum::http::header::{UPGRADE, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use guest_protocol::RefusalKind;
 use machine_api::ErrorBody;
@@ -56,6 +57,12 @@ impl ApiError {
         Self::new(StatusCode::REQUEST_TIMEOUT, "too_slow", message)
     }
 
+    /// The path is a WebSocket's, and the request is none.
+    pub(super) fn no_upgrade(problem: &str) -> Self {
+        let message = format!("this path is a WebSocket: {problem}");
+        Self::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message)
+    }
+
     /// What the path names is not there.
     pub(super) fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", message.into())
@@ -79,7 +86,18 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        (self.status, Json(self.body)).into_response()
+        let mut response = (self.status, Json(self.body)).into_response();
+        let offered = match self.status {
+            StatusCode::UNAUTHORIZED => Some((WWW_AUTHENTICATE, "Bearer")),
+            StatusCode::UPGRADE_REQUIRED => Some((UPGRADE, "websocket")),
+            _ => None,
+        };
+        if let Some((header, value)) = offered {
+            response
+                .headers_mut()
+                .insert(header, HeaderValue::from_static(value));
+        }
+        response
     }
 }
 

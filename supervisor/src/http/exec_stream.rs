@@ -41,8 +41,8 @@ pub(super) async fn open(
     PairParams(pairs): PairParams,
     upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    let upgrade = upgrade.map_err(|error| ApiError::invalid(error.body_text()))?;
     let (exec, timeout_ms) = parse(&pairs)?;
+    let upgrade = upgrade.map_err(|error| ApiError::no_upgrade(&error.body_text()))?;
     let live = handle.live()?;
     let request = Request::Exec { exec, timeout_ms };
     let stream = ask(

@@ -10,9 +10,11 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::Api;
+use super::body;
 use super::error::ApiError;
 use crate::duration;
 use crate::machine::Handle;
+use crate::machine::config::METADATA_CHARACTERS;
 
 /// Deadline for a whole body; files have none of their own.
 const BODY_LIMIT: Duration = Duration::from_secs(30);
@@ -55,7 +57,14 @@ impl FromRequestParts<Api> for Key {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
-        path_parameter(parts, api, "key").await.map(Self)
+        let key = path_parameter(parts, api, "key").await?;
+        if (1..=METADATA_CHARACTERS).contains(&key.chars().count()) {
+            Ok(Self(key))
+        } else {
+            Err(ApiError::invalid(format!(
+                "a metadata key has 1 to {METADATA_CHARACTERS} characters"
+            )))
+        }
     }
 }
 
@@ -131,7 +140,7 @@ impl<T: DeserializeOwned + Default> FromRequest<Api> for OptionalBody<T> {
 
     async fn from_request(request: Request<Body>, api: &Api) -> Result<Self, ApiError> {
         let bytes = read(request, api).await?;
-        if bytes.trim_ascii().is_empty() {
+        if matches!(bytes.trim_ascii(), b"" | b"null") {
             Ok(Self(T::default()))
         } else {
             parse(&bytes).map(Self)
@@ -149,19 +158,13 @@ async fn read(request: Request<Body>, api: &Api) -> Result<Bytes, ApiError> {
 
 /// The content type is not looked at: clients of that API do not always send one.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(bytes)
+    body::read(bytes)
         .map_err(|error| ApiError::invalid(format!("the body is not what is expected: {error}")))
 }
 
 /// A duration of a query, such as `60`, `1.5` or `60s`.
 pub(super) fn seconds(text: &str) -> Result<Duration, ApiError> {
-    let plain = text.parse::<f64>().is_ok();
-    let text = if plain {
-        format!("{text}s")
-    } else {
-        text.to_owned()
-    };
-    duration::parse(&text).map_err(|error| ApiError::invalid(error.to_string()))
+    duration::parse(text).map_err(|error| ApiError::invalid(error.to_string()))
 }
 
 /// A switch of a query: `true`, `1` or nothing after the name.

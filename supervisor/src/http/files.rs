@@ -98,7 +98,7 @@ async fn next_piece(reader: &mut GuestReader) -> Result<Option<Bytes>, GuestErro
 #[utoipa::path(put, operation_id = "Files_write", path = "/v1/apps/{app}/machines/{machine}/files", tag = "guest",
     params(("app" = String, Path), ("machine" = String, Path), ("path" = String, Query),
         ("mode" = Option<String>, Query)),
-    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    request_body(content = Option<Vec<u8>>, content_type = "application/octet-stream"),
     responses((status = 200, body = FileWritten), (status = "default", body = ErrorBody)))]
 pub(super) async fn write(
     Target(handle): Target,
@@ -107,9 +107,8 @@ pub(super) async fn write(
 ) -> Result<Json<FileWritten>, ApiError> {
     let path = path_of(&query)?;
     let mode = query.get("mode").map_or("644", String::as_str);
-    let mode = u32::from_str_radix(mode, 8)
-        .ok()
-        .filter(|mode| *mode <= 0o7777);
+    let digits = (1..=4).contains(&mode.len()) && mode.bytes().all(|digit| digit.is_ascii_digit());
+    let mode = digits.then(|| u32::from_str_radix(mode, 8).ok()).flatten();
     let mode = mode.ok_or_else(|| ApiError::invalid("mode: octal permission bits are needed"))?;
     let promised = request
         .headers()

@@ -46,6 +46,7 @@ fn collect(api: &Api) -> HostInfo {
         images: api.registry.host().images.names(),
         state_dir: configuration.state_dir.root().display().to_string(),
         vmm: configuration.vmm.display().to_string(),
+        address: api.address.as_deref().map(str::to_owned),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What happened to a machine, how long it took, and what its vsock looks like.
+//! How long things took, which versions there were, and what a machine's vsock looks like.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,9 +6,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use guest_protocol::{Reply, Request};
-use machine_api::{
-    ErrorBody, GuestView, MachineEvent, MachineVersion, PortPolicy, Timing, VsockView,
-};
+use machine_api::{ErrorBody, GuestView, MachineVersion, PortPolicy, Timing, VsockView};
 use tokio::time::timeout;
 use vmm_control::{Reply as VmmReply, RequestBody, VsockCounters};
 
@@ -24,37 +22,20 @@ use crate::machine::view;
 
 /// Rows unless the query says otherwise, and at most.
 const ROWS: u32 = 100;
-const ROWS_MOST: u32 = 5_000;
+pub(super) const ROWS_MOST: u32 = 5_000;
 /// Deadline of a question to guest or VMM.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
 
 type Query = Params<HashMap<String, String>>;
 
-fn limit(query: &HashMap<String, String>) -> Result<u32, ApiError> {
+/// How many rows a query asks for.
+pub(super) fn limit(query: &HashMap<String, String>) -> Result<u32, ApiError> {
     let limit = query
         .get("limit")
         .map(|text| text.parse::<u32>())
         .transpose();
     let limit = limit.map_err(|_| ApiError::invalid("limit: a number is needed"))?;
     Ok(limit.unwrap_or(ROWS).min(ROWS_MOST))
-}
-
-/// What happened to a machine, newest first.
-#[utoipa::path(get, operation_id = "Machines_events", path = "/v1/apps/{app}/machines/{machine}/events", tag = "inspect",
-    params(("app" = String, Path), ("machine" = String, Path), ("limit" = Option<u32>, Query)),
-    responses((status = 200, body = Vec<MachineEvent>), (status = "default", body = ErrorBody)))]
-pub(super) async fn events(
-    State(api): State<Api>,
-    Target(handle): Target,
-    Params(query): Query,
-) -> Result<Json<Vec<MachineEvent>>, ApiError> {
-    let rows = api
-        .registry
-        .host()
-        .store
-        .events(handle.id(), limit(&query)?)
-        .await;
-    Ok(Json(rows.map_err(MachineError::from)?))
 }
 
 /// Measured starts, suspends, resumes and stops, newest first.

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use futures_util::stream;
 use machine_api::{ErrorBody, LogLine, Machine, MachineState};
 use tokio::sync::watch;
 
 use super::error::ApiError;
 use super::extract::{Params, Target, is_set};
+use super::ndjson;
 use crate::logs::{LogFilter, LogReader};
 use crate::machine::MachineError;
 use crate::machine::admission::RefusalReason;
@@ -48,13 +48,13 @@ pub(super) async fn read(
                 source,
             },
         })?;
-    let first = ndjson(&lines);
+    let first = ndjson::lines(&lines);
     let body = if follow {
         followed(first, reader, handle.watch())
     } else {
         Body::from(first)
     };
-    Ok(([(CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+    Ok(ndjson::answer(body))
 }
 
 /// New lines until the client leaves or the machine is destroyed.
@@ -71,21 +71,11 @@ fn followed(first: Bytes, reader: LogReader, view: watch::Receiver<Arc<Machine>>
                 _ = view.wait_for(|machine| machine.state == MachineState::Destroyed) => return None,
             };
             match more {
-                Ok(Some(lines)) => Some((Ok(ndjson(&lines)), (None, reader, view))),
+                Ok(Some(lines)) => Some((Ok(ndjson::lines(&lines)), (None, reader, view))),
                 Ok(None) => None,
                 Err(error) => Some((Err(error), (None, reader, view))),
             }
         },
     );
     Body::from_stream(parts)
-}
-
-fn ndjson(lines: &[LogLine]) -> Bytes {
-    let mut bytes = Vec::new();
-    for line in lines {
-        if serde_json::to_writer(&mut bytes, line).is_ok() {
-            bytes.push(b'\n');
-        }
-    }
-    bytes.into()
 }

@@ -111,11 +111,15 @@ pub(super) async fn show(Target(handle): Target) -> Json<Machine> {
     params(("app" = String, Path), ("machine" = String, Path)), request_body = UpdateMachine,
     responses((status = 200, body = Machine), (status = "default", body = ErrorBody)))]
 pub(super) async fn update(
+    State(api): State<Api>,
     Target(handle): Target,
     Nonce(nonce): Nonce,
     JsonBody(request): JsonBody<UpdateMachine>,
 ) -> Result<Json<Machine>, ApiError> {
     config::check(&request.config).map_err(crate::machine::MachineError::from)?;
+    if let Some(name) = &request.name {
+        api.registry.check_name(name, Some(handle.id()))?;
+    }
     let update = Update {
         config: request.config,
         name: request.name,
@@ -128,16 +132,18 @@ pub(super) async fn update(
     Ok(Json(Machine::clone(&handle.view())))
 }
 
-/// Removes a machine; with `force` also one that runs.
+/// Removes a machine; with `force` also one that runs. Clients of that API write `kill`, too.
 #[utoipa::path(delete, operation_id = "Machines_destroy", path = "/v1/apps/{app}/machines/{machine}", tag = "machines",
-    params(("app" = String, Path), ("machine" = String, Path), ("force" = Option<bool>, Query)),
+    params(("app" = String, Path), ("machine" = String, Path), ("force" = Option<bool>, Query),
+        ("kill" = Option<bool>, Query)),
     responses((status = 200, body = Done), (status = "default", body = ErrorBody)))]
 pub(super) async fn destroy(
     Target(handle): Target,
     Nonce(nonce): Nonce,
     Params(query): Params<HashMap<String, String>>,
 ) -> Result<Json<Done>, ApiError> {
-    let force = is_set(query.get("force").map(String::as_str))?;
+    let set = |name: &str| is_set(query.get(name).map(String::as_str));
+    let force = set("force")? | set("kill")?;
     handle
         .request(Order::Destroy { force }, Until::Completed, nonce)
         .await?;

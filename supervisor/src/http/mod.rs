@@ -1,10 +1,14 @@
 //! The Machines API over HTTP: routes, sockets, and nothing about machines.
 //!
 //! Handlers verify, convert and forward. Requests over the Unix socket are trusted, as its mode
-//! says who may open it; those over TCP carry a bearer token.
+//! says who may open it; those over TCP carry a bearer token, with TLS or without.
 
 mod auth;
+mod body;
+mod bounds;
+mod description;
 mod error;
+mod events;
 mod exec_stream;
 mod extract;
 mod files;
@@ -17,8 +21,11 @@ mod logs;
 mod machines;
 mod metadata;
 mod metrics;
+mod ndjson;
 mod openapi;
 mod serve;
+mod tcp;
+mod tls;
 mod tokens;
 mod usage;
 
@@ -32,6 +39,7 @@ use axum::routing::{delete, get, post};
 
 pub(crate) use auth::Tokens;
 pub(crate) use serve::serve;
+pub(crate) use tls::Tls;
 
 use crate::machine::Registry;
 
@@ -47,6 +55,8 @@ pub(crate) struct Api {
     pub(crate) registry: Registry,
     /// Who may use TCP.
     pub(crate) tokens: Arc<Tokens>,
+    /// Where it is served over TCP, if it is.
+    pub(crate) address: Option<Arc<str>>,
 }
 
 /// Who is at the other end of a connection.
@@ -91,7 +101,7 @@ pub(crate) fn router(api: Api, access: Access) -> Router {
                 .delete(metadata::remove),
         )
         .route("/versions", get(inspect::versions))
-        .route("/events", get(inspect::events))
+        .route("/events", get(events::events))
         .route("/timings", get(inspect::timings))
         .route("/vsock", get(inspect::vsock))
         .route("/logs", get(logs::read));

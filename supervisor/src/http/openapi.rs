@@ -1,11 +1,14 @@
 //! The OpenAPI description, from the handlers themselves.
 
+use std::sync::LazyLock;
+
 use axum::Json;
+use serde_json::Value;
 use utoipa::OpenApi;
 
 use super::{
-    exec_stream, files, guest, host, inspect, lease, lifecycle, logs, machines, metadata, metrics,
-    tokens, usage,
+    description, events, exec_stream, files, guest, host, inspect, lease, lifecycle, logs,
+    machines, metadata, metrics, tokens, usage,
 };
 
 /// All operations.
@@ -36,7 +39,7 @@ use super::{
         guest::signal,
         guest::processes,
         logs::read,
-        inspect::events,
+        events::events,
         inspect::timings,
         inspect::versions,
         inspect::vsock,
@@ -57,7 +60,12 @@ use super::{
 )]
 struct Description;
 
+static COMPLETE: LazyLock<Value> = LazyLock::new(|| {
+    let known = serde_json::to_value(Description::openapi());
+    description::complete(known.expect("a description is always expressible in JSON"))
+});
+
 /// The description. Needs no token.
-pub(super) async fn serve() -> Json<utoipa::openapi::OpenApi> {
-    Json(Description::openapi())
+pub(super) async fn serve() -> Json<&'static Value> {
+    Json(&COMPLETE)
 }

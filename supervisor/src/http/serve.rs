@@ -5,11 +5,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{UnixListener, UnixStream};
 
-use super::{Access, Api, router};
-use crate::configuration::Configuration;
+use super::tcp::Network;
+use super::tls::Tls;
+use super::{Access, Api, Tokens, router};
+use crate::machine::Registry;
 
 /// Why the API can't be served.
 #[derive(Debug, thiserror::Error)]
@@ -43,31 +46,38 @@ pub(crate) enum ServeError {
 
 /// Serves until `stopped` resolves.
 pub(crate) async fn serve(
-    api: Api,
-    configuration: &Configuration,
+    registry: Registry,
+    tokens: Tokens,
+    tls: Option<Arc<Tls>>,
     stopped: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    let host = registry.host().clone();
+    let configuration = &host.configuration;
     let socket =
         listen_locally(&configuration.socket, configuration.socket_group.as_deref()).await?;
+    let network = match configuration.listen {
+        Some(address) => Some(Network::bind(address, tls).await?),
+        None => None,
+    };
+    let api = Api {
+        registry,
+        tokens: Arc::new(tokens),
+        address: network.as_ref().map(|network| network.address().into()),
+    };
     let local = axum::serve(socket, router(api.clone(), Access::Local));
+    tracing::info!(socket = %configuration.socket.display(), "serving the API");
     let network = async {
-        match configuration.listen {
-            Some(address) => {
-                let fail = |source| ServeError::Address { address, source };
-                let listener = TcpListener::bind(address).await.map_err(fail)?;
-                let bound = listener.local_addr().map_err(fail)?;
-                tracing::info!(address = %bound, "serving the API over TCP");
-                axum::serve(listener, router(api, Access::Network))
-                    .await
-                    .map_err(ServeError::Accept)
+        match network {
+            Some(network) => {
+                tracing::info!(address = network.address(), "serving the API over TCP");
+                network.serve(router(api, Access::Network)).await;
             }
             None => std::future::pending().await,
         }
     };
-    tracing::info!(socket = %configuration.socket.display(), "serving the API");
     let result = tokio::select! {
         served = async { local.await } => served.map_err(ServeError::Accept),
-        served = network => served,
+        () = network => Ok(()),
         () = stopped => Ok(()),
     };
     // A client that finds no socket knows at once that nobody serves.

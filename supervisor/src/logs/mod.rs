@@ -77,13 +77,19 @@ pub(super) struct Growth {
 
 #[derive(Debug)]
 struct OpenLog {
-    file: File,
+    /// None once the machine is destroyed.
+    file: Option<File>,
     bytes: u64,
     bytes_at_position: u64,
     position: Position,
 }
 
 impl MachineLog {
+    /// The log of a machine that is gone: nothing can be read, and what is written is lost.
+    pub(crate) fn of_destroyed(path: &Path) -> Self {
+        Self::over(path, None, Position::default(), 0)
+    }
+
     /// Opens the log at `path`, made if it is not there; a line that a crash cut off is removed.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let mut file = OpenOptions::new()
@@ -92,6 +98,10 @@ impl MachineLog {
             .append(true)
             .open(path)?;
         let (position, bytes) = recover(&mut file)?;
+        Ok(Self::over(path, Some(file), position, bytes))
+    }
+
+    fn over(path: &Path, file: Option<File>, position: Position, bytes: u64) -> Self {
         let (grown, _) = watch::channel(Growth {
             rotations: 0,
             bytes,
@@ -107,9 +117,9 @@ impl MachineLog {
             open: Mutex::new(open),
             grown,
         };
-        Ok(Self {
+        Self {
             shared: Arc::new(shared),
-        })
+        }
     }
 
     /// What the next line continues.
@@ -190,16 +200,17 @@ impl MachineLog {
     }
 
     fn rotate_if_large(&self, open: &mut OpenLog) -> io::Result<()> {
-        if open.bytes < ROTATE_BYTES {
+        if open.bytes < ROTATE_BYTES || open.file.is_none() {
             return Ok(());
         }
         let path = &self.shared.path;
         fs::rename(path, older(path))?;
-        open.file = OpenOptions::new()
+        let file = OpenOptions::new()
             .create(true)
             .read(true)
             .append(true)
             .open(path)?;
+        open.file = Some(file);
         open.bytes = 0;
         let position = open.position;
         open.append_position(position)?;
@@ -266,7 +277,10 @@ impl OpenLog {
     fn put(&mut self, line: &StoredLine) -> io::Result<()> {
         let mut bytes = serde_json::to_vec(line)?;
         bytes.push(b'\n');
-        self.file.write_all(&bytes)?;
+        let Some(file) = &mut self.file else {
+            return Ok(());
+        };
+        file.write_all(&bytes)?;
         self.bytes += bytes.len() as u64;
         Ok(())
     }

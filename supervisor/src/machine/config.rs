@@ -9,9 +9,9 @@ use machine_api::{Check, CheckKind, MachineConfig, Service, StopConfig};
 use crate::duration;
 
 /// Most metadata pairs of a machine.
-const METADATA_PAIRS: usize = 256;
-/// Most bytes of a metadata key or value.
-const METADATA_BYTES: usize = 4096;
+pub(crate) const METADATA_PAIRS: usize = 256;
+/// Most characters of a metadata key or value.
+pub(crate) const METADATA_CHARACTERS: usize = 4096;
 /// Time that a main process has to end unless the configuration says otherwise.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most time that it may be given.
@@ -99,8 +99,9 @@ pub(crate) fn check_metadata(
         ));
     }
     for (key, value) in metadata {
-        if key.is_empty() || key.len() > METADATA_BYTES || value.len() > METADATA_BYTES {
-            let problem = format!("keys and values have up to {METADATA_BYTES} bytes");
+        let longest = key.chars().count().max(value.chars().count());
+        if key.is_empty() || longest > METADATA_CHARACTERS {
+            let problem = format!("keys and values have up to {METADATA_CHARACTERS} characters");
             return Err(invalid("metadata", problem));
         }
     }
@@ -245,8 +246,10 @@ pub(crate) fn stop_order(
 
 /// The number of a signal given by name, with or without `SIG`, or by number.
 pub(crate) fn signal_number(text: &str) -> Option<i32> {
-    if let Ok(number) = text.parse::<i32>() {
-        return (1..=64).contains(&number).then_some(number);
+    if text.starts_with(|c: char| c.is_ascii_digit()) {
+        let number = text.parse().ok().filter(|number| (1..=64).contains(number));
+        // One spelling per number.
+        return number.filter(|_| !text.starts_with('0'));
     }
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
@@ -254,6 +257,11 @@ pub(crate) fn signal_number(text: &str) -> Option<i32> {
         .iter()
         .find(|(known, _)| *known == name)
         .map(|(_, number)| *number)
+}
+
+/// All names, without `SIG`.
+pub(crate) fn signal_names() -> impl Iterator<Item = &'static str> {
+    SIGNALS.iter().map(|(name, _)| *name)
 }
 
 /// Linux's numbers on x86-64.

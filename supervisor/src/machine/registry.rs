@@ -1,19 +1,29 @@
 //! All machines of the host: makes them, finds them, lists them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
-use machine_api::{CreateMachine, MachineState};
+use machine_api::{CreateMachine, MachineEvent, MachineState};
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
 
-use crate::fail_point;
+use crate::logs::MachineLog;
 use crate::machine::driver::{Driver, Opening};
 use crate::machine::error::MachineError;
-use crate::machine::{Handle, Host, config, record};
+use crate::machine::{Handle, Host, config, record, view};
+use crate::network::Activity;
 use crate::store::{Change, MachineRecord, StoreError};
+use crate::{clock, fail_point};
+
+/// How long a destroyed machine can still be looked at.
+const REMEMBERED_MS: i64 = 24 * 3_600 * 1_000;
+/// How often it is looked for machines to forget.
+const FORGET_EVERY: Duration = Duration::from_secs(3_600);
 
 /// The machines; cheap to clone.
 #[derive(Debug, Clone)]
@@ -43,11 +53,8 @@ impl Registry {
         request: CreateMachine,
     ) -> Result<Handle, MachineError> {
         config::check(&request.config)?;
-        if let Some(name) = &request.name
-            && !record::is_name(name)
-        {
-            let problem = "a name has 1 to 63 letters, digits, '-', '_' or '.'";
-            return Err(MachineError::Invalid(format!("name {name:?}: {problem}")));
+        if let Some(name) = &request.name {
+            self.check_name(name, None)?;
         }
         if let Some(region) = request
             .region
@@ -92,6 +99,23 @@ impl Registry {
         Err(failed)
     }
 
+    /// Whether a machine may be called so; `id` is its own, where it has one.
+    pub(crate) fn check_name(&self, name: &str, id: Option<&str>) -> Result<(), MachineError> {
+        if !record::is_name(name) {
+            let problem = "a name has 1 to 63 letters, digits, '-', '_' or '.'";
+            return Err(MachineError::Invalid(format!("name {name:?}: {problem}")));
+        }
+        // The database has the last word, where two ask at once.
+        let taken = |handle: &Handle| {
+            let view = handle.view();
+            view.name == name && view.state != MachineState::Destroyed
+        };
+        match self.all().iter().find(|handle| taken(handle)) {
+            Some(other) if Some(other.id()) != id => Err(MachineError::NameTaken(name.to_owned())),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     async fn store(&self, record: &MachineRecord) -> Result<(), StoreError> {
         let changes = vec![
             Change::NewMachine(Box::new(record.clone())),
@@ -109,6 +133,48 @@ impl Registry {
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         machines.insert(handle.id().to_owned(), handle);
+    }
+
+    /// Makes a destroyed machine known, which has no driver any more.
+    pub(crate) fn add_destroyed(&self, record: &MachineRecord, events: Vec<MachineEvent>) {
+        let dir = self.host.configuration.state_dir.machine(&record.id);
+        let view = view::machine(record, &VecDeque::from(events), &[]);
+        // Nobody is at the other ends, as after the end of a driver.
+        let handle = Handle {
+            id: record.id.clone(),
+            inbox: mpsc::channel(1).0,
+            view: watch::channel(Arc::new(view)).1,
+            live: watch::channel(None).1,
+            log: MachineLog::of_destroyed(&dir.log()),
+            activity: Activity::new(),
+        };
+        let mut machines = self
+            .machines
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        machines.insert(record.id.clone(), handle);
+    }
+
+    /// Forgets machines a while after they were destroyed, now and from time to time.
+    pub(crate) async fn forget_destroyed(self) {
+        loop {
+            let before_ms = clock::realtime_ms() - REMEMBERED_MS;
+            match self.host.store.forget_destroyed(before_ms).await {
+                Ok(ids) => {
+                    let mut machines = self
+                        .machines
+                        .write()
+                        .unwrap_or_else(PoisonError::into_inner);
+                    for id in ids {
+                        tracing::info!(machine_id = id, "destroyed machine forgotten");
+                        machines.remove(&id);
+                    }
+                }
+                // The next time may go better, and nothing depends on it.
+                Err(error) => tracing::warn!(%error, "destroyed machines not forgotten"),
+            }
+            sleep(FORGET_EVERY).await;
+        }
     }
 
     /// The machine of that id, or else of that name.

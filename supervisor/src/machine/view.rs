@@ -54,6 +54,7 @@ pub(crate) fn machine(
         last_start: record.facts.last_start.clone(),
         readiness: record.facts.readiness.clone(),
         warnings: record.facts.warnings.clone(),
+        published: record.facts.published.clone(),
         vmm_pid: record
             .vmm
             .as_ref()

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use machine_api::{EventType, Machine, MachineState, Service};
+use machine_api::{EventType, Machine, MachineState, PublishedPort, Service};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -45,7 +45,9 @@ pub(crate) async fn serve(handle: Handle) {
         }
         if machine.config.services != services {
             services = machine.config.services.clone();
-            listeners = listen(&handle, &services);
+            listeners.abort_all();
+            show_published(&handle, Vec::clear).await;
+            listeners = listen(&handle, &services, &machine.published);
         }
         let idle_since = activity.borrow_and_update().idle_since();
         let rest = idle_since.and_then(|since| Rest::of(&machine, since));
@@ -111,7 +113,21 @@ async fn due(rest: Option<Rest>) -> Order {
     }
 }
 
-fn listen(handle: &Handle, services: &[Service]) -> JoinSet<()> {
+/// Shows where ports are published.
+async fn show_published(
+    handle: &Handle,
+    edit: impl FnOnce(&mut Vec<PublishedPort>) + Send + 'static,
+) {
+    let edit = Order::Edit(Box::new(|record| {
+        edit(&mut record.facts.published);
+        Ok(None)
+    }));
+    // It fails only where there is no driver any more.
+    let _ = handle.request_by_supervisor(edit, Until::Admitted).await;
+}
+
+/// `before` is where ports were published until now.
+fn listen(handle: &Handle, services: &[Service], before: &[PublishedPort]) -> JoinSet<()> {
     let mut listeners = JoinSet::new();
     for service in services {
         let bounds = service
@@ -126,6 +142,8 @@ fn listen(handle: &Handle, services: &[Service]) -> JoinSet<()> {
             let address = port.address.as_deref().and_then(|text| text.parse().ok());
             let address = address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
             let address = SocketAddr::new(address, port.port);
+            let wanted = (port.port == 0).then(|| earlier(before, address.ip(), service));
+            let address = (address, wanted.flatten());
             let (handle, service, room) = (handle.clone(), service.clone(), room.clone());
             listeners.spawn(accept_all(handle, service, address, room));
         }
@@ -133,8 +151,38 @@ fn listen(handle: &Handle, services: &[Service]) -> JoinSet<()> {
     listeners
 }
 
-async fn accept_all(handle: Handle, service: Service, address: SocketAddr, room: Arc<Semaphore>) {
-    let listener = bind(&handle, address).await;
+/// Where the host had chosen the port, so that it can choose the same one again.
+fn earlier(before: &[PublishedPort], ip: IpAddr, service: &Service) -> Option<SocketAddr> {
+    let of_service = |port: &&PublishedPort| port.internal_port == service.internal_port;
+    let addresses = before.iter().filter(of_service);
+    addresses
+        .filter_map(|port| port.address.parse::<SocketAddr>().ok())
+        .find(|address| address.ip() == ip)
+}
+
+/// Accepts on the first of `address`, or rather on the second if that can be had.
+async fn accept_all(
+    handle: Handle,
+    service: Service,
+    (address, rather): (SocketAddr, Option<SocketAddr>),
+    room: Arc<Semaphore>,
+) {
+    let again = match rather {
+        Some(rather) => TcpListener::bind(rather).await.ok(),
+        None => None,
+    };
+    let listener = match again {
+        Some(listener) => listener,
+        None => bind(&handle, address).await,
+    };
+    if let Ok(bound) = listener.local_addr() {
+        handle.log().add_note(&format!("published on {bound}"));
+        let port = PublishedPort {
+            address: bound.to_string(),
+            internal_port: service.internal_port,
+        };
+        show_published(&handle, move |published| published.push(port)).await;
+    }
     let mut connections = JoinSet::new();
     loop {
         // At the bound nothing is accepted: clients wait in the kernel's queue.
@@ -163,12 +211,7 @@ async fn bind(handle: &Handle, address: SocketAddr) -> TcpListener {
     let mut said = false;
     loop {
         match TcpListener::bind(address).await {
-            Ok(listener) => {
-                if let Ok(bound) = listener.local_addr() {
-                    handle.log().add_note(&format!("published on {bound}"));
-                }
-                return listener;
-            }
+            Ok(listener) => return listener,
             Err(error) if !said => {
                 said = true;
                 let message = format!("port {address} can't be published: {error}");

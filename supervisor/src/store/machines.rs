@@ -1,7 +1,8 @@
 //! Rows of machines, their versions, events and timings.
 
 use machine_api::{
-    Attempt, ImageRef, MachineConfig, MachineEvent, MachineVersion, StartKind, Timing,
+    Attempt, ImageRef, MachineConfig, MachineEvent, MachineVersion, PublishedPort, StartKind,
+    Timing,
 };
 use rusqlite::types::Type;
 use rusqlite::{Connection, Row, params};
@@ -68,6 +69,8 @@ pub(crate) struct Facts {
     pub(crate) lease: Option<LeaseFact>,
     /// An update that is under way leaves it stopped.
     pub(crate) skip_launch: bool,
+    /// Ports that are published now.
+    pub(crate) published: Vec<PublishedPort>,
     /// First generation in which leaked sockets were seen, while they are.
     pub(crate) leaking_since: Option<u64>,
 }
@@ -191,13 +194,15 @@ impl Store {
         .await
     }
 
-    /// Forgets machines that were destroyed before `before_ms`.
-    pub(crate) async fn forget_destroyed(&self, before_ms: i64) -> Result<usize, StoreError> {
+    /// Forgets machines that were destroyed before `before_ms`. Returns their ids.
+    pub(crate) async fn forget_destroyed(&self, before_ms: i64) -> Result<Vec<String>, StoreError> {
         self.call("forget destroyed machines", move |connection| {
-            connection.execute(
-                "DELETE FROM machines WHERE state = 'destroyed' AND updated_at_ms < ?1",
-                params![before_ms],
-            )
+            let mut statement = connection.prepare_cached(
+                "DELETE FROM machines WHERE state = 'destroyed' AND updated_at_ms < ?1
+                 RETURNING id",
+            )?;
+            let ids = statement.query_map(params![before_ms], |row| row.get("id"))?;
+            ids.collect()
         })
         .await
     }

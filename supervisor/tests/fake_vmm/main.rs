@@ -19,8 +19,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use guest_protocol::{
-    Call, Decoded, Exit, Frame, GuestStatus, MainProcess, MainProcessState, OpenVsocks,
-    OutputRecord, OutputSource, Reply as GuestReply, Request as GuestRequest, StreamEnd,
+    Call, Decoded, Exit, FileKind, Frame, GuestStatus, MainProcess, MainProcessState, OpenVsocks,
+    OutputRecord, OutputSource, Refusal, RefusalKind, Reply as GuestReply, Request as GuestRequest,
+    StreamEnd,
 };
 use serde::{Deserialize, Serialize};
 use vmm_control::{
@@ -43,6 +44,8 @@ struct Vmm {
     generation: u64,
     exit_file: PathBuf,
     guest: Mutex<Guest>,
+    /// By path: permission bits and content. Not part of the image.
+    files: Mutex<HashMap<String, (u32, Vec<u8>)>>,
     resumed: bool,
     phases: Vec<Phase>,
     next_port: AtomicU32,
@@ -108,6 +111,7 @@ fn main() {
         generation,
         exit_file,
         guest: Mutex::new(guest),
+        files: Mutex::default(),
         resumed: verb == "restore",
         phases: vec![
             Phase {
@@ -297,6 +301,41 @@ impl Conversation {
         let _ = self.stream.write_all(&bytes);
     }
 
+    /// A file and its end.
+    fn send_data(&mut self, content: &[u8]) {
+        for piece in content.chunks(64 << 10).chain([&[][..]]) {
+            let mut bytes = Vec::new();
+            guest_protocol::encode(Frame::Data(piece), &mut bytes).unwrap();
+            let _ = self.stream.write_all(&bytes);
+        }
+    }
+
+    /// A file up to its end.
+    fn receive_data(&mut self) -> Option<Vec<u8>> {
+        let mut content = Vec::new();
+        loop {
+            if let Ok(Decoded::Frame(Frame::Data(piece), taken)) =
+                guest_protocol::decode(&self.buffer)
+            {
+                let ended = piece.is_empty();
+                content.extend_from_slice(piece);
+                self.buffer.drain(..taken);
+                if ended {
+                    return Some(content);
+                }
+                continue;
+            }
+            self.read_more()?;
+        }
+    }
+
+    fn read_more(&mut self) -> Option<()> {
+        let mut chunk = [0; 4096];
+        let read = self.stream.read(&mut chunk).ok().filter(|read| *read > 0)?;
+        self.buffer.extend_from_slice(&chunk[..read]);
+        Some(())
+    }
+
     fn next_json(&mut self) -> Option<Vec<u8>> {
         loop {
             if let Ok(Decoded::Frame(Frame::Json(payload), taken)) =
@@ -306,9 +345,7 @@ impl Conversation {
                 self.buffer.drain(..taken);
                 return Some(payload);
             }
-            let mut chunk = [0; 4096];
-            let read = self.stream.read(&mut chunk).ok().filter(|read| *read > 0)?;
-            self.buffer.extend_from_slice(&chunk[..read]);
+            self.read_more()?;
         }
     }
 }
@@ -392,10 +429,32 @@ fn answer(vmm: &Arc<Vmm>, guest: &mut Conversation, request: GuestRequest) {
                 processes: Vec::new(),
             });
         }
-        GuestRequest::Signal { .. }
-        | GuestRequest::ReadFile { .. }
-        | GuestRequest::WriteFile { .. } => {
+        GuestRequest::Signal { .. } => {
             guest.send(&GuestReply::Done);
+        }
+        GuestRequest::WriteFile { path, mode } => {
+            guest.send(&GuestReply::Streaming);
+            let Some(content) = guest.receive_data() else {
+                return;
+            };
+            let bytes = content.len() as u64;
+            vmm.files.lock().unwrap().insert(path, (mode, content));
+            guest.send(&StreamEnd::Complete { bytes });
+        }
+        GuestRequest::ReadFile { path } => {
+            let known = vmm.files.lock().unwrap().get(&path).cloned();
+            let Some((mode, content)) = known else {
+                guest.send(&GuestReply::Refused(Refusal {
+                    kind: RefusalKind::NotFound,
+                    message: format!("no file {path}"),
+                }));
+                return;
+            };
+            let size_bytes = content.len() as u64;
+            guest.send(&GuestReply::Streaming);
+            guest.send(&FileKind { size_bytes, mode });
+            guest.send_data(&content);
+            guest.send(&StreamEnd::Complete { bytes: size_bytes });
         }
     }
 }

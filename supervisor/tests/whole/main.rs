@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "parts of tests")]
 
+mod access;
 mod crash;
 mod stage;
+mod tls;
 
 use std::fs;
 use std::io::{Read, Write};

@@ -142,6 +142,13 @@ impl Stage {
             .count()
     }
 
+    /// Sends the supervisor a signal.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = i32::try_from(self.child.as_ref().unwrap().id()).unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     /// Kills the supervisor as a crash would.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -152,6 +159,11 @@ impl Stage {
 
     fn state(&self) -> PathBuf {
         self.folder.path().join("state")
+    }
+
+    /// Where it keeps everything.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// The machine's directory.

@@ -164,7 +164,11 @@ pub struct StopConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<String>,
     /// Duration such as `5s`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::duration::read"
+    )]
     pub timeout: Option<String>,
 }
 
@@ -186,7 +190,11 @@ pub struct Service {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autostart: Option<bool>,
     /// *Extension*: idle time before `autostop`, such as `5m` (default).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::duration::read"
+    )]
     pub idle_timeout: Option<String>,
     /// Bounds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -230,13 +238,25 @@ pub struct Check {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     /// Duration such as `15s`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::duration::read"
+    )]
     pub interval: Option<String>,
     /// Duration such as `2s`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::duration::read"
+    )]
     pub timeout: Option<String>,
     /// Failures do not count for this long after a start.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::duration::read"
+    )]
     pub grace_period: Option<String>,
     /// HTTP method.
     #[serde(default, skip_serializing_if = "Option::is_none")]

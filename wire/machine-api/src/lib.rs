@@ -5,6 +5,7 @@
 //! marked *extension* and lives under names that API does not use. Types only: no I/O.
 
 mod config;
+mod duration;
 pub mod exec_stream;
 mod machine;
 mod request;
@@ -17,7 +18,7 @@ pub use config::{
 };
 pub use machine::{
     CheckStatus, ErrorBody, EventRequest, EventType, ExitEvent, ImageRef, Machine, MachineEvent,
-    MachineState, MachineVersion, StartKind,
+    MachineState, MachineVersion, PublishedPort, StartKind,
 };
 pub use request::{
     CreateMachine, ExecRequest, ExecResponse, FileWritten, Lease, LeaseRequest, LeaseResponse,

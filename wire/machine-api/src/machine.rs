@@ -53,6 +53,9 @@ pub struct Machine {
     /// *Extension*: what the supervisor wants an operator to know, one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// *Extension*: ports that the host has published for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<PublishedPort>,
     /// *Extension*: process id of its VMM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm_pid: Option<u32>,
@@ -134,6 +137,15 @@ impl std::fmt::Display for MachineState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(self.name())
     }
+}
+
+/// *Extension*: a port of the guest as the host has published it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PublishedPort {
+    /// Address and port on which the host listens, such as `127.0.0.1:8080`.
+    pub address: String,
+    /// Port on the guest's loopback.
+    pub internal_port: u16,
 }
 
 /// The image a machine was made from.

@@ -70,7 +70,11 @@ pub struct StopRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<String>,
     /// Duration such as `30s`; then it is killed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::duration::read"
+    )]
     pub timeout: Option<String>,
 }
 

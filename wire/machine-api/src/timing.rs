@@ -207,4 +207,7 @@ pub struct HostInfo {
     pub state_dir: String,
     /// VMM binary.
     pub vmm: String,
+    /// Where the API is served over TCP, such as `https://127.0.0.1:4280`, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
 }

@@ -1,0 +1,223 @@
+//! Bounds and spellings of what clients send, as keywords of JSON Schema. They are checked in
+//! `machine::config`, `duration` and the handlers; here they are only told.
+
+use serde_json::{Map, Value, json};
+
+use crate::machine::config::{METADATA_PAIRS, signal_names};
+
+pub(super) use crate::machine::config::METADATA_CHARACTERS;
+
+/// No zero byte: it can't be part of a C string.
+const C_STRING: &str = r"^[^\x00]*$";
+
+/// Schemas of what clients send. Null means there that a property is not given: Go writes it so.
+const SENT: &[&str] = &[
+    "Check",
+    "CreateMachine",
+    "CreateToken",
+    "ExecRequest",
+    "Guest",
+    "Init",
+    "LeaseRequest",
+    "MachineConfig",
+    "Mount",
+    "Port",
+    "Restart",
+    "Service",
+    "ServiceConcurrency",
+    "StopConfig",
+    "StopRequest",
+    "UpdateMachine",
+    "VsockOptions",
+];
+
+/// Adds all of them.
+pub(super) fn add(schemas: &mut Map<String, Value>) {
+    for (schema, property, keywords) in keywords() {
+        if let Some(schema) = schemas.get_mut(schema) {
+            merge(&mut schema["properties"][property], &keywords);
+        }
+    }
+    for name in SENT {
+        if let Some(schema) = schemas.get_mut(*name) {
+            accept_null(schema);
+        }
+    }
+}
+
+/// A duration as a text.
+pub(super) fn duration() -> Value {
+    let number = r"([0-9]+\.?[0-9]*|\.[0-9]+)";
+    let pattern = format!("^({number}|({number}(ns|us|µs|ms|s|m|h|d))+)$");
+    json!({"type": "string", "pattern": pattern})
+}
+
+/// A duration in a body: a text, or nanoseconds, as Go's clients may write it.
+fn body_duration() -> Value {
+    let nanoseconds = json!({"type": "integer", "minimum": 0, "maximum": u64::MAX});
+    json!({"type": null, "anyOf": [duration(), nanoseconds]})
+}
+
+/// A signal's name or number.
+pub(super) fn signal() -> Value {
+    let names: Vec<String> = signal_names().map(|name| format!("SIG{name}")).collect();
+    let number = "^([1-9]|[1-5][0-9]|6[0-4])$";
+    json!({"type": null, "anyOf": [
+        {"type": "string", "enum": names},
+        {"type": "string", "pattern": number},
+    ]})
+}
+
+/// Keywords by schema and property.
+fn keywords() -> Vec<(&'static str, &'static str, Value)> {
+    let port = json!({"minimum": 1, "maximum": u16::MAX});
+    let words = json!({"items": {"pattern": C_STRING}});
+    let name = json!({"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"});
+    let ttl = json!({"minimum": 1, "maximum": 86_400});
+    let printable = json!({"pattern": "^[!-~]*$"});
+    let env = json!({
+        "propertyNames": {"pattern": r"^[^=\x00]+$"},
+        "additionalProperties": {"pattern": C_STRING},
+    });
+    let metadata = json!({
+        "maxProperties": METADATA_PAIRS,
+        "propertyNames": {"minLength": 1, "maxLength": METADATA_CHARACTERS},
+        "additionalProperties": {"maxLength": METADATA_CHARACTERS},
+    });
+    let address = json!({"type": null, "anyOf": [
+        {"type": "string", "format": "ipv4"},
+        {"type": "string", "format": "ipv6"},
+    ]});
+    let line = json!({"items": {"pattern": r"^[^\x00\n]*$"}});
+    vec![
+        ("Check", "grace_period", body_duration()),
+        ("Check", "interval", body_duration()),
+        (
+            "Check",
+            "kind",
+            json!({"enum": ["informational", "readiness", null]}),
+        ),
+        ("Check", "method", printable.clone()),
+        ("Check", "path", printable),
+        ("Check", "port", port.clone()),
+        ("Check", "timeout", body_duration()),
+        ("CreateMachine", "lease_ttl", ttl.clone()),
+        ("CreateMachine", "name", name.clone()),
+        (
+            "CreateMachine",
+            "region",
+            json!({"enum": ["", "local", null]}),
+        ),
+        (
+            "CreateToken",
+            "name",
+            json!({"minLength": 1, "maxLength": 128}),
+        ),
+        ("ExecRequest", "command", words.clone()),
+        ("Guest", "kernel_args", line),
+        ("Init", "cmd", words.clone()),
+        ("Init", "entrypoint", words.clone()),
+        ("Init", "exec", words),
+        ("LeaseRequest", "ttl", ttl),
+        ("MachineConfig", "env", env),
+        ("MachineConfig", "metadata", metadata),
+        (
+            "MetadataValue",
+            "value",
+            json!({"maxLength": METADATA_CHARACTERS}),
+        ),
+        ("Mount", "path", json!({"pattern": "^/."})),
+        ("Mount", "volume", json!({"pattern": "^/"})),
+        ("Port", "address", address),
+        ("Port", "handlers", json!({"maxItems": 0})),
+        ("Port", "port", json!({"maximum": u16::MAX})),
+        (
+            "Service",
+            "autostop",
+            json!({"enum": ["off", "stop", "suspend", null]}),
+        ),
+        ("Service", "idle_timeout", body_duration()),
+        ("Service", "internal_port", port),
+        ("Service", "protocol", json!({"enum": ["", "tcp"]})),
+        (
+            "ServiceConcurrency",
+            "type",
+            json!({"enum": ["", "connections"]}),
+        ),
+        ("SignalRequest", "signal", signal()),
+        ("StopConfig", "signal", signal()),
+        ("StopConfig", "timeout", body_duration()),
+        ("StopRequest", "signal", signal()),
+        ("StopRequest", "timeout", body_duration()),
+        ("UpdateMachine", "name", name),
+    ]
+}
+
+/// Merges keywords into a schema, as RFC 7386 does: null removes.
+pub(super) fn merge(schema: &mut Value, keywords: &Value) {
+    let Some(keywords) = keywords.as_object() else {
+        *schema = keywords.clone();
+        return;
+    };
+    if !schema.is_object() {
+        *schema = json!({});
+    }
+    for (keyword, value) in keywords {
+        if value.is_null() {
+            schema
+                .as_object_mut()
+                .and_then(|schema| schema.remove(keyword));
+        } else {
+            merge(&mut schema[keyword.as_str()], value);
+        }
+    }
+}
+
+/// Makes the properties that need not be given accept null.
+fn accept_null(schema: &mut Value) {
+    let required = schema["required"].as_array().cloned().unwrap_or_default();
+    let properties = schema.get_mut("properties").and_then(Value::as_object_mut);
+    for (name, property) in properties.into_iter().flatten() {
+        let nullable = property["type"]
+            .as_array()
+            .is_some_and(|types| types.contains(&json!("null")));
+        if !nullable && !required.iter().any(|one| one == name) {
+            *property = json!({"anyOf": [{"type": "null"}, property.take()]});
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_merged_adds_replaces_and_removes() {
+        let mut schema = json!({"type": "string", "items": {"type": "string"}});
+        merge(
+            &mut schema,
+            &json!({"type": null, "items": {"pattern": "^a"}}),
+        );
+        assert_eq!(
+            schema,
+            json!({"items": {"type": "string", "pattern": "^a"}})
+        );
+    }
+
+    #[test]
+    fn only_what_need_not_be_given_may_be_null() {
+        let mut schema = json!({"required": ["a"], "properties": {
+            "a": {"type": "string"}, "b": {"type": "string"}, "c": {"type": ["string", "null"]},
+        }});
+        accept_null(&mut schema);
+        assert_eq!(schema["properties"]["a"], json!({"type": "string"}));
+        assert_eq!(
+            schema["properties"]["b"]["anyOf"][0],
+            json!({"type": "null"})
+        );
+        assert_eq!(
+            schema["properties"]["c"],
+            json!({"type": ["string", "null"]})
+        );
+    }
+}

@@ -1,0 +1,171 @@
+//! What the macros can't say of the API: bounds and spellings that are checked in other modules,
+//! which refusals an operation may answer with, and who needs a token.
+//!
+//! The contract test (`tests/contract`) holds the supervisor to every word of it.
+
+use axum::http::StatusCode;
+use machine_api::{DEFAULT_APP, MachineState};
+use serde_json::{Map, Value, json};
+
+use super::bounds;
+
+/// Adds to the description that the macros made.
+pub(super) fn complete(mut description: Value) -> Value {
+    description["components"]["securitySchemes"] =
+        json!({"token": {"type": "http", "scheme": "bearer"}});
+    if let Some(schemas) = description["components"]["schemas"].as_object_mut() {
+        bounds::add(schemas);
+    }
+    let paths = description["paths"].as_object_mut();
+    for (path, item) in paths.into_iter().flatten() {
+        for (method, operation) in item.as_object_mut().into_iter().flatten() {
+            let place = Place::of(path, method, operation);
+            operation["responses"] = place.responses(&operation["responses"]);
+            if place.is_guarded() {
+                operation["security"] = json!([{"token": []}]);
+            }
+            bound_parameters(operation);
+        }
+    }
+    widen_unsigned(&mut description);
+    description
+}
+
+/// What decides about an operation's refusals.
+struct Place<'a> {
+    path: &'a str,
+    method: &'a str,
+    tag: String,
+    id: String,
+    has_body: bool,
+    has_parameters: bool,
+}
+
+impl<'a> Place<'a> {
+    fn of(path: &'a str, method: &'a str, operation: &Value) -> Self {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Self {
+            path,
+            method,
+            tag: text(&operation["tags"][0]),
+            id: text(&operation["operationId"]),
+            has_body: operation["requestBody"].is_object(),
+            has_parameters: operation["parameters"].is_array(),
+        }
+    }
+
+    fn is_guarded(&self) -> bool {
+        self.path.starts_with("/v1/") || self.path == "/metrics"
+    }
+
+    /// The successes that the macros know, and the refusals that the handlers can come to.
+    fn responses(&self, known: &Value) -> Value {
+        let mut responses: Map<String, Value> = known.as_object().cloned().unwrap_or_default();
+        responses.remove("default");
+        let mut refuse = |status: StatusCode, when: &str| {
+            responses.insert(status.as_str().to_owned(), refusal(when));
+        };
+        if !self.is_guarded() {
+            return Value::Object(responses);
+        }
+        let looks = self.method == "get";
+        let machine = self.path.contains("{machine}");
+        let guest = self.tag == "guest";
+        let transition = matches!(self.tag.as_str(), "machines" | "lifecycle") && !looks;
+        refuse(StatusCode::UNAUTHORIZED, "no token, or none that counts");
+        if !looks || self.path.contains("tokens") || guest {
+            refuse(StatusCode::FORBIDDEN, "the token only allows to look");
+        }
+        if self.has_body || self.has_parameters {
+            refuse(StatusCode::BAD_REQUEST, "the request makes no sense");
+        }
+        if self.path.contains('{') {
+            refuse(StatusCode::NOT_FOUND, "what it names is not there");
+        }
+        if self.has_body {
+            refuse(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large");
+        }
+        if self.has_body || guest || self.id == WAIT {
+            refuse(
+                StatusCode::REQUEST_TIMEOUT,
+                "something did not come in time",
+            );
+        }
+        if (machine && !looks) || transition {
+            refuse(StatusCode::CONFLICT, "leased, taken, or it did not succeed");
+        }
+        if machine && (!looks || guest || self.tag == "inspect") {
+            refuse(StatusCode::PRECONDITION_FAILED, "not in this state");
+        }
+        if guest || transition {
+            refuse(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "the image or the guest can't do it",
+            );
+        }
+        if self.id == EXEC_STREAM {
+            refuse(StatusCode::UPGRADE_REQUIRED, "this is a WebSocket");
+        }
+        // No status of this range is a promise; whatever it is, the body says why.
+        let failed = refusal("the supervisor, the disk or the guest failed");
+        responses.insert("5XX".to_owned(), failed);
+        Value::Object(responses)
+    }
+}
+
+const WAIT: &str = "Machines_wait";
+const EXEC_STREAM: &str = "Machines_exec_stream_open";
+const LIST: &str = "Machines_list";
+
+fn refusal(when: &str) -> Value {
+    json!({
+        "description": when,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
+    })
+}
+
+/// Adds keywords to parameters; a name means the same wherever it comes.
+fn bound_parameters(operation: &mut Value) {
+    let id = operation["operationId"].clone();
+    let parameters = operation
+        .get_mut("parameters")
+        .and_then(Value::as_array_mut);
+    for parameter in parameters.into_iter().flatten() {
+        let keywords = match parameter["name"].as_str().unwrap_or_default() {
+            "app" => json!({"enum": [DEFAULT_APP]}),
+            "columns" | "rows" => json!({"maximum": u16::MAX}),
+            "key" => json!({"minLength": 1, "maxLength": bounds::METADATA_CHARACTERS}),
+            "mode" => json!({"pattern": "^[0-7]{1,4}$"}),
+            "path" => json!({"pattern": r"^/[^\x00]*$"}),
+            "signal" => bounds::signal(),
+            "state" if id == LIST => {
+                let states = MachineState::ALL.map(MachineState::name).join("|");
+                json!({"pattern": format!("^({states})?(,({states})?)*$")})
+            }
+            "state" => json!({"type": "string", "enum": MachineState::ALL}),
+            "timeout" => bounds::duration(),
+            _ => continue,
+        };
+        bounds::merge(&mut parameter["schema"], &keywords);
+    }
+}
+
+/// The macros give unsigned numbers the formats of signed ones, whose bounds are others.
+fn widen_unsigned(value: &mut Value) {
+    match value {
+        Value::Object(object) => {
+            let most = match object.get("format").and_then(Value::as_str) {
+                Some("int32") => u64::from(u32::MAX),
+                Some("int64") => u64::MAX,
+                _ => 0,
+            };
+            if most > 0 && object.contains_key("minimum") {
+                object.remove("format");
+                object.entry("maximum").or_insert(json!(most));
+            }
+            object.values_mut().for_each(widen_unsigned);
+        }
+        Value::Array(items) => items.iter_mut().for_each(widen_unsigned),
+        _ => {}
+    }
+}
