@@ -31,12 +31,17 @@ struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 struct Global {
-    /// Address of the supervisor: unix:///path or http://host:port [env: MCTL_HOST]
+    /// Address of the supervisor: unix:///path, http://host:port or https://host:port [env:
+    /// MCTL_HOST]
     #[arg(long, global = true, value_name = "ADDRESS")]
     host: Option<String>,
     /// Bearer token; the environment keeps it out of process lists [env: MCTL_TOKEN]
     #[arg(long, global = true, value_name = "TOKEN")]
     token: Option<String>,
+    /// Over https, trust the authorities in this file (PEM) instead of the system's [env:
+    /// MCTL_CA_CERT]
+    #[arg(long, global = true, value_name = "FILE")]
+    ca_cert: Option<PathBuf>,
     /// Configuration file [env: MCTL_CONFIG]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -94,6 +99,7 @@ fn start(global: Global, command: Command, output: Output) -> Result<u8, Command
         config: global.config,
         host: global.host,
         token: global.token,
+        ca_cert: global.ca_cert,
         wait_timeout: global.wait_timeout,
         color: global.color,
     };

@@ -1,6 +1,6 @@
 //! What every command gets: a client, the printer, and the settings they were made from.
 
-use client::Client;
+use client::{Client, Trust};
 
 use crate::output::Output;
 use crate::settings::Settings;
@@ -19,7 +19,10 @@ impl Session {
     pub(crate) fn new(settings: Settings, lease_nonce: Option<String>, output: Output) -> Self {
         let token = settings.token.as_ref().map(|token| token.value.clone());
         let holds_lease = lease_nonce.is_some();
+        let trust = settings.ca_cert.as_ref();
+        let trust = trust.map_or(Trust::System, |file| Trust::File(file.value.clone()));
         let client = Client::new(settings.host.value.clone())
+            .with_trust(trust)
             .with_token(token)
             .with_lease_nonce(lease_nonce);
         Self {

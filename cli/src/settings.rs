@@ -47,6 +47,7 @@ pub(crate) struct Flags {
     pub(crate) config: Option<PathBuf>,
     pub(crate) host: Option<String>,
     pub(crate) token: Option<String>,
+    pub(crate) ca_cert: Option<PathBuf>,
     pub(crate) wait_timeout: Option<String>,
     pub(crate) color: Option<ColorChoice>,
 }
@@ -79,6 +80,7 @@ pub(crate) struct Settings {
     pub(crate) file: Setting<PathBuf>,
     pub(crate) host: Setting<Endpoint>,
     pub(crate) token: Option<Setting<String>>,
+    pub(crate) ca_cert: Option<Setting<PathBuf>>,
     pub(crate) wait_timeout: Setting<Duration>,
     pub(crate) color: Setting<ColorChoice>,
 }
@@ -89,6 +91,7 @@ pub(crate) struct Settings {
 struct FileSettings {
     host: Option<String>,
     token: Option<String>,
+    ca_cert: Option<String>,
     wait_timeout: Option<String>,
     color: Option<ColorChoice>,
 }
@@ -114,8 +117,9 @@ pub(crate) enum SettingsError {
 
 impl SettingsError {
     pub(crate) fn hint(&self) -> Option<String> {
-        matches!(self, Self::Malformed { .. })
-            .then(|| "it is TOML and knows the keys host, token, wait_timeout and color".to_owned())
+        matches!(self, Self::Malformed { .. }).then(|| {
+            "it is TOML and knows the keys host, token, ca_cert, wait_timeout and color".to_owned()
+        })
     }
 }
 
@@ -145,6 +149,16 @@ impl Settings {
             "MCTL_TOKEN",
             in_file.token,
         );
+        let flag = flags.ca_cert.map(|v| v.to_string_lossy().into_owned());
+        let ca_cert = pick(
+            flag.map(|v| ("--ca-cert", v)),
+            "MCTL_CA_CERT",
+            in_file.ca_cert,
+        );
+        let ca_cert = ca_cert.map(|Setting { value, origin }| Setting {
+            value: PathBuf::from(value),
+            origin,
+        });
         let wait_timeout = match pick(
             flags.wait_timeout.map(|v| ("--wait-timeout", v)),
             "MCTL_WAIT_TIMEOUT",
@@ -164,6 +178,7 @@ impl Settings {
             file,
             host,
             token,
+            ca_cert,
             wait_timeout,
             color,
         })

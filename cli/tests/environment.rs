@@ -3,7 +3,10 @@
 mod api;
 
 use std::fs;
+use std::path::Path;
 
+use api::fake::certificates::Authority;
+use api::fake::{Answer, Fake};
 use api::{Api, WEB, bare, ran};
 use serde_json::{Value, json};
 
@@ -34,6 +37,42 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
         Some("http://env:1"),
     );
     assert_eq!(from(by_flag), "flag --host");
+}
+
+#[test]
+fn an_authority_is_trusted_by_flag_environment_or_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let trusted = authority.file(folder.path());
+    let fake = Fake::on_tls(authority.certifies("127.0.0.1"), |_| {
+        Answer::json(200, &json!([]))
+    });
+    let file = folder.path().join("mctl.toml");
+    let call = |flags: &[&str], variable: Option<&Path>| {
+        let mut command = bare(&["list", "--host", &fake.address]);
+        command.args(flags).env("HOME", folder.path());
+        command.envs(variable.map(|path| ("MCTL_CA_CERT", path)));
+        ran(command.output().unwrap())
+    };
+    let nobody = call(&[], None);
+    assert!(nobody.code == 5 || nobody.code == 2, "{nobody:?}");
+    assert!(
+        nobody.err.contains("hint:") && nobody.err.contains("--ca-cert"),
+        "{nobody:?}"
+    );
+    assert_eq!(
+        call(&["--ca-cert", trusted.to_str().unwrap()], None).code,
+        0
+    );
+    assert_eq!(call(&[], Some(&trusted)).code, 0);
+    fs::write(
+        &file,
+        format!("ca_cert = {:?}\n", trusted.to_str().unwrap()),
+    )
+    .unwrap();
+    assert_eq!(call(&["--config", file.to_str().unwrap()], None).code, 0);
+    let shown = bare(&["config", "--ca-cert", "/x.pem"]).output().unwrap();
+    assert!(ran(shown).out.contains("/x.pem"));
 }
 
 #[test]

@@ -24,6 +24,17 @@ ID              NAME  STATE      IMAGE    CPUS   MEMORY  PORTS     LAST START   
 }
 
 #[test]
+fn a_port_that_the_host_chose_is_shown_as_it_did() {
+    let mut web = machine(WEB, "web", "started");
+    web["config"]["services"] = json!([{"protocol": "tcp", "internal_port": 80,
+                                        "ports": [{"port": 0}, {"port": 8080}]}]);
+    web["published"] = json!([{"address": "127.0.0.1:8080", "internal_port": 80},
+                              {"address": "127.0.0.1:40123", "internal_port": 80}]);
+    let ran = Api::with(&[web]).mctl(&["list"]);
+    assert!(ran.out.contains(" 40123->80, 8080->80 "), "{}", ran.out);
+}
+
+#[test]
 fn list_is_json_for_programs() {
     let ran = Api::with_web("started").mctl(&["ls", "--json"]);
     assert_eq!(ran.json()[0]["id"], WEB);
@@ -153,6 +164,22 @@ fn events_are_shown_oldest_first() {
         (&ran.json()[0]["type"], &ran.json()[1]["type"]),
         (&json!("launch"), &json!("start"))
     );
+}
+
+#[test]
+fn followed_events_come_from_one_stream() {
+    let api = Api::with_web("started");
+    let event = |id: &str, kind: &str| json!({"id": id, "type": kind, "status": "started", "source": "user", "timestamp": 0});
+    let events = json!([event("1", "launch"), event("2", "start")]);
+    api.answers(&format!("GET /{WEB}/events"), 200, events);
+    let ran = api.mctl(&["events", "web", "--follow", "--limit", "7"]);
+    let golden = "\
+1970-01-01T00:00:00.000Z launch started by user
+1970-01-01T00:00:00.000Z start started by user
+";
+    assert_eq!((ran.code, ran.out.as_str()), (0, golden));
+    let request = api.request(&format!("GET /v1/apps/default/machines/{WEB}/events"));
+    assert_eq!(request.query, "follow=true&limit=7");
 }
 
 fn view(verdict: &str, leaked: u32) -> Value {

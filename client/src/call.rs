@@ -14,7 +14,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::connect::{RequestBody, send, within};
-use crate::{Endpoint, Error};
+use crate::tls::Tls;
+use crate::{Endpoint, Error, Trust};
 
 /// For answers that the supervisor gives from memory or its database.
 pub(crate) const QUICK: Duration = Duration::from_secs(30);
@@ -26,6 +27,7 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 #[derive(Clone)]
 pub struct Client {
     endpoint: Endpoint,
+    tls: Tls,
     token: Option<String>,
     lease_nonce: Option<String>,
 }
@@ -42,12 +44,20 @@ impl fmt::Debug for Client {
 impl Client {
     /// A client of the API at `endpoint`. Connects with each request, not now.
     #[must_use]
-    pub const fn new(endpoint: Endpoint) -> Self {
+    pub fn new(endpoint: Endpoint) -> Self {
         Self {
             endpoint,
+            tls: Tls::default(),
             token: None,
             lease_nonce: None,
         }
+    }
+
+    /// Says whose certificates count over https; those that the system trusts unless said.
+    #[must_use]
+    pub fn with_trust(mut self, trust: Trust) -> Self {
+        self.tls = Tls::new(trust);
+        self
     }
 
     /// Sends `token` as bearer token.
@@ -120,7 +130,7 @@ impl Client {
             what: what.to_owned(),
             source,
         })?;
-        let answer = send(&self.endpoint, what, deadline, request).await?;
+        let answer = send(&self.endpoint, &self.tls, what, deadline, request).await?;
         let status = answer.status();
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(answer);

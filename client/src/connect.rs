@@ -13,7 +13,9 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
 
+use crate::tls::{self, Tls};
 use crate::{Endpoint, Error};
 
 /// A connection is local or near: if it takes longer, something is wrong.
@@ -42,6 +44,7 @@ pub(crate) async fn within<T>(
 /// its body is the caller's.
 pub(crate) async fn send(
     endpoint: &Endpoint,
+    tls: &Tls,
     what: &str,
     deadline: Duration,
     request: Request<RequestBody>,
@@ -54,14 +57,9 @@ pub(crate) async fn send(
         what,
         "a connection",
         CONNECT_DEADLINE,
-        Stream::open(endpoint),
+        Stream::open(endpoint, tls, what),
     )
-    .await?
-    .map_err(|source| Error::Connect {
-        what: what.to_owned(),
-        endpoint: endpoint.clone(),
-        source,
-    })?;
+    .await??;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(broken)?;
@@ -73,22 +71,49 @@ pub(crate) async fn send(
         .map_err(broken)
 }
 
-/// Either kind of socket.
+/// Any kind of socket.
 enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl Stream {
-    async fn open(endpoint: &Endpoint) -> io::Result<Self> {
-        match endpoint {
-            Endpoint::Unix(path) => Ok(Self::Unix(UnixStream::connect(path).await?)),
-            Endpoint::Tcp { host, port } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                stream.set_nodelay(true)?;
-                Ok(Self::Tcp(stream))
+    async fn open(endpoint: &Endpoint, tls: &Tls, what: &str) -> Result<Self, Error> {
+        let unreachable = |source| Error::Connect {
+            what: what.to_owned(),
+            endpoint: endpoint.clone(),
+            source,
+        };
+        let (host, port) = match endpoint {
+            Endpoint::Unix(path) => {
+                let stream = UnixStream::connect(path).await;
+                return stream.map(Self::Unix).map_err(unreachable);
             }
-        }
+            Endpoint::Tcp { host, port } | Endpoint::Tls { host, port } => (host, *port),
+        };
+        // Before anything is sent: without it, there is nobody to speak to.
+        let connector = match endpoint {
+            Endpoint::Tls { .. } => Some(tls.connector().map_err(|source| Error::Trust {
+                what: what.to_owned(),
+                source,
+            })?),
+            Endpoint::Unix(_) | Endpoint::Tcp { .. } => None,
+        };
+        let stream = TcpStream::connect((host.as_str(), port)).await;
+        let stream = stream.map_err(unreachable)?;
+        stream.set_nodelay(true).map_err(unreachable)?;
+        let Some(connector) = connector else {
+            return Ok(Self::Tcp(stream));
+        };
+        let secured = tls::secure(connector, host, stream).await;
+        secured
+            .map(|stream| Self::Tls(Box::new(stream)))
+            .map_err(|source| Error::Handshake {
+                what: what.to_owned(),
+                endpoint: endpoint.clone(),
+                source,
+            })
     }
 }
 
@@ -101,6 +126,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -114,6 +140,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -121,6 +148,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -128,6 +156,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Where a supervisor listens: `unix:///path` or `http://host:port`.
+//! Where a supervisor listens: `unix:///path`, `http://host:port` or `https://host:port`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -16,22 +16,26 @@ pub enum Endpoint {
         /// Port.
         port: u16,
     },
+    /// TCP with TLS.
+    Tls {
+        /// Name or address, which the certificate has to be for; an IPv6 address without brackets.
+        host: String,
+        /// Port.
+        port: u16,
+    },
 }
 
 /// Why a text is no [`Endpoint`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
-    /// Neither of the two schemes.
-    #[error("{0:?} is no API address: it starts with neither unix:// nor http://")]
+    /// None of the schemes.
+    #[error("{0:?} is no API address: it starts with none of unix://, http:// and https://")]
     Scheme(String),
-    /// A scheme that is known and not spoken.
-    #[error("{0:?} asks for TLS, which this client does not speak")]
-    Tls(String),
     /// A socket path that is not absolute.
     #[error("{0:?} names no absolute path: write unix:///path/to/api.sock")]
     RelativePath(String),
     /// No port, or no number in its place.
-    #[error("{0:?} has no valid port: write http://host:port")]
+    #[error("{0:?} has no valid port: write http://host:port or https://host:port")]
     Port(String),
     /// Something behind the port.
     #[error("{0:?} has a path: the address ends with the port")]
@@ -48,10 +52,8 @@ impl FromStr for Endpoint {
             }
             return Ok(Self::Unix(PathBuf::from(path)));
         }
-        if text.starts_with("https://") {
-            return Err(EndpointError::Tls(text.to_owned()));
-        }
-        let Some(rest) = text.strip_prefix("http://") else {
+        let secured = text.strip_prefix("https://");
+        let Some(rest) = secured.or_else(|| text.strip_prefix("http://")) else {
             return Err(EndpointError::Scheme(text.to_owned()));
         };
         let authority = rest.strip_suffix('/').unwrap_or(rest);
@@ -68,9 +70,11 @@ impl FromStr for Endpoint {
         if host.is_empty() || port == 0 {
             return Err(bad_port());
         }
-        Ok(Self::Tcp {
-            host: host.to_owned(),
-            port,
+        let host = host.to_owned();
+        Ok(if secured.is_some() {
+            Self::Tls { host, port }
+        } else {
+            Self::Tcp { host, port }
         })
     }
 }
@@ -80,8 +84,10 @@ impl Endpoint {
     pub(crate) fn authority(&self) -> String {
         match self {
             Self::Unix(_) => "localhost".to_owned(),
-            Self::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
-            Self::Tcp { host, port } => format!("{host}:{port}"),
+            Self::Tcp { host, port } | Self::Tls { host, port } if host.contains(':') => {
+                format!("[{host}]:{port}")
+            }
+            Self::Tcp { host, port } | Self::Tls { host, port } => format!("{host}:{port}"),
         }
     }
 }
@@ -91,6 +97,7 @@ impl fmt::Display for Endpoint {
         match self {
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
             Self::Tcp { .. } => write!(f, "http://{}", self.authority()),
+            Self::Tls { .. } => write!(f, "https://{}", self.authority()),
         }
     }
 }
@@ -105,6 +112,8 @@ mod tests {
             "unix:///run/mctl/api.sock",
             "http://10.0.0.1:8080",
             "http://[::1]:4280",
+            "https://mctl.example:4280",
+            "https://[::1]:4280",
         ];
         let printed = texts.map(|text| text.parse::<Endpoint>().unwrap().to_string());
         assert_eq!(printed, texts);
@@ -114,9 +123,9 @@ mod tests {
     fn each_wrong_address_is_refused_with_its_own_reason() {
         let reasons = [
             "api.sock",
-            "https://host:1",
             "unix://relative",
             "http://host",
+            "https://host",
             "http://host:99999",
             "http://host:0",
             "http://host:1/v1",
@@ -128,12 +137,12 @@ mod tests {
             "{}",
             text(0)
         );
-        assert!(matches!(reasons[1], EndpointError::Tls(_)), "{}", text(1));
         assert!(
-            matches!(reasons[2], EndpointError::RelativePath(_)),
+            matches!(reasons[1], EndpointError::RelativePath(_)),
             "{}",
-            text(2)
+            text(1)
         );
+        assert!(matches!(reasons[2], EndpointError::Port(_)), "{}", text(2));
         assert!(matches!(reasons[3], EndpointError::Port(_)), "{}", text(3));
         assert!(matches!(reasons[4], EndpointError::Port(_)), "{}", text(4));
         assert!(matches!(reasons[5], EndpointError::Port(_)), "{}", text(5));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use machine_api::{ErrorBody, MachineState};
 
-use crate::Endpoint;
+use crate::{Endpoint, TrustError, tls};
 
 /// A request that did not succeed. `what` reads as in "could not {what}", and names its object.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +19,24 @@ pub enum Error {
         endpoint: Endpoint,
         /// Why not.
         source: io::Error,
+    },
+    /// Somebody took the connection, but it could not be secured.
+    #[error("could not {what}: no secure connection to {endpoint}")]
+    Handshake {
+        /// What was attempted.
+        what: String,
+        /// Where.
+        endpoint: Endpoint,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It is not known whose certificates count.
+    #[error("could not {what}: nobody to trust")]
+    Trust {
+        /// What was attempted.
+        what: String,
+        /// Why not.
+        source: TrustError,
     },
     /// Something did not come in time.
     #[error("could not {what}: {waited_for} did not come within {after:?}")]
@@ -154,9 +172,10 @@ impl Error {
     #[must_use]
     pub const fn kind(&self) -> ErrorKind {
         match self {
-            Self::Connect { .. } | Self::Broken { .. } | Self::Stream { .. } => {
-                ErrorKind::Unreachable
-            }
+            Self::Connect { .. }
+            | Self::Handshake { .. }
+            | Self::Broken { .. }
+            | Self::Stream { .. } => ErrorKind::Unreachable,
             Self::Deadline { .. } | Self::TooSlow { .. } => ErrorKind::Deadline,
             Self::Refused { status, .. } => match *status {
                 401 | 403 => ErrorKind::Denied,
@@ -169,7 +188,7 @@ impl Error {
             Self::Answer { .. } | Self::Foreign { .. } | Self::TooLong { .. } => {
                 ErrorKind::Protocol
             }
-            Self::Unsendable { .. } => ErrorKind::Invalid,
+            Self::Unsendable { .. } | Self::Trust { .. } => ErrorKind::Invalid,
             Self::Astray { .. } | Self::BrokenOff { .. } => ErrorKind::Failed,
         }
     }
@@ -181,6 +200,10 @@ impl Error {
             Self::Connect {
                 endpoint, source, ..
             } => Some(connect_hint(endpoint, source)),
+            Self::Handshake { source, .. } => tls::hint(source).map(str::to_owned),
+            Self::Trust { .. } => Some(
+                "--ca-cert or MCTL_CA_CERT names a file with the certificate to trust".to_owned(),
+            ),
             Self::Refused {
                 status: 401 | 403,
                 body,

@@ -1,4 +1,4 @@
-//! Typed asynchronous client of the Machines API, over a Unix socket or TCP.
+//! Typed asynchronous client of the Machines API, over a Unix socket or TCP, with TLS or without.
 //!
 //! The only code of the project that speaks HTTP as a client: `mctl` and the end-to-end harness
 //! call it. It opens one connection per request, keeps no state between requests, reads no
@@ -16,6 +16,7 @@ mod exec_stream;
 mod files;
 mod machines;
 mod ndjson;
+mod tls;
 mod tokens;
 mod wait;
 
@@ -27,3 +28,4 @@ pub use files::FileContent;
 pub use hyper::body::Bytes;
 pub use machines::{ListFilter, LogFilter};
 pub use ndjson::Lines;
+pub use tls::{Trust, TrustError};

@@ -215,6 +215,18 @@ impl Client {
         self.json(call.maybe_query("limit", limit)).await
     }
 
+    /// The newest `limit` of what happened to a machine, oldest first, and then whatever happens
+    /// until it is destroyed.
+    pub async fn follow_events(&self, id: &str, limit: u32) -> Result<Lines<MachineEvent>, Error> {
+        let call = Call::new(
+            Method::GET,
+            of(id, "/events"),
+            format!("follow events of {id}"),
+        );
+        let call = call.query("follow", true).query("limit", limit);
+        self.lines(call, true).await
+    }
+
     /// Measured starts, suspends, resumes and stops, newest first.
     pub async fn timings(&self, id: &str, limit: Option<u32>) -> Result<Vec<Timing>, Error> {
         let call = Call::new(

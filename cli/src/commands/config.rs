@@ -11,7 +11,7 @@ use crate::settings::Origin;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A flag wins over the environment, the environment over the file, the file over the default.
-The file is TOML: host, token, wait_timeout, color.
+The file is TOML: host, token, ca_cert, wait_timeout, color.
 
 Example:
   MCTL_HOST=http://10.0.0.7:4280 mctl config")]
@@ -23,6 +23,10 @@ pub(crate) fn run(session: &Session, Args {}: Args) -> Result<(), CommandError> 
         // Enough to tell tokens apart, too little to use one.
         Some(token) => (masked(&token.value), token.origin.clone()),
         None => ("none".to_owned(), Origin::Default),
+    };
+    let (ca_cert, ca_cert_origin) = match &settings.ca_cert {
+        Some(file) => (file.value.display().to_string(), file.origin.clone()),
+        None => ("the system's".to_owned(), Origin::Default),
     };
     let wait = settings.wait_timeout.value;
     let rows = [
@@ -37,6 +41,7 @@ pub(crate) fn run(session: &Session, Args {}: Args) -> Result<(), CommandError> 
             settings.host.origin.clone(),
         ),
         ("token", token, token_origin),
+        ("ca_cert", ca_cert, ca_cert_origin),
         (
             "wait_timeout",
             format!("{wait:?}"),

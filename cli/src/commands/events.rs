@@ -1,8 +1,5 @@
 //! `mctl events`: what happened to a machine.
 
-use std::collections::HashSet;
-use std::time::Duration;
-
 use machine_api::MachineEvent;
 
 use super::status::{event_name, events_table};
@@ -12,19 +9,13 @@ use crate::session::Session;
 use crate::span::{at_millisecond, milliseconds};
 use crate::wording::event_details;
 
-/// Time between looks for new events; they are stored, so none is missed in between.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
-
-/// Events looked through at each look.
-const NEWEST: u32 = 200;
-
 /// Show what happened to a machine, oldest first
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mctl events web --follow")]
 pub(crate) struct Args {
     /// Id, beginning of an id, or name; may be left out if there is only one machine
     machine: Option<String>,
-    /// Go on with new events
+    /// Go on with new events until the machine is destroyed
     #[arg(long, short)]
     follow: bool,
     /// So many of the newest
@@ -36,30 +27,19 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
     let id = machine_ref::find(session, args.machine.as_deref())
         .await?
         .id;
+    if args.follow {
+        let mut events = session.client.follow_events(&id, args.limit).await?;
+        while let Some(event) = events.next().await? {
+            print(session, &event)?;
+        }
+        return Ok(());
+    }
     let mut events = session.client.events(&id, Some(args.limit)).await?;
     events.reverse();
-    if !args.follow {
-        if session.output.is_json() {
-            return Ok(session.output.json(&events)?);
-        }
-        return Ok(session.output.table(&events_table(events.iter()))?);
+    if session.output.is_json() {
+        return Ok(session.output.json(&events)?);
     }
-    let mut shown = HashSet::new();
-    loop {
-        for event in &events {
-            if !shown.contains(&event.id) {
-                print(session, event)?;
-            }
-        }
-        // Only what is looked at next can come again.
-        shown = events.into_iter().map(|event| event.id).collect();
-        tokio::time::sleep(LOOK_AGAIN).await;
-        events = session
-            .client
-            .events(&id, Some(NEWEST.max(args.limit)))
-            .await?;
-        events.reverse();
-    }
+    Ok(session.output.table(&events_table(events.iter()))?)
 }
 
 fn print(session: &Session, event: &MachineEvent) -> Result<(), CommandError> {

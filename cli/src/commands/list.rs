@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use client::ListFilter;
-use machine_api::{Machine, MachineState};
+use machine_api::{Machine, MachineState, Port, PublishedPort};
 
 use super::machine_flags::parse_pair;
 use super::wait::parse_state;
@@ -133,18 +133,40 @@ fn table(machines: &[Machine]) -> Table {
     table
 }
 
-/// `8080->80, 10.0.0.7:8443->443`.
+/// `8080->80, 10.0.0.7:8443->443`. A port that the host was to choose is shown as it did.
 pub(crate) fn ports(machine: &Machine) -> String {
+    let given: Vec<u16> = machine
+        .config
+        .services
+        .iter()
+        .flat_map(|service| service.ports.iter().map(|port| port.port))
+        .collect();
+    let number = |one: &PublishedPort| one.address.rsplit_once(':')?.1.parse::<u16>().ok();
+    let is_chosen = |one: &&PublishedPort| number(one).is_some_and(|port| !given.contains(&port));
+    let mut chosen: Vec<&PublishedPort> = machine.published.iter().filter(is_chosen).collect();
+    let mut real = |port: &Port, internal_port: u16| {
+        let found = chosen
+            .iter()
+            .position(|one| port.port == 0 && one.internal_port == internal_port);
+        let found = found.and_then(|index| number(chosen.remove(index)));
+        found.unwrap_or(port.port)
+    };
     let all: Vec<String> = machine
         .config
         .services
         .iter()
         .flat_map(|service| {
-            service.ports.iter().map(|port| match &port.address {
-                Some(address) => format!("{address}:{}->{}", port.port, service.internal_port),
-                None => format!("{}->{}", port.port, service.internal_port),
-            })
+            service
+                .ports
+                .iter()
+                .map(|port| (port, service.internal_port))
         })
+        .map(
+            |(port, internal)| match (&port.address, real(port, internal)) {
+                (Some(address), number) => format!("{address}:{number}->{internal}"),
+                (None, number) => format!("{number}->{internal}"),
+            },
+        )
         .collect();
     if all.is_empty() {
         "-".to_owned()

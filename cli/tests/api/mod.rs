@@ -215,7 +215,11 @@ impl State {
             .unwrap_or(&seen.path);
         if let Some((status, body)) = self.answers.get(&format!("{} {path}", seen.method)) {
             return match body {
-                Value::Array(lines) if path.ends_with("/logs") => Answer::lines(lines),
+                Value::Array(lines)
+                    if path.ends_with("/logs") || seen.query("follow") == Some("true") =>
+                {
+                    Answer::lines(lines)
+                }
                 body => Answer::json(*status, body),
             };
         }

@@ -2,6 +2,8 @@
 //!
 //! It knows nothing of the Machines API. The tests of `mctl` use it too.
 
+pub mod certificates;
+
 use std::convert::Infallible;
 use std::fmt;
 use std::future::pending;
@@ -26,6 +28,7 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
+use tokio_rustls::TlsAcceptor;
 
 /// A request as it came in.
 #[derive(Debug, Clone)]
@@ -121,15 +124,23 @@ impl fmt::Debug for Fake {
 impl Fake {
     /// Serves on a free TCP port.
     pub fn on_tcp(decide: impl Fn(&Seen) -> Answer + Send + Sync + 'static) -> Self {
-        Self::serve(None, Arc::new(decide))
+        Self::serve(None, None, Arc::new(decide))
+    }
+
+    /// Serves on a free TCP port over TLS.
+    pub fn on_tls(
+        acceptor: TlsAcceptor,
+        decide: impl Fn(&Seen) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        Self::serve(None, Some(acceptor), Arc::new(decide))
     }
 
     /// Serves on a Unix socket.
     pub fn on_unix(path: &Path, decide: impl Fn(&Seen) -> Answer + Send + Sync + 'static) -> Self {
-        Self::serve(Some(path), Arc::new(decide))
+        Self::serve(Some(path), None, Arc::new(decide))
     }
 
-    fn serve(path: Option<&Path>, decide: Decide) -> Self {
+    fn serve(path: Option<&Path>, tls: Option<TlsAcceptor>, decide: Decide) -> Self {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (stop, stopped) = oneshot::channel();
         let (ready, address) = std::sync::mpsc::channel();
@@ -141,7 +152,7 @@ impl Fake {
                 .build()
                 .unwrap();
             runtime.block_on(async move {
-                let listener = Listener::bind(path.as_deref()).await;
+                let listener = Listener::bind(path.as_deref(), tls).await;
                 ready.send(listener.address()).unwrap();
                 tokio::select! {
                     () = listener.accept_all(decide, kept) => {}
@@ -200,11 +211,12 @@ impl Drop for Fake {
 
 enum Listener {
     Tcp(TcpListener, SocketAddr),
+    Tls(TcpListener, SocketAddr, TlsAcceptor),
     Unix(UnixListener, String),
 }
 
 impl Listener {
-    async fn bind(path: Option<&Path>) -> Self {
+    async fn bind(path: Option<&Path>, tls: Option<TlsAcceptor>) -> Self {
         match path {
             Some(path) => Self::Unix(
                 UnixListener::bind(path).unwrap(),
@@ -213,7 +225,10 @@ impl Listener {
             None => {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let address = listener.local_addr().unwrap();
-                Self::Tcp(listener, address)
+                match tls {
+                    Some(acceptor) => Self::Tls(listener, address, acceptor),
+                    None => Self::Tcp(listener, address),
+                }
             }
         }
     }
@@ -221,6 +236,7 @@ impl Listener {
     fn address(&self) -> String {
         match self {
             Self::Tcp(_, address) => format!("http://{address}"),
+            Self::Tls(_, address, _) => format!("https://{address}"),
             Self::Unix(_, address) => address.clone(),
         }
     }
@@ -232,6 +248,15 @@ impl Listener {
                 Self::Tcp(listener, _) => {
                     let (stream, _) = listener.accept().await.unwrap();
                     tokio::spawn(serve_connection(stream, decide, seen));
+                }
+                Self::Tls(listener, _, acceptor) => {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    let acceptor = acceptor.clone();
+                    tokio::spawn(async move {
+                        if let Ok(stream) = acceptor.accept(stream).await {
+                            serve_connection(stream, decide, seen).await;
+                        }
+                    });
                 }
                 Self::Unix(listener, _) => {
                     let (stream, _) = listener.accept().await.unwrap();

@@ -1,0 +1,72 @@
+//! Certificates made for tests, and servers that have them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+/// Somebody who certifies.
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        Self {
+            issuer: CertifiedIssuer::self_signed(params, key).unwrap(),
+        }
+    }
+
+    /// Its certificate, in a file of `folder`.
+    pub fn file(&self, folder: &Path) -> PathBuf {
+        written(folder, &self.issuer.pem())
+    }
+
+    /// The server's side of connections to `name`.
+    pub fn certifies(&self, name: &str) -> TlsAcceptor {
+        self.certifies_so(params(name))
+    }
+
+    pub fn certifies_so(&self, params: CertificateParams) -> TlsAcceptor {
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        acceptor(certificate.der().clone(), &key)
+    }
+}
+
+/// A server that vouches for itself, and the file with its certificate.
+pub fn self_signed(folder: &Path, params: CertificateParams) -> (TlsAcceptor, PathBuf) {
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    let file = written(folder, &certificate.pem());
+    (acceptor(certificate.der().clone(), &key), file)
+}
+
+/// A certificate for `name`, valid for ages.
+pub fn params(name: &str) -> CertificateParams {
+    CertificateParams::new(vec![name.to_owned()]).unwrap()
+}
+
+fn acceptor(certificate: CertificateDer<'static>, key: &KeyPair) -> TlsAcceptor {
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    TlsAcceptor::from(Arc::new(config))
+}
+
+fn written(folder: &Path, pem: &str) -> PathBuf {
+    let path = folder.join("trusted.pem");
+    std::fs::write(&path, pem).unwrap();
+    path
+}
