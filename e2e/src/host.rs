@@ -26,8 +26,9 @@ pub const VIRTUAL_ENV: &str = "MCTL_VIRTUAL_KVM";
 const INSIDE_BINARIES: &str = "/usr/bin";
 /// Memory of a virtual host; guests and their images (on tmpfs) share it.
 pub const VIRTUAL_MEMORY_MIB: u32 = 8192;
-/// CPUs of a virtual host.
-pub const VIRTUAL_CPUS: u32 = 2;
+/// CPUs of a virtual host. QEMU runs them by turns (`kvm-host/src/qemu.rs` says why), so a second one would
+/// only make the first one wait.
+pub const VIRTUAL_CPUS: u32 = 1;
 /// How long a supervisor may take to answer, the boot of a virtual host included.
 const READY_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a supervisor may take to end.

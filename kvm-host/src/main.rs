@@ -47,8 +47,8 @@ struct HostArgs {
     /// Memory of the virtual host
     #[arg(long, value_name = "MIB", default_value_t = 4096)]
     memory_mib: u32,
-    /// Processors of the virtual host
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    /// Processors of the virtual host; they take turns on one of this host's, so more make it no faster
+    #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u32,
     /// File to have inside; may be given several times
     #[arg(long = "file", value_name = "PATH:INSIDE", value_parser = parse_file)]

@@ -60,7 +60,11 @@ impl Machine<'_> {
     fn arguments(&self, channel: &OwnedFd) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = Vec::new();
         let mut add = |text: &[&str]| arguments.extend(text.iter().map(OsString::from));
-        add(&["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"]);
+        // One thread for all processors: before version 8.1, QEMU could go on running its old
+        // translation of an instruction that another processor's thread changed meanwhile. Linux changes its
+        // own code each time KVM comes into use or goes out of it, so that one resume in some
+        // dozens left both processors in an endless loop of breakpoint exceptions.
+        add(&["-accel", "tcg,thread=single", "-cpu", "EPYC,+svm,+npt"]);
         add(&[
             "-smp",
             &self.cpus.to_string(),

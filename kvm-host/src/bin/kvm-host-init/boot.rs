@@ -36,6 +36,14 @@ pub(crate) fn bring_up() -> anyhow::Result<()> {
     rustix::system::sethostname(b"kvm-host").context("cannot set the host name")
 }
 
+/// KVM's module loads on any AMD CPU; whether it took it shows in its device.
+pub(crate) fn check_kvm() -> anyhow::Result<()> {
+    if !Path::new("/dev/kvm").exists() {
+        bail!("kvm_amd is loaded, yet there is no /dev/kvm: does QEMU emulate SVM?");
+    }
+    Ok(())
+}
+
 /// Ends the host, and QEMU with it.
 pub(crate) fn power_off() -> ! {
     rustix::fs::sync();

@@ -13,11 +13,9 @@ use kvm_host::protocol::Frame;
 mod boot;
 mod channel;
 mod export;
-mod kvm_in_use;
 mod program;
 
 use channel::Channel;
-use kvm_in_use::KvmInUse;
 
 fn main() {
     // Before the modules are loaded there is no channel to complain through.
@@ -36,7 +34,7 @@ fn main() {
 }
 
 fn carry_out_plan(channel: &Arc<Channel>) -> anyhow::Result<()> {
-    let _kvm_in_use = KvmInUse::hold()?;
+    boot::check_kvm()?;
     let plan = fs::read(PLAN_PATH).with_context(|| format!("cannot read {PLAN_PATH}"))?;
     let plan: Plan = serde_json::from_slice(&plan).context("the plan is no plan")?;
     channel.send(&Frame::Booted);
