@@ -48,6 +48,11 @@ contract seconds="60" seed="1":
     cargo build {{ cargo_flags }} --package supervisor --bins --examples
     MCTL_CONTRACT_SECONDS={{ seconds }} MCTL_CONTRACT_SEED={{ seed }} cargo test {{ cargo_flags }} --package supervisor --test contract -- --nocapture
 
+# random requests, random deaths of supervisor and VMMs (`just soak 600`; `seed=7` repeats one)
+soak seconds="300" seed="":
+    MCTL_SOAK_SECONDS={{ seconds }} {{ if seed != "" { "MCTL_SOAK_SEED=" + trim_start_match(seed, "seed=") } else { "" } }} \
+        cargo test {{ cargo_flags }} --package supervisor --examples --bins --test nothing_lost -- --nocapture soak
+
 # formatting as rustfmt has it
 fmt:
     cargo fmt --all --check

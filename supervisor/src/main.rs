@@ -7,6 +7,7 @@ mod clock;
 mod configuration;
 mod diagnosis;
 mod duration;
+mod exhausted;
 mod fail_point;
 mod guest;
 mod http;
@@ -24,17 +25,25 @@ use std::fs::File;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
 use rustix::fs::{FlockOperation, flock};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, sleep};
 use tracing_subscriber::EnvFilter;
 
 use crate::configuration::{Arguments, Configuration};
 use crate::machine::Host;
 use crate::machine::registry::make_directory;
 use crate::store::Store;
+
+/// How long the state directory's lock is waited for, and how often it is looked at.
+const LOCK_LIMIT: Duration = Duration::from_secs(3);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+/// Longer than any supervisor runs.
+const FOR_GOOD: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 
 fn main() -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_env("MCTL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
@@ -48,10 +57,17 @@ fn main() -> anyhow::Result<()> {
         fail_point::arm(name);
     }
     let configuration = arguments.resolve()?;
+    // A static binary reads randomness from a file, which stays open from the first use on: later
+    // there may be no descriptor for it.
+    let _: u64 = rand::RngExt::random(&mut rand::rng());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .thread_keep_alive(FOR_GOOD)
         .build()
         .context("cannot start the runtime")?;
+    // One thread for reading files is there from the beginning and stays: later the host may
+    // have none to give.
+    drop(runtime.spawn_blocking(|| ()));
     runtime.block_on(run(configuration))
 }
 
@@ -61,7 +77,7 @@ async fn run(configuration: Configuration) -> anyhow::Result<()> {
         make_directory(path).with_context(|| format!("cannot make {}", path.display()))?;
     }
     // Held until the process ends: two supervisors would drive the same machines.
-    let _lock = lock(&state_dir.lock())?;
+    let _lock = lock(&state_dir.lock()).await?;
     let tls = match &configuration.tls {
         Some((certificate, key)) => Some(Arc::new(http::Tls::load(certificate, key)?)),
         None => None,
@@ -107,16 +123,26 @@ async fn reload_on_hangup(tls: Arc<http::Tls>, mut hangups: Signal) {
     }
 }
 
-fn lock(path: &Path) -> anyhow::Result<File> {
+/// Waits a little for the lock. A supervisor that was killed while it launched a VMM leaves a
+/// child that holds the lock until it has become that VMM, and can't be recognised before.
+async fn lock(path: &Path) -> anyhow::Result<File> {
     let file = File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            bail!(
-                "another supervisor works in this state directory ({})",
-                path.display()
-            )
+    let deadline = Instant::now() + LOCK_LIMIT;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                sleep(LOCK_PAUSE).await;
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                bail!(
+                    "another supervisor works in this state directory ({})",
+                    path.display()
+                )
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+            }
         }
-        Err(error) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
     }
 }

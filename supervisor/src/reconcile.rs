@@ -4,8 +4,10 @@
 //! Transitions that a crash cut off are finished; a resume that had not consumed its image and
 //! whose VMM is gone begins again from that image.
 
+use std::io;
 use std::sync::Arc;
 
+use anyhow::Context;
 use machine_api::MachineState;
 use vmm_control::ExitReason;
 
@@ -14,6 +16,7 @@ use crate::machine::handle::Envelope;
 use crate::machine::state::State;
 use crate::machine::timing::Trace;
 use crate::machine::{Host, Registry};
+use crate::paths::MachineDir;
 use crate::store::MachineRecord;
 use crate::vmm_process::{VmmProcess, find_by_command_line, read_exit_report};
 
@@ -90,10 +93,15 @@ pub(crate) async fn reconcile(host: &Arc<Host>) -> anyhow::Result<Registry> {
             registry.add_destroyed(&record, events);
             continue;
         }
-        let found = find(host, &record);
+        // Not being able to look must not be taken for an end: the guest would run twice.
+        let found = find(host, &record)
+            .with_context(|| format!("cannot look for the VMM of machine {}", record.id))?;
         let dir = host.configuration.state_dir.machine(&record.id);
-        crate::machine::registry::make_directory(dir.root())?;
-        let (driver, handle) = Driver::new(host.clone(), record, events)?;
+        crate::machine::registry::make_directory(dir.root())
+            .with_context(|| format!("cannot make {}", dir.root().display()))?;
+        let id = record.id.clone();
+        let (driver, handle) = Driver::new(host.clone(), record, events)
+            .with_context(|| format!("cannot open the log of machine {id}"))?;
         registry.add(handle);
         tokio::spawn(driver.run(Opening::Found(found)));
     }
@@ -102,21 +110,34 @@ pub(crate) async fn reconcile(host: &Arc<Host>) -> anyhow::Result<Registry> {
     Ok(registry)
 }
 
-fn find(host: &Host, record: &MachineRecord) -> Found {
+fn find(host: &Host, record: &MachineRecord) -> io::Result<Found> {
     let dir = host.configuration.state_dir.machine(&record.id);
     let adopt = |identity: &_| VmmProcess::adopt(identity, &record.id, record.generation, &dir);
-    let known = record.vmm.as_ref().and_then(adopt);
-    // A launch whose note was lost with the supervisor is found by its command line.
-    let vmm = known.or_else(|| find_by_command_line(&dir).iter().find_map(adopt));
-    match vmm {
-        Some(vmm) => Found::Alive(vmm),
-        None => {
-            let report = read_exit_report(&dir.exit_report(), &record.id, record.generation);
-            let said = report.is_some_and(|report| report.reason == ExitReason::Suspended);
-            Found::Gone {
-                suspended: said && dir.image_manifest().exists(),
-            }
+    let mut vmm = record.vmm.as_ref().map_or(Ok(None), adopt)?;
+    if vmm.is_none() {
+        // A launch whose note was lost with the supervisor is found by its command line.
+        for identity in find_by_command_line(&dir)? {
+            vmm = vmm.map_or_else(|| adopt(&identity), |vmm| Ok(Some(vmm)))?;
         }
+    }
+    Ok(vmm.map_or_else(|| gone(&dir, record), Found::Alive))
+}
+
+/// What there is of a machine whose transition got stuck in this supervisor.
+pub(crate) fn find_again(
+    record: &MachineRecord,
+    dir: &MachineDir,
+    vmm: Option<VmmProcess>,
+) -> Found {
+    vmm.map_or_else(|| gone(dir, record), Found::Alive)
+}
+
+/// What a VMM that is gone has left.
+fn gone(dir: &MachineDir, record: &MachineRecord) -> Found {
+    let report = read_exit_report(&dir.exit_report(), &record.id, record.generation);
+    let said = report.is_some_and(|report| report.reason == ExitReason::Suspended);
+    Found::Gone {
+        suspended: said && dir.image_manifest().exists(),
     }
 }
 
@@ -148,7 +169,10 @@ impl Driver {
         let plan = plan(self.state(), vmm.is_some(), suspended);
         self.set_vmm(vmm);
         match plan {
-            Plan::Rest => None,
+            Plan::Rest => {
+                self.resume_restart();
+                None
+            }
             Plan::Kill => {
                 self.kill_stray_vmm().await;
                 None

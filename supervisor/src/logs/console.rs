@@ -11,16 +11,20 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 
 use super::MachineLog;
 
 /// Longest line; a longer one is taken as several.
 const LINE_BYTES: usize = 16 << 10;
+/// Wait before lines that could not be taken are tried again.
+const AGAIN: Duration = Duration::from_secs(2);
 /// Consumed parts of the file are given back to the file system in steps of this.
 const RELEASE_BYTES: u64 = 1 << 20;
 
@@ -127,7 +131,10 @@ async fn collect(path: PathBuf, log: MachineLog, changed: Arc<Notify>) {
             if error.kind() == io::ErrorKind::NotFound {
                 return;
             }
-            tracing::warn!(%error, path = %path.display(), "cannot read a console");
+            tracing::warn!(%error, path = %path.display(), "cannot bring a console into its log");
+            // Want of space or descriptors passes, perhaps without a further line.
+            let _ = timeout(AGAIN, changed.notified()).await;
+            continue;
         }
         changed.notified().await;
     }
@@ -154,7 +161,7 @@ fn take_new_lines(path: &Path, log: &MachineLog) -> io::Result<()> {
         while let Some(length) = line_length(&pending) {
             offset += length as u64;
             let line = String::from_utf8_lossy(&pending[..length]);
-            log.add_console(line.trim_end_matches(['\r', '\n']), offset);
+            log.add_console(line.trim_end_matches(['\r', '\n']), offset)?;
             pending.drain(..length);
         }
     }

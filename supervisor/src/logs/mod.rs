@@ -90,6 +90,11 @@ impl MachineLog {
         Self::over(path, None, Position::default(), 0)
     }
 
+    /// The machine is gone: gives the file back. What is written from now on is lost.
+    pub(crate) fn close(&self) {
+        self.open_log().file = None;
+    }
+
     /// Opens the log at `path`, made if it is not there; a line that a crash cut off is removed.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let mut file = OpenOptions::new()
@@ -129,25 +134,24 @@ impl MachineLog {
 
     /// A new boot: output records count from zero again.
     pub(crate) fn begin_boot(&self, generation: u64) {
-        self.write(
-            LogSource::Supervisor,
-            &format!("booting, generation {generation}"),
-            |p| {
-                p.next_output = 0;
-            },
-        );
+        let text = format!("booting, generation {generation}");
+        let written = self.write(LogSource::Supervisor, &text, |p| p.next_output = 0);
+        if written.is_err() {
+            self.open_log().position.next_output = 0;
+        }
     }
 
-    /// Adds a line of the supervisor's own.
+    /// Adds a line of the supervisor's own. It is lost where the log can't be written.
     pub(crate) fn add_note(&self, text: &str) {
-        self.write(LogSource::Supervisor, text, |_| {});
+        let _ = self.write(LogSource::Supervisor, text, |_| {});
     }
 
-    /// Adds a record of the main process; one that is there already is passed over.
-    pub(crate) fn add_output(&self, record: &OutputRecord) {
+    /// Adds a record of the main process; one that is there already is passed over. After an
+    /// error the record is still the next one: the guest keeps it and can be asked again.
+    pub(crate) fn add_output(&self, record: &OutputRecord) -> io::Result<()> {
         let expected = self.position().next_output;
         if record.sequence < expected {
-            return;
+            return Ok(());
         }
         if record.sequence > expected {
             let lost = record.sequence - expected;
@@ -161,14 +165,14 @@ impl MachineLog {
         };
         self.write_at(record.realtime_ns, source, &record.text, |position| {
             position.next_output = record.sequence + 1;
-        });
+        })
     }
 
     /// Adds a line of the console that ends before `offset` of its file.
-    pub(super) fn add_console(&self, text: &str, offset: u64) {
+    pub(super) fn add_console(&self, text: &str, offset: u64) -> io::Result<()> {
         self.write(LogSource::Console, text, |position| {
             position.console_offset = offset;
-        });
+        })
     }
 
     /// The console's file begins anew.
@@ -176,8 +180,13 @@ impl MachineLog {
         self.open_log().position.console_offset = 0;
     }
 
-    fn write(&self, source: LogSource, text: &str, advance: impl FnOnce(&mut Position)) {
-        self.write_at(clock::realtime_ns(), source, text, advance);
+    fn write(
+        &self,
+        source: LogSource,
+        text: &str,
+        advance: impl FnOnce(&mut Position),
+    ) -> io::Result<()> {
+        self.write_at(clock::realtime_ns(), source, text, advance)
     }
 
     fn write_at(
@@ -186,17 +195,20 @@ impl MachineLog {
         source: LogSource,
         text: &str,
         advance: impl FnOnce(&mut Position),
-    ) {
+    ) -> io::Result<()> {
         let mut open = self.open_log();
         let mut next = open.position;
         advance(&mut next);
-        let result = open.append(realtime_ns, source, text, next);
-        if let Err(error) = result.and_then(|()| self.rotate_if_large(&mut open)) {
+        let written = open.append(realtime_ns, source, text, next);
+        // The line is there even if the file could not be set aside; the next line tries again.
+        let rotated = self.rotate_if_large(&mut open);
+        if let Some(error) = written.as_ref().err().or(rotated.as_ref().err()) {
             tracing::warn!(%error, path = %self.shared.path.display(), "cannot write a log");
         }
         let bytes = open.bytes;
         drop(open);
         self.shared.grown.send_modify(|growth| growth.bytes = bytes);
+        written
     }
 
     fn rotate_if_large(&self, open: &mut OpenLog) -> io::Result<()> {
@@ -204,7 +216,11 @@ impl MachineLog {
             return Ok(());
         }
         let path = &self.shared.path;
-        fs::rename(path, older(path))?;
+        match fs::rename(path, older(path)) {
+            // An earlier attempt came this far and could not open the new file.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            renamed => renamed?,
+        }
         let file = OpenOptions::new()
             .create(true)
             .read(true)
@@ -275,12 +291,16 @@ impl OpenLog {
     }
 
     fn put(&mut self, line: &StoredLine) -> io::Result<()> {
-        let mut bytes = serde_json::to_vec(line)?;
-        bytes.push(b'\n');
         let Some(file) = &mut self.file else {
             return Ok(());
         };
-        file.write_all(&bytes)?;
+        let mut bytes = serde_json::to_vec(line)?;
+        bytes.push(b'\n');
+        if let Err(error) = file.write_all(&bytes) {
+            // A full disk takes a part of a line; the next one must not continue it.
+            file.set_len(self.bytes)?;
+            return Err(error);
+        }
         self.bytes += bytes.len() as u64;
         Ok(())
     }

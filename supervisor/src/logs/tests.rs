@@ -32,9 +32,9 @@ fn a_reopened_log_goes_on_where_it_was() {
     let path = folder.path().join("log");
     let log = MachineLog::open(&path).unwrap();
     log.begin_boot(1);
-    log.add_output(&record(0, "a"));
-    log.add_output(&record(1, "b"));
-    log.add_console("c", 17);
+    log.add_output(&record(0, "a")).unwrap();
+    log.add_output(&record(1, "b")).unwrap();
+    log.add_console("c", 17).unwrap();
     drop(log);
     OpenOptions::new()
         .append(true)
@@ -51,8 +51,8 @@ fn a_reopened_log_goes_on_where_it_was() {
             console_offset: 17
         }
     );
-    log.add_output(&record(1, "b"));
-    log.add_output(&record(2, "d"));
+    log.add_output(&record(1, "b")).unwrap();
+    log.add_output(&record(2, "d")).unwrap();
     let filter = LogFilter {
         tail: Some(4),
         ..LogFilter::default()
@@ -64,8 +64,8 @@ fn a_reopened_log_goes_on_where_it_was() {
 fn lines_lost_in_the_guest_are_said_to_be() {
     let folder = tempfile::tempdir().unwrap();
     let log = MachineLog::open(&folder.path().join("log")).unwrap();
-    log.add_output(&record(0, "a"));
-    log.add_output(&record(5, "f"));
+    log.add_output(&record(0, "a")).unwrap();
+    log.add_output(&record(5, "f")).unwrap();
     let all = texts(&log, &LogFilter::default());
     assert_eq!(
         all,
@@ -84,7 +84,7 @@ fn a_log_is_bounded_and_keeps_its_position_over_a_rotation() {
     let log = MachineLog::open(&path).unwrap();
     let text = "x".repeat(40_000);
     for sequence in 0..700 {
-        log.add_output(&record(sequence, &text));
+        log.add_output(&record(sequence, &text)).unwrap();
     }
     let total: u64 = fs::read_dir(folder.path())
         .unwrap()
@@ -104,7 +104,7 @@ async fn a_follower_sees_every_line_across_a_rotation() {
     let text = "x".repeat(10_000);
     let mut seen = 0;
     for sequence in 0..1_000 {
-        log.add_output(&record(sequence, &text));
+        log.add_output(&record(sequence, &text)).unwrap();
         seen += reader.more().await.unwrap().unwrap().len();
     }
     assert_eq!(seen, 1_000);

@@ -5,16 +5,18 @@ use std::time::Duration;
 use machine_api::{EventType, Operation};
 use vmm_control::ExitReason;
 
-use crate::clock;
+use crate::machine::admission::RefusalReason;
+use crate::machine::bring_up::BringUpError;
 use crate::machine::config::{StopOrder, stop_order};
 use crate::machine::driver::{Attended, Driver, Effect};
 use crate::machine::handle::Envelope;
 use crate::machine::publish::{Note, Source};
 use crate::machine::readiness::chain;
-use crate::machine::start::BringUpError;
 use crate::machine::state::{Event, State};
 use crate::machine::timing::Trace;
+use crate::machine::{MachineError, view};
 use crate::vmm_process::{Control, VmmExit, VmmProcess};
+use crate::{clock, exhausted};
 
 /// Deadline for a VMM to greet a new supervisor.
 const GREETING_LIMIT: Duration = Duration::from_secs(10);
@@ -56,15 +58,24 @@ impl Driver {
         let resumed = self.record.image_generation.is_some() || !starting;
         let bring_up = self.bring_up(vmm, clock::monotonic_ns(), resumed);
         let mut work: Effect<'_, _> = Box::pin(bring_up.run(&mut trace, &mut attempts));
-        let result = match self.attend(&mut work).await {
-            Attended::Done(result) => result,
-            Attended::Interrupted(envelope) => {
-                // A stop or a destroy: it ends the VMM by itself.
-                return Some(envelope);
+        // A request that needs the guest waits until the guest is ours.
+        let mut held = None;
+        let result = loop {
+            match self.attend(&mut work).await {
+                Attended::Done(result) => break result,
+                // A stop or a destroy ends the VMM by itself.
+                Attended::Interrupted(envelope) if envelope.begun_from.is_some() => {
+                    self.refuse_held(held);
+                    return Some(envelope);
+                }
+                Attended::Interrupted(envelope) => {
+                    let before = held.replace(envelope);
+                    self.refuse_held(before);
+                }
             }
         };
         drop(work);
-        match result {
+        let next = match result {
             Ok(up) if starting => {
                 self.finish_start(up, resumed, None, &trace, attempts);
                 None
@@ -76,12 +87,35 @@ impl Driver {
                 None
             }
             Err(BringUpError::Ended(exit)) => self.end_of_adopted(exit).await,
+            Err(error) if error.for_want() => {
+                // The guest runs on, and is taken over once that is possible.
+                let message = format!("can't be taken over yet: {}", chain(&error));
+                self.warn_once(&message);
+                None
+            }
             Err(error) => {
                 let message = format!("could not be taken over: {}", chain(&error));
                 self.add_event(EventType::Warning, message);
                 let exit = self.kill_vmm().await.unwrap_or_else(unseen);
                 self.end_of_adopted(exit).await
             }
+        };
+        if next.is_some() {
+            self.refuse_held(held);
+            return next;
+        }
+        held
+    }
+
+    /// A request that was held and that a later one has overtaken.
+    fn refuse_held(&self, held: Option<Envelope>) {
+        if let Some(envelope) = held {
+            let refused = MachineError::Refused {
+                id: self.record.id.clone(),
+                state: view::wire_state(self.record.state),
+                reason: RefusalReason::Busy,
+            };
+            let _ = envelope.reply.send(Err(refused));
         }
     }
 
@@ -127,6 +161,11 @@ impl Driver {
                     return self.adopt().await;
                 }
                 interrupt
+            }
+            Err(error) if exhausted::is_cause(&error) => {
+                let message = format!("its suspend can't be followed yet: {}", chain(&error));
+                self.warn_once(&message);
+                None
             }
             Err(error) => {
                 tracing::warn!(machine_id = self.record.id, %error, "cannot reach a saving VMM");

@@ -18,10 +18,11 @@ use crate::clock;
 use crate::logs::MachineLog;
 use crate::machine::admission::{Admission, Wish, admit};
 use crate::machine::handle::{Claim, Edit, Envelope, Granted, Handle, Live, Order, Until};
-use crate::machine::publish::Source;
+use crate::machine::publish::{Note, Source};
 use crate::machine::session::GuestSession;
-use crate::machine::state::State;
+use crate::machine::state::{Event, State};
 use crate::machine::timing::Trace;
+use crate::machine::unsaved::Unsaved;
 use crate::machine::{Host, MachineError, view};
 use crate::network::Activity;
 use crate::paths::MachineDir;
@@ -31,6 +32,9 @@ use crate::vmm_process::{Control, VmmExit, VmmProcess};
 
 /// Requests that may wait for a busy driver.
 const INBOX: usize = 64;
+/// Waits before a transition that got stuck is carried on: the first, and the longest.
+const CARRY_ON_FIRST: Duration = Duration::from_secs(1);
+const CARRY_ON_MOST: Duration = Duration::from_secs(15);
 /// How long a killed VMM may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -64,6 +68,10 @@ pub(crate) struct Driver {
     pub(super) session: Option<GuestSession>,
     /// When the restart policy starts it again.
     pub(super) restart_at: Option<Instant>,
+    /// When a transition that got stuck is carried on, and the wait before that.
+    carry_on: Option<(Instant, Duration)>,
+    /// What could not be stored.
+    pub(super) unsaved: Unsaved,
     /// When it became started.
     pub(super) started_at: Option<Instant>,
     pub(super) events: VecDeque<MachineEvent>,
@@ -120,6 +128,8 @@ impl Driver {
             control: None,
             session: None,
             restart_at: None,
+            carry_on: None,
+            unsaved: Unsaved::new(),
             started_at: None,
             events,
             checks: Vec::new(),
@@ -139,11 +149,14 @@ impl Driver {
             Box::pin(self.take(interrupted)).await;
         }
         while self.record.state != State::Destroyed {
+            self.plan_carry_on();
             let vmm = self.vmm.clone();
             let restart_at = self.restart_at;
+            let carry_on_at = self.carry_on.map(|(at, _)| at);
             tokio::select! {
                 biased;
-                exit = ended(vmm.as_ref()) => {
+                // Where a transition got stuck its end belongs to whoever carries that on.
+                exit = ended(vmm.as_ref()), if carry_on_at.is_none() => {
                     let next = Box::pin(self.note_vmm_end(exit)).await;
                     Box::pin(self.take(next)).await;
                 }
@@ -151,7 +164,14 @@ impl Driver {
                     self.restart_at = None;
                     let next = Box::pin(self.start(Source::Supervisor, Trace::begin(), None)).await;
                     Box::pin(self.take(next)).await;
+                    self.plan_another_restart();
                 }
+                () = at(carry_on_at) => {
+                    let found = reconcile::find_again(&self.record, &self.dir, self.vmm.take());
+                    let next = Box::pin(self.take_over(found)).await;
+                    Box::pin(self.take(next)).await;
+                }
+                () = self.unsaved.due() => self.store_unsaved(),
                 envelope = self.inbox.recv() => match envelope {
                     Some(envelope) => Box::pin(self.take(Some(envelope))).await,
                     None => return,
@@ -160,11 +180,37 @@ impl Driver {
         }
     }
 
+    /// A transition whose steps could not be stored, whose files could not be removed or whose
+    /// guest could not be asked is carried on after a while, as a new supervisor would.
+    fn plan_carry_on(&mut self) {
+        // A guest that runs and that no supervisor has taken over yet belongs here, too.
+        let alone = self.record.state == State::Started && self.control.is_none();
+        if !self.record.state.is_passing() && !alone {
+            self.carry_on = None;
+            return;
+        }
+        let now = Instant::now();
+        self.carry_on = match self.carry_on {
+            Some((at, wait)) if at > now => Some((at, wait)),
+            Some((_, wait)) => {
+                let wait = (wait * 2).min(CARRY_ON_MOST);
+                Some((now + wait, wait))
+            }
+            None => Some((now + CARRY_ON_FIRST, CARRY_ON_FIRST)),
+        };
+    }
+
     /// Deals with a request, and with those that break its transition off.
     async fn take(&mut self, envelope: Option<Envelope>) {
         let mut next = envelope;
         while let Some(envelope) = next.take() {
-            if let Some(envelope) = self.answer_at_once(envelope).await {
+            let begun = envelope.begun_from.is_some();
+            let admitted = if begun {
+                Some(envelope)
+            } else {
+                self.answer_at_once(envelope).await
+            };
+            if let Some(envelope) = admitted {
                 self.restart_at = None;
                 next = self.fulfil(envelope).await;
             }
@@ -203,10 +249,40 @@ impl Driver {
                     let Some(envelope) = envelope else {
                         return Attended::Done(effect.as_mut().await);
                     };
-                    if let Some(envelope) = self.answer_at_once(envelope).await {
+                    if let Some(envelope) = self.answer_at_once(envelope).await
+                        && let Some(envelope) = self.begin_at_once(envelope).await
+                    {
                         return Attended::Interrupted(envelope);
                     }
                 }
+            }
+        }
+    }
+
+    /// Stores the transition of a request that ends what is under way, before it does so. Where
+    /// that can't be stored it is refused, and what is under way goes on.
+    async fn begin_at_once(&mut self, mut envelope: Envelope) -> Option<Envelope> {
+        let event = match envelope.order {
+            Order::Stop(_) => Event::StopBegun,
+            Order::Destroy { .. } => Event::DestroyBegun,
+            _ => return Some(envelope),
+        };
+        let previous = self.record.state;
+        let note = Note {
+            source: Source::User,
+            ..Note::default()
+        };
+        let begun = self.transition(event, note, |record| {
+            record.facts.stop_requested = true;
+        });
+        match begun.await {
+            Ok(()) => {
+                envelope.begun_from = Some(previous);
+                Some(envelope)
+            }
+            Err(error) => {
+                let _ = envelope.reply.send(Err(error));
+                None
             }
         }
     }
@@ -241,6 +317,12 @@ impl Driver {
                 });
             }
             Admission::Satisfied | Admission::Join => {
+                if wish == Wish::Stop && self.restart_at.take().is_some() {
+                    // It waits for its restart: that is what the user wants no more.
+                    self.record.facts.stop_requested = true;
+                    self.record.facts.restart_due = false;
+                    self.store_record_soon();
+                }
                 let start = self.record.facts.last_start.clone();
                 let _ = envelope.reply.send(Ok(Granted {
                     previous_state,
@@ -387,7 +469,8 @@ async fn ended(vmm: Option<&VmmProcess>) -> VmmExit {
     }
 }
 
-async fn at(instant: Option<Instant>) {
+/// Resolves then; never where there is no time.
+pub(super) async fn at(instant: Option<Instant>) {
     match instant {
         Some(instant) => sleep_until(instant).await,
         None => std::future::pending().await,

@@ -13,6 +13,7 @@ use crate::machine::MachineError;
 use crate::machine::admission::{RefusalReason, Wish};
 use crate::machine::config::StopOrder;
 use crate::machine::session::Learnt;
+use crate::machine::state::State;
 use crate::machine::timing::Trace;
 use crate::network::Activity;
 use crate::store::MachineRecord;
@@ -129,6 +130,8 @@ pub(crate) struct Envelope {
     pub(crate) claim: Claim,
     /// When it is answered.
     pub(crate) until: Until,
+    /// Where the machine was, if the transition is stored already: it broke another one off.
+    pub(crate) begun_from: Option<State>,
     /// Where the answer goes.
     pub(crate) reply: oneshot::Sender<Result<Granted, MachineError>>,
 }
@@ -234,6 +237,7 @@ impl Handle {
             trace: Trace::begin(),
             claim,
             until,
+            begun_from: None,
             reply,
         };
         if let Err(returned) = self.inbox.send(envelope).await {

@@ -5,6 +5,7 @@
 
 pub(crate) mod admission;
 pub(crate) mod adopt;
+mod bring_up;
 pub(crate) mod config;
 pub(crate) mod driver;
 pub(crate) mod error;
@@ -21,6 +22,7 @@ pub(crate) mod state;
 pub(crate) mod stop;
 pub(crate) mod suspend;
 pub(crate) mod timing;
+mod unsaved;
 pub(crate) mod view;
 
 pub(crate) use error::MachineError;

@@ -75,7 +75,10 @@ impl Driver {
         note: Note,
         edit: impl FnOnce(&mut MachineRecord),
     ) -> Result<(), MachineError> {
-        let (next, shown, changes) = self.prepare(event, note, edit)?;
+        let (next, shown, mut changes) = self.prepare(event, note, edit)?;
+        if next.instance_id != self.record.instance_id {
+            changes.push(Change::Version(Box::new(next.clone())));
+        }
         self.host
             .store
             .commit("store the machine's new state", changes)
@@ -95,9 +98,7 @@ impl Driver {
     ) {
         match self.prepare(event, note, edit) {
             Ok((next, shown, changes)) => {
-                self.host
-                    .store
-                    .commit_soon("store the machine's new state", changes);
+                self.commit_soon("store the machine's new state", changes);
                 self.record = next;
                 self.show(Some(shown));
             }
@@ -152,8 +153,19 @@ impl Driver {
         };
         let (event, _) = note.into_event(self.record.state, kind);
         let change = Change::Event(self.record.id.clone(), Box::new(event.clone()));
-        self.host.store.commit_soon("store an event", vec![change]);
+        self.commit_soon("store an event", vec![change]);
         self.show(Some(event));
+    }
+
+    /// Adds a warning, unless it is the newest event already: what is tried again and again is
+    /// told once.
+    pub(super) fn warn_once(&mut self, message: &str) {
+        let told = self.events.front().is_some_and(|event| {
+            event.kind == EventType::Warning && event.message.as_deref() == Some(message)
+        });
+        if !told {
+            self.add_event(EventType::Warning, message.to_owned());
+        }
     }
 
     /// Adds an event about the guest that is no transition.
@@ -165,16 +177,26 @@ impl Driver {
         };
         let (event, _) = note.into_event(self.record.state, kind);
         let change = Change::Event(self.record.id.clone(), Box::new(event.clone()));
-        self.host.store.commit_soon("store an event", vec![change]);
+        self.commit_soon("store an event", vec![change]);
         self.show(Some(event));
     }
 
     /// Stores the record as it is, without waiting.
     pub(super) fn store_record_soon(&mut self) {
         let change = Change::Machine(Box::new(self.record.clone()));
-        self.host
-            .store
-            .commit_soon("store the machine", vec![change]);
+        self.commit_soon("store the machine", vec![change]);
+    }
+
+    /// Stores the record as it is, and before it what could not be stored earlier.
+    pub(super) fn store_unsaved(&mut self) {
+        let mut changes = self.unsaved.take();
+        changes.push(Change::Machine(Box::new(self.record.clone())));
+        self.commit_soon("store what could not be stored before", changes);
+    }
+
+    fn commit_soon(&self, what: &'static str, changes: Vec<Change>) {
+        let way_back = self.unsaved.way_back();
+        self.host.store.commit_soon(what, changes, way_back);
     }
 }
 

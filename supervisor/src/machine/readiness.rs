@@ -13,8 +13,8 @@ use machine_api::{Attempt, AttemptOutcome};
 use rand::RngExt;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::clock;
 use crate::guest::{GuestAddress, GuestError, GuestStream};
+use crate::{clock, exhausted};
 
 /// Bounds of a readiness check.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +49,8 @@ pub(crate) type Try<T> = Pin<Box<dyn Future<Output = Result<(T, u32), GuestError
 pub(crate) struct NotReady {
     limit: Duration,
     last: Option<String>,
+    /// The supervisor itself could not ask; that says nothing about the guest.
+    pub(crate) for_want: bool,
 }
 
 /// Repeats `attempt` until it succeeds or the limits are reached, noting each in `attempts`.
@@ -60,6 +62,7 @@ pub(crate) async fn repeat<T>(
 ) -> Result<Success<T>, NotReady> {
     let deadline = Instant::now() + limits.total;
     let mut last = None;
+    let mut for_want = false;
     for failed in 0_u32.. {
         let attempt_ns = clock::monotonic_ns();
         let left = deadline.saturating_duration_since(Instant::now());
@@ -82,6 +85,7 @@ pub(crate) async fn repeat<T>(
             }
             Ok(Err(error)) => {
                 let message = format!("{what}: {}", chain(&error));
+                for_want = exhausted::is_cause(&error);
                 last = Some(message.clone());
                 let (local_port, outcome) = (error.local_port(), outcome_of(&error));
                 attempts.push(Attempt {
@@ -112,6 +116,7 @@ pub(crate) async fn repeat<T>(
     Err(NotReady {
         limit: limits.total,
         last,
+        for_want,
     })
 }
 
@@ -184,14 +189,21 @@ fn backoff(limits: &ReadinessLimits, failed: u32, jitter: f64) -> Duration {
     doubled.min(limits.backoff_most).mul_f64(jitter)
 }
 
-/// An error with all its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
+/// An error with all its causes, and what to do where something of the system is used up.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = String::new();
+    let mut hint = None;
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
         text.push_str(&cause.to_string());
-        source = cause.source();
+        hint = hint.or_else(|| cause.downcast_ref().and_then(exhausted::hint));
+        next = cause.source();
+    }
+    if let Some(hint) = hint {
+        text.push_str(&format!(" ({hint})"));
     }
     text
 }

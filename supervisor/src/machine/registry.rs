@@ -68,6 +68,12 @@ impl Registry {
         }
         let image = self.host.images.find(&request.config.image)?;
         let record = record::new(app, request.name, request.config, image.reference);
+        // In a task of its own: a client that goes away would otherwise leave it half made.
+        let made = tokio::spawn(self.clone().make(record));
+        made.await.map_err(|_| MachineError::ShuttingDown)?
+    }
+
+    async fn make(self, record: MachineRecord) -> Result<Handle, MachineError> {
         let name = record.name.clone();
         let dir = self.host.configuration.state_dir.machine(&record.id);
         make_directory(dir.root()).map_err(|source| MachineError::Files {
@@ -90,12 +96,16 @@ impl Registry {
             (Err(StoreError::Exists { .. }), _) => MachineError::NameTaken(name),
             (Err(error), _) => error.into(),
             (Ok(()), Err(source)) => MachineError::Files {
-                what: "open the machine's log",
+                what: "open the machine's log and watch its console",
                 source,
             },
         };
         // Nothing refers to the directory; what can't be removed is found at the next start.
-        let _ = fs::remove_dir_all(dir.root());
+        // By name, which needs no descriptor where those are what was wanting.
+        for file in [dir.log(), dir.console()] {
+            let _ = fs::remove_file(file);
+        }
+        let _ = fs::remove_dir(dir.root());
         Err(failed)
     }
 

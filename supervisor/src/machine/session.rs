@@ -125,10 +125,13 @@ async fn keep_output(address: GuestAddress, log: MachineLog, learnt: Arc<watch::
             from_sequence: log.position().next_output,
         };
         if let Ok(Ok(mut stream)) = timeout(OPEN_LIMIT, address.open(request)).await {
-            wait = REOPEN_FIRST;
+            let before = log.position().next_output;
             if let Ok(Some(exit)) = carry_output(&mut stream, &log).await {
                 learnt.send_modify(|learnt| learnt.main_exit = Some(exit));
                 return;
+            }
+            if log.position().next_output > before {
+                wait = REOPEN_FIRST;
             }
         }
         sleep(wait).await;
@@ -154,7 +157,11 @@ async fn carry_output(
             return Ok(None);
         };
         match serde_json::from_slice(&payload) {
-            Ok(OutputMessage::Record(record)) => log.add_output(&record),
+            // What can't be written stays in the guest, which is asked again.
+            Ok(OutputMessage::Record(record)) if log.add_output(&record).is_err() => {
+                return Ok(None);
+            }
+            Ok(OutputMessage::Record(_)) => {}
             Ok(OutputMessage::End(StreamEnd::Exited(exit))) => return Ok(Some(exit)),
             Ok(OutputMessage::End(_)) | Err(_) => return Ok(None),
         }

@@ -3,200 +3,37 @@
 //! An image that the VMM refuses makes the start go on as a cold boot, and says so. A resume
 //! that fails before its image was consumed leaves the machine as suspended as it was.
 
-use std::time::Duration;
-
-use guest_protocol::{GuestStatus, Request};
 use machine_api::{Attempt, EventType, Operation, StartKind, Timing};
-use tokio::time::timeout;
 use vmm_control::{ExitReason, exit_code};
 
 use crate::clock;
 use crate::fail_point;
-use crate::guest::{GuestAddress, GuestError, GuestStream};
+use crate::guest::GuestAddress;
+use crate::machine::bring_up::{BringUp, BringUpError, Up};
 use crate::machine::driver::{Attended, Driver, Effect};
 use crate::machine::handle::{Envelope, Live};
 use crate::machine::launch::{Plan, effective, launch_spec};
 use crate::machine::publish::{Note, Source};
-use crate::machine::readiness::{
-    NotReady, ReadinessLimits, StatusReply, Try, ask_status, chain, repeat,
-};
-use crate::machine::session::{GuestSession, open_monitor};
+use crate::machine::readiness::chain;
+use crate::machine::session::GuestSession;
 use crate::machine::state::Event;
 use crate::machine::timing::Trace;
 use crate::machine::{MachineError, config, view};
-use crate::paths::MachineDir;
-use crate::vmm_process::{Control, ControlError, VmmExit, VmmProcess};
-
-/// Time that guest-init has to start the main process.
-const LAUNCH_LIMIT: Duration = Duration::from_secs(30);
-/// How long to wait for the VMM's word on a reset that the guest has evidently acknowledged.
-const RESET_WORD_LIMIT: Duration = Duration::from_millis(50);
-/// How long a VMM that closed its control connection may take to end.
-const EXIT_LIMIT: Duration = Duration::from_secs(5);
-
-/// Why a launched VMM did not become a started machine.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum BringUpError {
-    /// It ended.
-    #[error("{}", .0.in_words())]
-    Ended(VmmExit),
-    /// It does not do what it should.
-    #[error(transparent)]
-    Control(#[from] ControlError),
-    /// The guest is not ready in time.
-    #[error(transparent)]
-    NotReady(#[from] NotReady),
-    /// The main process can't be started.
-    #[error("the main process could not be started")]
-    Main(#[source] GuestError),
-    /// guest-init does not answer the order to start the main process.
-    #[error("guest-init did not start the main process within {} s", LAUNCH_LIMIT.as_secs())]
-    MainDeadline,
-}
-
-/// What is needed to make a VMM's guest ready.
-#[derive(Debug)]
-pub(super) struct BringUp {
-    pub(super) machine_id: String,
-    pub(super) dir: MachineDir,
-    pub(super) vmm: VmmProcess,
-    pub(super) address: GuestAddress,
-    pub(super) limits: ReadinessLimits,
-    pub(super) monitor_first: bool,
-    pub(super) resumed: bool,
-    pub(super) launch: Option<Request>,
-    /// Just before the process was made.
-    pub(super) spawned_ns: u64,
-}
-
-/// A guest that is ready.
-#[derive(Debug)]
-pub(super) struct Up {
-    pub(super) control: Control,
-    pub(super) monitor: Option<GuestStream>,
-    pub(super) status: GuestStatus,
-}
-
-impl BringUp {
-    /// Waits for VMM and guest. `trace` and `attempts` are filled also where it fails.
-    pub(super) async fn run(
-        &self,
-        trace: &mut Trace,
-        attempts: &mut Vec<Attempt>,
-    ) -> Result<Up, BringUpError> {
-        let ready = self.make_ready(trace, attempts);
-        let result = tokio::select! {
-            biased;
-            exit = self.vmm.exited() => Err(BringUpError::Ended(exit)),
-            result = ready => result,
-        };
-        match result {
-            // A VMM that dies closes its sockets a moment before its process is gone.
-            Err(error @ BringUpError::Control(_)) => {
-                match timeout(EXIT_LIMIT, self.vmm.exited()).await {
-                    Ok(exit) => Err(BringUpError::Ended(exit)),
-                    Err(_) => Err(error),
-                }
-            }
-            result => result,
-        }
-    }
-
-    async fn make_ready(
-        &self,
-        trace: &mut Trace,
-        attempts: &mut Vec<Attempt>,
-    ) -> Result<Up, BringUpError> {
-        let (socket, limit) = (self.dir.control_socket(), self.limits.total);
-        let generation = self.address.generation;
-        let control = Control::connect(&socket, &self.machine_id, generation, limit).await?;
-        let phases = control.running(limit).await?;
-        if let Some(first) = phases.first() {
-            trace.add("spawn", self.spawned_ns, first.start_ns);
-        }
-        trace.add_vmm(&phases);
-        let mut monitor = None;
-        if self.monitor_first {
-            let begun_ns = clock::monotonic_ns();
-            let open = || -> Try<GuestStream> {
-                let address = self.address.clone();
-                Box::pin(async move {
-                    let stream = open_monitor(&address).await?;
-                    let local_port = stream.local_port();
-                    Ok((stream, local_port))
-                })
-            };
-            monitor = Some(repeat(&self.limits, "monitor", attempts, open).await?.value);
-            trace.add("monitor_reopened", begun_ns, clock::monotonic_ns());
-        }
-        let status = self.check(&control, trace, attempts).await?;
-        if let Some(launch) = &self.launch {
-            let ordered = timeout(LAUNCH_LIMIT, self.address.order(launch.clone())).await;
-            ordered
-                .map_err(|_| BringUpError::MainDeadline)?
-                .map_err(BringUpError::Main)?;
-            trace.mark("launch_main");
-        }
-        if !self.monitor_first {
-            // The session opens it again where this fails; a started machine does not depend on it.
-            let opened = timeout(self.limits.attempt, open_monitor(&self.address)).await;
-            monitor = opened.ok().and_then(Result::ok);
-            trace.mark("monitor_reopened");
-        }
-        Ok(Up {
-            control,
-            monitor,
-            status,
-        })
-    }
-
-    /// The readiness check and its phases.
-    async fn check(
-        &self,
-        control: &Control,
-        trace: &mut Trace,
-        attempts: &mut Vec<Attempt>,
-    ) -> Result<GuestStatus, BringUpError> {
-        let before_ns = trace.last_ns();
-        let first_ns = clock::monotonic_ns();
-        let ask = || -> Try<StatusReply> {
-            let address = self.address.clone();
-            Box::pin(async move {
-                let reply = ask_status(&address).await?;
-                let local_port = reply.local_port;
-                Ok((reply, local_port))
-            })
-        };
-        let success = repeat(&self.limits, "status", attempts, ask).await?;
-        let done_ns = clock::monotonic_ns();
-        let mut connecting_ns = success.attempt_ns;
-        if self.resumed {
-            let told = control
-                .until("tell of the reset", RESET_WORD_LIMIT, |told| {
-                    told.reset_acknowledged_ns
-                })
-                .await;
-            if let Ok(acknowledged_ns) = told {
-                trace.add("reset_acknowledged", before_ns, acknowledged_ns);
-                connecting_ns = connecting_ns.max(acknowledged_ns);
-            }
-            if success.failed > 0 {
-                trace.add("failed_attempts", first_ns, success.attempt_ns);
-            }
-        } else if success.failed > 0 {
-            trace.add("guest_boot", before_ns, success.attempt_ns);
-        }
-        trace.add("connect", connecting_ns, success.value.connected_ns);
-        trace.add("first_status", success.value.connected_ns, done_ns);
-        Ok(success.value.status)
-    }
-}
+use crate::vmm_process::{VmmExit, VmmProcess};
 
 /// How one launch ended.
 enum Launched {
     Up(Box<Up>),
-    Refused { reason: String },
-    Failed { message: String },
+    Refused {
+        reason: String,
+    },
+    Failed {
+        message: String,
+    },
+    /// It may be ready, but can't be asked now.
+    OutOfReach {
+        message: String,
+    },
     Interrupted(Envelope),
 }
 
@@ -211,7 +48,7 @@ impl Driver {
         let previous = self.record.state;
         let mut cold_reason = None;
         let begun = match self.plan(&mut cold_reason) {
-            Ok(plan) => self.begin_start(source).await.map(|()| plan),
+            Ok(plan) => self.begin_start(source, false).await.map(|()| plan),
             Err(error) => Err(error),
         };
         let mut plan = match begun {
@@ -235,8 +72,7 @@ impl Driver {
                     self.log
                         .add_note(&format!("the image was refused: {reason}"));
                     cold_reason = Some(reason);
-                    self.record.image_generation = None;
-                    let again = self.begin_start(Source::Supervisor).await;
+                    let again = self.begin_start(Source::Supervisor, true).await;
                     match again.and_then(|()| self.plan(&mut None)) {
                         Ok(boot) => plan = boot,
                         Err(error) => {
@@ -247,6 +83,12 @@ impl Driver {
                 }
                 Launched::Failed { message } => {
                     self.fail_start(message, resumed, &trace, attempts);
+                    return None;
+                }
+                Launched::OutOfReach { message } => {
+                    // Killed, it would take with it what the image held. It is asked again.
+                    self.warn_once(&format!("can't be reached: {message}; it is tried again"));
+                    self.settle(Some(&message));
                     return None;
                 }
                 Launched::Interrupted(envelope) => {
@@ -273,7 +115,12 @@ impl Driver {
         ))
     }
 
-    async fn begin_start(&mut self, source: Source) -> Result<(), MachineError> {
+    /// `from_nothing` where the image must not be resumed any more.
+    async fn begin_start(
+        &mut self,
+        source: Source,
+        from_nothing: bool,
+    ) -> Result<(), MachineError> {
         let note = Note {
             source,
             ..Note::default()
@@ -282,24 +129,27 @@ impl Driver {
             record.generation += 1;
             record.vmm = None;
             record.facts.stop_requested = false;
+            record.facts.restart_due = false;
+            if from_nothing {
+                record.image_generation = None;
+            }
         })
         .await
     }
 
     fn refuse_start(&mut self, envelope: Option<Envelope>, error: &MachineError) {
         let message = chain(error);
-        self.add_event(
-            EventType::Warning,
-            format!("could not be started: {message}"),
-        );
+        self.warn_once(&format!("could not be started: {message}"));
         if let Some(envelope) = envelope {
             let id = self.record.id.clone();
             let state = view::wire_state(self.record.state);
-            let _ = envelope
-                .reply
-                .send(Err(MachineError::Failed { id, state, message }));
+            let _ = envelope.reply.send(Err(MachineError::Failed {
+                id,
+                state,
+                message: message.clone(),
+            }));
         }
-        self.settle(Some("could not be started"));
+        self.settle(Some(&format!("could not be started: {message}")));
     }
 
     async fn launch(
@@ -349,6 +199,9 @@ impl Driver {
                     reason: exit.in_words(),
                 }
             }
+            Err(error) if error.for_want() => Launched::OutOfReach {
+                message: chain(&error),
+            },
             Err(error) => {
                 let message = chain(&error);
                 self.kill_vmm().await;

@@ -60,6 +60,19 @@ impl State {
         Self::Failed,
     ];
 
+    /// Whether the driver is working, or should be.
+    pub(crate) const fn is_passing(self) -> bool {
+        matches!(
+            self,
+            Self::Starting
+                | Self::Suspending
+                | Self::Stopping
+                | Self::Restarting
+                | Self::Updating
+                | Self::Destroying
+        )
+    }
+
     /// The name under which it is stored and shown.
     pub(crate) const fn name(self) -> &'static str {
         match self {

@@ -6,12 +6,10 @@ use std::time::Duration;
 
 use guest_protocol::{Exit, Request};
 use machine_api::{EventRequest, EventType, ExitEvent, MachineConfig, Operation, RestartPolicy};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use vmm_control::ExitReason;
 
-use crate::clock;
-use crate::fail_point;
-use crate::guest::GuestAddress;
+use crate::guest::{GuestAddress, GuestError};
 use crate::machine::config::StopOrder;
 use crate::machine::driver::{Attended, Driver, Effect};
 use crate::machine::handle::{Envelope, Order, Update};
@@ -20,11 +18,13 @@ use crate::machine::readiness::chain;
 use crate::machine::state::{Event, State};
 use crate::machine::timing::Trace;
 use crate::machine::{MachineError, record};
-use crate::store::Change;
 use crate::vmm_process::VmmExit;
+use crate::{clock, exhausted, fail_point};
 
 /// Deadline for guest-init to take the order to power off.
 const ORDER_LIMIT: Duration = Duration::from_secs(3);
+/// Wait before that is tried again for want of descriptors.
+const ORDER_PAUSE: Duration = Duration::from_millis(100);
 /// What a guest may take to power off once its main process has ended.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(10);
 /// How long to wait for the main process's exit, which arrives before the VMM ends.
@@ -43,16 +43,21 @@ impl Driver {
         mut trace: Trace,
         envelope: Option<Envelope>,
     ) -> Option<Envelope> {
-        let previous = self.record.state;
+        let begun_from = envelope.as_ref().and_then(|envelope| envelope.begun_from);
+        let previous = begun_from.unwrap_or(self.record.state);
         let note = Note {
             source: Source::User,
             ..Note::default()
         };
-        let begun = self
-            .transition(Event::StopBegun, note, |record| {
-                record.facts.stop_requested = true;
-            })
-            .await;
+        let begun = match begun_from {
+            Some(_) => Ok(()),
+            None => {
+                self.transition(Event::StopBegun, note, |record| {
+                    record.facts.stop_requested = true;
+                })
+                .await
+            }
+        };
         if let Err(error) = begun {
             if let Some(envelope) = envelope {
                 let _ = envelope.reply.send(Err(error));
@@ -75,7 +80,7 @@ impl Driver {
             return Some(envelope);
         }
         fail_point::reach("stop.ended");
-        let message = self.drop_image().err().map(|error| error.to_string());
+        let message = self.drop_image().err().map(|error| chain(&error));
         fail_point::reach("stop.dropped");
         let timing = trace.finish(Operation::Stop, self.record.generation);
         let note = Note {
@@ -91,7 +96,9 @@ impl Driver {
     /// Ends the guest: asks, waits, kills. A request that can't wait comes back.
     async fn end_guest(&mut self, order: Option<StopOrder>, trace: &mut Trace) -> Option<Envelope> {
         let vmm = self.vmm.clone()?;
-        if let Some(order) = order {
+        // One that has ended meanwhile, such as by a suspend that was quicker, has nobody to ask.
+        let runs = timeout(Duration::ZERO, vmm.exited()).await.is_err();
+        if let Some(order) = order.filter(|_| runs) {
             let address = GuestAddress {
                 socket: self.dir.vsock_socket(),
                 generation: self.record.generation,
@@ -101,20 +108,20 @@ impl Driver {
                 signal: order.signal,
                 timeout_ms,
             };
-            let mut work: Effect<'_, bool> = Box::pin(async move {
-                match timeout(ORDER_LIMIT, address.order(asked)).await {
-                    Ok(Ok(())) => {
-                        let limit = order.timeout + POWER_OFF_LIMIT;
-                        timeout(limit, vmm.exited()).await.is_ok()
-                    }
-                    Ok(Err(_)) | Err(_) => false,
-                }
+            let mut work: Effect<'_, Result<(), String>> = Box::pin(async move {
+                ask_to_power_off(&address, asked, order.timeout).await?;
+                let limit = order.timeout + POWER_OFF_LIMIT;
+                let ended = timeout(limit, vmm.exited()).await;
+                ended
+                    .map(drop)
+                    .map_err(|_| format!("it runs on after {} s", limit.as_secs()))
             });
             match self.attend(&mut work).await {
-                Attended::Done(true) => {}
-                Attended::Done(false) => {
-                    self.log
-                        .add_note("the guest did not power off by itself; it is killed");
+                Attended::Done(Ok(())) => {}
+                Attended::Done(Err(why)) => {
+                    let note =
+                        format!("the guest did not power off by itself ({why}); it is killed");
+                    self.log.add_note(&note);
                 }
                 Attended::Interrupted(envelope) => {
                     self.kill_vmm().await;
@@ -230,10 +237,6 @@ impl Driver {
             let _ = envelope.reply.send(Err(error));
             return None;
         }
-        let version = Change::Version(Box::new(self.record.clone()));
-        self.host
-            .store
-            .commit_soon("store the machine's version", vec![version]);
         fail_point::reach("update.stored");
         self.admitted(Some(envelope), previous);
         self.carry_out_update(&mut trace).await
@@ -277,8 +280,9 @@ impl Driver {
 
     /// Removes the machine; afterwards only its row is left, for a while.
     pub(super) async fn destroy(&mut self, envelope: Option<Envelope>) {
-        let previous = self.record.state;
-        if previous != State::Destroying {
+        let begun_from = envelope.as_ref().and_then(|envelope| envelope.begun_from);
+        let previous = begun_from.unwrap_or(self.record.state);
+        if self.record.state != State::Destroying {
             let note = Note {
                 source: Source::User,
                 ..Note::default()
@@ -291,26 +295,38 @@ impl Driver {
             }
         }
         fail_point::reach("destroy.stored");
-        self.kill_vmm().await;
-        let removed = remove_tree(self.dir.root());
-        fail_point::reach("destroy.removed");
-        let message = removed
-            .err()
-            .map(|error| format!("its files could not be removed: {error}"));
-        let note = Note {
-            message,
-            ..Note::default()
-        };
-        let gone = self.transition(Event::DestroyDone, note, |record| {
-            record.vmm = None;
-            record.image_generation = None;
-        });
-        if let Err(error) = gone.await {
-            tracing::error!(machine_id = self.record.id, %error, "cannot finish a destroy");
-        }
-        // Answered at the end in either case: nothing that a client could wait for is left.
+        // Answered when nothing is left, or when that has to be tried again.
         self.admitted(envelope, previous);
-        self.settle(None);
+        self.kill_vmm().await;
+        self.log.close();
+        let removed = remove_tree(self.dir.root()).map_err(|source| MachineError::Files {
+            what: "remove the machine's files",
+            source,
+        });
+        fail_point::reach("destroy.removed");
+        let gone = match removed {
+            Ok(()) => {
+                self.transition(Event::DestroyDone, Note::default(), |record| {
+                    record.vmm = None;
+                    record.image_generation = None;
+                })
+                .await
+            }
+            Err(error) => Err(error),
+        };
+        match gone {
+            Ok(()) => self.settle(None),
+            Err(error) => {
+                let message = format!("{}; it is tried again", chain(&error));
+                tracing::error!(
+                    machine_id = self.record.id,
+                    error = message,
+                    "cannot finish a destroy"
+                );
+                self.warn_once(&message);
+                self.settle(Some(&message));
+            }
+        }
     }
 
     /// The VMM ended without a transition under way that expects it.
@@ -346,6 +362,7 @@ impl Driver {
         self.log.add_note(&exit.in_words());
         self.transition_soon(Event::Halted, note, |record| {
             record.vmm = None;
+            record.facts.restart_due = wait.is_some();
             record.facts.restarts = if wait.is_some() {
                 restarts + 1
             } else {
@@ -367,6 +384,54 @@ impl Driver {
             None => {}
         }
         None
+    }
+}
+
+impl Driver {
+    /// A restart by policy that failed, such as for want of processes, is not the last one.
+    pub(super) fn plan_another_restart(&mut self) {
+        let rests = matches!(self.record.state, State::Stopped | State::Failed);
+        let facts = &mut self.record.facts;
+        if !rests || facts.stop_requested {
+            return;
+        }
+        let wait = restart_wait(&self.record.config, false, facts.restarts);
+        facts.restart_due = wait.is_some();
+        facts.restarts += u32::from(wait.is_some());
+        self.restart_at = wait.map(|wait| Instant::now() + wait);
+        self.store_record_soon();
+    }
+
+    /// Goes on waiting for a restart that an earlier supervisor had planned.
+    pub(crate) fn resume_restart(&mut self) {
+        let facts = &self.record.facts;
+        if facts.restart_due && matches!(self.record.state, State::Stopped | State::Failed) {
+            let restarts = facts.restarts.saturating_sub(1);
+            let wait = restart_wait(&self.record.config, false, restarts);
+            self.restart_at = wait.map(|wait| Instant::now() + wait);
+        }
+    }
+}
+
+/// Orders the guest to power off. While the supervisor itself has no descriptor for that, it is
+/// tried again, as long as the main process would have had for its end.
+async fn ask_to_power_off(
+    address: &GuestAddress,
+    order: Request,
+    patience: Duration,
+) -> Result<(), String> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match timeout(ORDER_LIMIT, address.order(order.clone())).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(GuestError::Dial(error)))
+                if exhausted::hint(&error).is_some() && Instant::now() < deadline =>
+            {
+                sleep(ORDER_PAUSE).await;
+            }
+            Ok(Err(error)) => return Err(chain(&error)),
+            Err(_) => return Err(format!("no answer within {} s", ORDER_LIMIT.as_secs())),
+        }
     }
 }
 

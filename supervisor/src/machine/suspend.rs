@@ -57,8 +57,18 @@ impl Driver {
         let (mut result, interrupt) = match self.attend(&mut request).await {
             Attended::Done(result) => (result, None),
             Attended::Interrupted(envelope) => {
-                cancel(&control).await;
-                (request.await, Some(envelope))
+                if !matches!(envelope.order, Order::Destroy { .. }) {
+                    cancel(&control).await;
+                    let result = request.await;
+                    if envelope.begun_from.is_none() {
+                        (result, Some(envelope))
+                    } else {
+                        // Already stopping, whatever became of the image.
+                        return Some(envelope);
+                    }
+                } else {
+                    return Some(envelope);
+                }
             }
         };
         if let Err(ControlError::Deadline { .. }) = result {

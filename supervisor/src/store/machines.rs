@@ -69,6 +69,8 @@ pub(crate) struct Facts {
     pub(crate) lease: Option<LeaseFact>,
     /// An update that is under way leaves it stopped.
     pub(crate) skip_launch: bool,
+    /// Its VMM ended and the restart policy will start it again.
+    pub(crate) restart_due: bool,
     /// Ports that are published now.
     pub(crate) published: Vec<PublishedPort>,
     /// First generation in which leaked sockets were seen, while they are.
@@ -112,7 +114,7 @@ impl Facts {
 }
 
 /// One write. Those of a commit happen together or not at all.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Change {
     /// A machine that must not exist yet.
     NewMachine(Box<MachineRecord>),
@@ -148,12 +150,15 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<MachineEvent>, StoreError> {
         let id = machine_id.to_owned();
-        self.call("read events", move |connection| {
+        let read = self.call("read events", move |connection| {
             let sql =
                 "SELECT body FROM events WHERE machine_id = ?1 ORDER BY sequence DESC LIMIT ?2";
             bodies(connection, sql, &id, limit)
-        })
-        .await
+        });
+        let mut events: Vec<MachineEvent> = read.await?;
+        // What a full disk held up is stored late, behind what happened after it.
+        events.sort_by_key(|event| std::cmp::Reverse(event.timestamp));
+        Ok(events)
     }
 
     /// A machine's timings, newest first.

@@ -14,6 +14,8 @@ use std::sync::{Arc, mpsc};
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
+use crate::machine::readiness::chain;
+
 pub(crate) use machines::{Change, Facts, LeaseFact, MachineRecord};
 pub(crate) use open::OpenError;
 pub(crate) use tokens::TokenRecord;
@@ -21,18 +23,28 @@ pub(crate) use tokens::TokenRecord;
 /// Jobs that share one transaction at most.
 const BATCH: usize = 64;
 
-/// A job runs inside the transaction and returns what to do once its fate is known.
-type Job = Box<dyn FnOnce(&Connection) -> Finish + Send>;
+/// A job runs inside the transaction and returns what came of it.
+type Job = Box<dyn FnOnce(&Connection) -> Outcome + Send>;
 type Finish = Box<dyn FnOnce(Result<(), Arc<rusqlite::Error>>) + Send>;
+
+/// What a job has done, before anything is durable.
+struct Outcome {
+    /// What failed, where something did.
+    failed: Option<Arc<rusqlite::Error>>,
+    /// What to do once its fate is known.
+    finish: Finish,
+}
 
 /// The database did not do what it should.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum StoreError {
     /// There is no room left, or the disk can't be written.
-    #[error("cannot {what}: the disk of the state directory is full or can't be written")]
+    #[error("cannot {what}: {why}")]
     Unwritable {
         /// What was attempted.
         what: &'static str,
+        /// What is used up or wrong, and what to do.
+        why: &'static str,
         /// SQLite's error.
         source: Arc<rusqlite::Error>,
     },
@@ -63,13 +75,21 @@ pub(crate) enum StoreError {
 impl StoreError {
     fn from_sqlite(what: &'static str, source: Arc<rusqlite::Error>) -> Self {
         use rusqlite::ErrorCode as Code;
-        match source.sqlite_error_code() {
-            Some(Code::DiskFull | Code::ReadOnly | Code::SystemIoFailure | Code::CannotOpen) => {
-                Self::Unwritable { what, source }
+        let why = match source.sqlite_error_code() {
+            Some(Code::DiskFull) => {
+                "no space is left on the disk of the state directory (free some, for example by \
+                 destroying machines)"
             }
-            Some(Code::ConstraintViolation) => Self::Exists { what, source },
-            _ => Self::Sqlite { what, source },
-        }
+            Some(Code::ReadOnly) => {
+                "the state directory is read-only (see the kernel's log for why, and remount it)"
+            }
+            Some(Code::SystemIoFailure | Code::CannotOpen) => {
+                "the disk of the state directory can't be written (see the kernel's log)"
+            }
+            Some(Code::ConstraintViolation) => return Self::Exists { what, source },
+            _ => return Self::Sqlite { what, source },
+        };
+        Self::Unwritable { what, why, source }
     }
 }
 
@@ -99,15 +119,14 @@ impl Store {
     ) -> Result<T, StoreError> {
         let (sender, receiver) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
-            let result = in_savepoint(connection, work);
-            Box::new(move |committed| {
-                let result = match committed {
-                    Ok(()) => result.map_err(Arc::new),
-                    Err(error) => Err(error),
-                };
-                // Nobody waits any more where the caller was cancelled.
-                let _ = sender.send(result);
-            })
+            let result = in_savepoint(connection, work).map_err(Arc::new);
+            Outcome {
+                failed: result.as_ref().err().cloned(),
+                finish: Box::new(move |committed| {
+                    // Nobody waits any more where the caller was cancelled.
+                    let _ = sender.send(result.and_then(|value| committed.map(|()| value)));
+                }),
+            }
         });
         self.jobs
             .send(job)
@@ -129,15 +148,28 @@ impl Store {
     }
 
     /// Stores `changes` without waiting, in order with all other jobs. For what a new supervisor
-    /// would find out by itself after a crash.
-    pub(crate) fn commit_soon(&self, what: &'static str, changes: Vec<Change>) {
+    /// would find out by itself after a crash. `failed` gets them back if there was no room.
+    pub(crate) fn commit_soon(
+        &self,
+        what: &'static str,
+        changes: Vec<Change>,
+        failed: impl FnOnce(Vec<Change>) + Send + 'static,
+    ) {
         let job: Job = Box::new(move |connection| {
             let result = in_savepoint(connection, |c| machines::write(c, &changes));
-            Box::new(move |committed| {
-                if let Err(error) = committed.and(result.map_err(Arc::new)) {
-                    tracing::error!(%error, "cannot {what}");
-                }
-            })
+            let error = result.err().map(Arc::new);
+            Outcome {
+                failed: error.clone(),
+                finish: Box::new(move |committed| {
+                    if let Some(source) = error.or_else(|| committed.err()) {
+                        let error = StoreError::from_sqlite(what, source);
+                        tracing::error!(error = chain(&error), "database");
+                        if matches!(error, StoreError::Unwritable { .. }) {
+                            failed(changes);
+                        }
+                    }
+                }),
+            }
         });
         if self.jobs.send(job).is_err() {
             tracing::error!("cannot {what}: the database is closed");
@@ -147,18 +179,28 @@ impl Store {
 
 fn serve(connection: &Connection, queue: &mpsc::Receiver<Job>) {
     while let Ok(first) = queue.recv() {
-        if let Err(error) = connection.execute_batch("BEGIN") {
-            let finish = first(connection);
-            finish(Err(Arc::new(error)));
-            continue;
+        // A failure here shows itself again at the end: what has not begun can't be committed.
+        let begun = connection.execute_batch("BEGIN").map_err(Arc::new);
+        let mut finishes = Vec::new();
+        let mut rolled_back = None;
+        let mut next = Some(first);
+        while let Some(job) = next.take() {
+            let Outcome { failed, finish } = job(connection);
+            finishes.push(finish);
+            if connection.is_autocommit() {
+                // A full disk has taken back the whole transaction, and with it the jobs before
+                // this one. What came after would be committed each by itself.
+                rolled_back = failed;
+                break;
+            }
+            if finishes.len() < BATCH {
+                next = queue.try_recv().ok();
+            }
         }
-        let mut finishes = vec![first(connection)];
-        while finishes.len() < BATCH
-            && let Ok(job) = queue.try_recv()
-        {
-            finishes.push(job(connection));
-        }
-        let committed = connection.execute_batch("COMMIT").map_err(Arc::new);
+        let committed = match (begun, rolled_back) {
+            (Err(error), _) | (Ok(()), Some(error)) => Err(error),
+            (Ok(()), None) => connection.execute_batch("COMMIT").map_err(Arc::new),
+        };
         if committed.is_err() && !connection.is_autocommit() {
             // A commit that failed for want of space leaves the transaction open.
             if let Err(error) = connection.execute_batch("ROLLBACK") {

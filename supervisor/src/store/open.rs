@@ -2,6 +2,7 @@
 //!
 //! A file that is damaged, foreign or of a newer version is left exactly as it is.
 
+use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +10,10 @@ use rusqlite::{Connection, OpenFlags};
 
 /// `application_id` of our databases: "mctl".
 const APPLICATION_ID: i32 = 0x6d63_746c;
+
+/// Space set aside for the write-ahead log. It is folded into the database whenever it holds
+/// 4 MiB; as much again is for changes while the database can't grow.
+const LOG_BYTES: u64 = 8 << 20;
 
 /// What brings a database from one version to the next; `user_version` counts them.
 const MIGRATIONS: &[&str] = &[
@@ -94,8 +99,29 @@ pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
         .pragma_update(None, "foreign_keys", true)
         .map_err(fail)?;
     migrate(&mut connection, path)?;
+    reserve(path);
     connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)
+}
+
+/// Sets blocks of the disk aside for changes, so that on a full disk machines can still be
+/// stopped and destroyed, which is what frees space.
+///
+/// Changes go to the write-ahead log, which is written from its beginning again after each
+/// checkpoint: once it has its blocks, a commit needs none. The database's own file is left
+/// alone: closing a further descriptor of it would drop SQLite's locks.
+fn reserve(path: &Path) {
+    use rustix::fs::{FallocateFlags, fallocate};
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    let reserved = OpenOptions::new().write(true).open(&log).and_then(|file| {
+        fallocate(&file, FallocateFlags::KEEP_SIZE, 0, LOG_BYTES)?;
+        Ok(())
+    });
+    if let Err(error) = reserved {
+        // Then a change on a full disk is refused, with that reason.
+        tracing::warn!(%error, "no space could be set aside for changes on a full disk");
+    }
 }
 
 /// Reads only: whose file it is, which version, and whether it is whole.

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use machine_api::{ImageRef, MachineConfig};
+use rusqlite::Connection;
 
 use super::{Change, Facts, MachineRecord, OpenError, Store, StoreError};
 use crate::machine::state::State;
@@ -143,4 +144,50 @@ fn a_newer_database_is_refused() {
         Store::open(&path),
         Err(OpenError::Newer { found: 999, .. })
     ));
+}
+
+#[tokio::test]
+async fn a_full_database_keeps_what_it_promised_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("mctl.db")).unwrap();
+    let limit = |connection: &Connection| {
+        let pages: i64 = connection.pragma_query_value(None, "page_count", |row| row.get(0))?;
+        connection.pragma_update_and_check(None, "max_page_count", pages + 40, |_| Ok(()))
+    };
+    store.call("set a limit", limit).await.unwrap();
+    // While this one is at work the others gather, and share a transaction.
+    let slow = store.call("wait", |_| {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        Ok(())
+    });
+    let names: Vec<String> = (0..60).map(|number| format!("m{number}")).collect();
+    let adds = names.iter().map(|name| async {
+        let mut large = machine(name, name);
+        large.config.env.insert("x".to_owned(), "y".repeat(8_000));
+        let stored = store.commit("add", vec![Change::NewMachine(large)]).await;
+        (name.clone(), stored)
+    });
+    let (slow, added) = tokio::join!(slow, futures_util::future::join_all(adds));
+    // It shared their transaction, and their fate.
+    drop(slow);
+    let mut promised = Vec::new();
+    let mut refused = 0;
+    for (name, stored) in added {
+        match stored {
+            Ok(()) => promised.push(name),
+            Err(StoreError::Unwritable { why, .. }) => {
+                assert!(why.contains("no space is left"), "{why}");
+                refused += 1;
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    assert!(refused > 0, "the limit was never reached");
+    let records = store.machines().await.unwrap();
+    let mut kept: Vec<String> = records.into_iter().map(|record| record.id).collect();
+    kept.sort();
+    promised.sort();
+    assert_eq!(kept, promised);
+    // Small changes that need no further page go on.
+    store.call("read", |_| Ok(())).await.unwrap();
 }

@@ -40,11 +40,25 @@ impl ProcessIdentity {
         ))
     }
 
-    /// Opens this very process, if it still exists.
-    pub(crate) fn open(&self) -> Option<OwnedFd> {
-        let (found, pidfd) = Self::open_pid(self.pid).ok()?;
-        (found == *self).then_some(pidfd)
+    /// Opens this very process; none if it does not exist any more. An error says nothing about
+    /// the process: it could not be looked.
+    pub(crate) fn open(&self) -> io::Result<Option<OwnedFd>> {
+        match Self::open_pid(self.pid) {
+            Ok((found, pidfd)) => Ok((found == *self).then_some(pidfd)),
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
+}
+
+/// Whether an error means that there is no such process.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    error.kind() == io::ErrorKind::NotFound
+        || matches!(
+            Errno::from_io_error(error),
+            Some(Errno::SRCH | Errno::INVAL)
+        )
 }
 
 /// Field 22 of `/proc/<pid>/stat`. The name in field 2 may hold spaces and parentheses.
@@ -73,7 +87,7 @@ mod tests {
     fn a_process_is_found_again_by_its_identity() {
         let own = i32::try_from(std::process::id()).unwrap();
         let (identity, _pidfd) = ProcessIdentity::open_pid(own).unwrap();
-        assert!(identity.open().is_some());
+        assert!(identity.open().unwrap().is_some());
     }
 
     #[test]
@@ -88,7 +102,7 @@ mod tests {
             boot_id: "another".to_owned(),
             ..identity
         };
-        assert!(older.open().is_none());
-        assert!(other_boot.open().is_none());
+        assert!(older.open().unwrap().is_none());
+        assert!(other_boot.open().unwrap().is_none());
     }
 }

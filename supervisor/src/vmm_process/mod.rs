@@ -24,6 +24,7 @@ use vmm_control::{ExitReason, ExitReport};
 pub(crate) use control::{Control, ControlError};
 pub(crate) use identity::ProcessIdentity;
 
+use crate::exhausted;
 use crate::paths::MachineDir;
 
 /// What a VMM is launched with, besides its files.
@@ -49,6 +50,24 @@ pub(crate) enum SpawnError {
     Prepare {
         /// The file.
         path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// No process can be made.
+    #[error("cannot run {} ({hint})", program.display())]
+    NoProcess {
+        /// The program.
+        program: PathBuf,
+        /// What is used up, and what to do.
+        hint: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Too few descriptors are left to carry a start through.
+    #[error("cannot run {}", program.display())]
+    Descriptors {
+        /// The program.
+        program: PathBuf,
         /// The system's reason.
         source: io::Error,
     },
@@ -101,15 +120,26 @@ pub(crate) struct VmmProcess {
 impl VmmProcess {
     /// Launches a VMM. Returns as soon as the process exists.
     pub(crate) fn spawn(spec: &LaunchSpec) -> Result<Self, SpawnError> {
+        exhausted::descriptors_for_a_start().map_err(|source| SpawnError::Descriptors {
+            program: spec.program.clone(),
+            source,
+        })?;
         let listener = prepare(&spec.dir)?;
         let log = spec.dir.vmm_log();
         let output = append_to(&log).map_err(|source| prepare_error(&log, source))?;
         let error = output
             .try_clone()
             .map_err(|source| prepare_error(&log, source))?;
-        let run = |source| SpawnError::Run {
-            program: spec.program.clone(),
-            source,
+        let run = |source| {
+            let program = spec.program.clone();
+            match exhausted::hint_of_spawn(&source).filter(|_| exhausted::hint(&source).is_none()) {
+                Some(hint) => SpawnError::NoProcess {
+                    program,
+                    hint,
+                    source,
+                },
+                None => SpawnError::Run { program, source },
+            }
         };
         let mut child = Command::new(&spec.program)
             .args(&spec.arguments)
@@ -123,9 +153,10 @@ impl VmmProcess {
             .map_err(run)?;
         let opened = i32::try_from(child.id())
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
-            .and_then(ProcessIdentity::open_pid);
+            .and_then(ProcessIdentity::open_pid)
+            .and_then(|(identity, pidfd)| Ok((identity, watchable(pidfd)?)));
         match opened {
-            Ok((identity, pidfd)) => Self::watch(spec, identity, pidfd, Some(child)).map_err(run),
+            Ok((identity, pidfd)) => Ok(Self::watch(spec, identity, pidfd, Some(child))),
             Err(source) => {
                 // Without a descriptor it could not be watched; better no VMM than an unseen one.
                 let _ = child.kill();
@@ -135,14 +166,17 @@ impl VmmProcess {
         }
     }
 
-    /// Takes over a VMM that another supervisor launched, if it is still that very process.
+    /// Takes over a VMM that another supervisor launched; none if that very process is gone. An
+    /// error means that it could not be looked, and must not be taken for an end.
     pub(crate) fn adopt(
         identity: &ProcessIdentity,
         machine_id: &str,
         generation: u64,
         dir: &MachineDir,
-    ) -> Option<Self> {
-        let pidfd = identity.open()?;
+    ) -> io::Result<Option<Self>> {
+        let Some(pidfd) = identity.open()? else {
+            return Ok(None);
+        };
         let spec = LaunchSpec {
             program: PathBuf::new(),
             arguments: Vec::new(),
@@ -150,21 +184,17 @@ impl VmmProcess {
             generation,
             dir: dir.clone(),
         };
-        Self::watch(&spec, identity.clone(), pidfd, None).ok()
+        let pidfd = watchable(pidfd)?;
+        Ok(Some(Self::watch(&spec, identity.clone(), pidfd, None)))
     }
 
     fn watch(
         spec: &LaunchSpec,
         identity: ProcessIdentity,
-        pidfd: OwnedFd,
+        readable: AsyncFd<Arc<OwnedFd>>,
         child: Option<Child>,
-    ) -> io::Result<Self> {
-        let pidfd = Arc::new(pidfd);
-        #[expect(
-            deprecated,
-            reason = "an OwnedFd in an Arc is and stays the same descriptor"
-        )]
-        let readable = AsyncFd::new(pidfd.clone())?;
+    ) -> Self {
+        let pidfd = readable.get_ref().clone();
         let (sender, exit) = watch::channel(None);
         let (machine_id, generation) = (spec.machine_id.clone(), spec.generation);
         let report_path = spec.dir.exit_report();
@@ -181,11 +211,11 @@ impl VmmProcess {
                 report,
             }));
         });
-        Ok(Self {
+        Self {
             identity,
             pidfd,
             exit,
-        })
+        }
     }
 
     /// Who it is.
@@ -212,6 +242,14 @@ impl VmmProcess {
         // The only failure is that it has ended already.
         let _ = pidfd_send_signal(self.pidfd.as_fd(), Signal::KILL);
     }
+}
+
+fn watchable(pidfd: OwnedFd) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+    #[expect(
+        deprecated,
+        reason = "an OwnedFd in an Arc is and stays the same descriptor"
+    )]
+    AsyncFd::new(Arc::new(pidfd))
 }
 
 /// Removes what an earlier VMM left and binds the control socket.
@@ -253,24 +291,28 @@ pub(crate) fn read_exit_report(
 
 /// A living process whose command line names this machine's exit report: its VMM, whoever
 /// launched it. For a supervisor that died between a launch and its note about it.
-pub(crate) fn find_by_command_line(dir: &MachineDir) -> Vec<ProcessIdentity> {
+pub(crate) fn find_by_command_line(dir: &MachineDir) -> io::Result<Vec<ProcessIdentity>> {
     let wanted = dir.exit_report();
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| {
-            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
-                line.split(|byte| *byte == 0)
-                    .any(|word| word == wanted.as_os_str().as_encoded_bytes())
-            })
-        })
-        .filter_map(|pid| {
-            ProcessIdentity::open_pid(pid)
-                .ok()
-                .map(|(identity, _)| identity)
-        })
-        .collect()
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let looked = fs::read(format!("/proc/{pid}/cmdline")).and_then(|line| {
+            let ours = line
+                .split(|byte| *byte == 0)
+                .any(|word| word == wanted.as_os_str().as_encoded_bytes());
+            ours.then(|| ProcessIdentity::open_pid(pid)).transpose()
+        });
+        match looked {
+            Ok(ours) => found.extend(ours.map(|(identity, _)| identity)),
+            // It ended meanwhile, or is another user's and hidden from us.
+            Err(error)
+                if identity::is_gone(&error) || error.kind() == io::ErrorKind::PermissionDenied => {
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
 }

@@ -86,7 +86,7 @@ fn main() {
                     reason: ExitReason::ImageRefused,
                     message,
                 };
-                fs::write(exit_file, serde_json::to_vec(&report).unwrap()).unwrap();
+                let _ = fs::write(exit_file, serde_json::to_vec(&report).unwrap());
                 std::process::exit(vmm_control::exit_code::IMAGE_REFUSED);
             }
         },
@@ -103,7 +103,8 @@ fn main() {
         .create(true)
         .open(flag("--console"));
     if let Ok(console) = &mut console {
-        writeln!(console, "generation {generation} runs").unwrap();
+        // A full disk does not keep a guest from running.
+        let _ = writeln!(console, "generation {generation} runs");
     }
     let entered_ns = now_ns();
     let vmm = Arc::new(Vmm {
@@ -168,8 +169,9 @@ impl Vmm {
             message: message.to_owned(),
         };
         let part = self.exit_file.with_extension("part");
-        fs::write(&part, serde_json::to_vec(&report).unwrap()).unwrap();
-        fs::rename(part, &self.exit_file).unwrap();
+        // Where it can't be written, on a full disk, the end is seen all the same.
+        let _ = fs::write(&part, serde_json::to_vec(&report).unwrap())
+            .and_then(|()| fs::rename(part, &self.exit_file));
         std::process::exit(0);
     }
 
@@ -203,10 +205,18 @@ impl Vmm {
         }
         let mut guest = self.guest.lock().unwrap();
         guest.generation = self.generation;
-        fs::create_dir_all(image).unwrap();
         let part = image.join("manifest.tmp");
-        fs::write(&part, serde_json::to_vec(&*guest).unwrap()).unwrap();
-        fs::rename(part, image.join("manifest.json")).unwrap();
+        let written = fs::create_dir_all(image)
+            .and_then(|()| fs::write(&part, serde_json::to_vec(&*guest).unwrap()))
+            .and_then(|()| fs::rename(&part, image.join("manifest.json")));
+        if let Err(error) = written {
+            return match error.kind() {
+                std::io::ErrorKind::StorageFull => {
+                    failed("no_space", "no space left for the image")
+                }
+                _ => failed("io", &format!("cannot write the image: {error}")),
+            };
+        }
         Reply::Suspended(SuspendFigures {
             phases: vec![Phase {
                 name: "memory_write".to_owned(),

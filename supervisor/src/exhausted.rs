@@ -1,0 +1,72 @@
+//! What the system has run out of, in words, with what to do about it.
+//!
+//! The system's own words name the call's problem ("Too many open files"), not whose limit it is
+//! nor how to raise it. Whoever tells a reader about an error adds these.
+
+use std::io;
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+
+/// Descriptors that a start needs at the most: pipes of the launch, log, process, control
+/// connection, monitor, output, and one that the API's answer may need meanwhile.
+const OF_A_START: usize = 10;
+
+/// What to tell a reader about an error of the system that means that something is used up.
+pub(crate) fn hint(error: &io::Error) -> Option<&'static str> {
+    Some(match Errno::from_io_error(error)? {
+        Errno::MFILE => {
+            "the supervisor has no file descriptor left; raise its limit (LimitNOFILE= of its \
+             unit) or close connections"
+        }
+        Errno::NFILE => "the host has no file descriptor left; raise fs.file-max",
+        Errno::NOSPC => "no space is left there; free some, for example by destroying machines",
+        Errno::DQUOT => "the quota there is used up; raise it or destroy machines",
+        Errno::ROFS => "the file system is read-only; see the kernel's log for why, and remount it",
+        Errno::NOMEM => "the host has no memory left",
+        _ => return None,
+    })
+}
+
+/// What to tell a reader about a process or thread that could not be made.
+pub(crate) fn hint_of_spawn(error: &io::Error) -> Option<&'static str> {
+    match Errno::from_io_error(error) {
+        Some(Errno::AGAIN) => Some(
+            "no further process can be made; raise the supervisor's limit (TasksMax= of its \
+             unit, pids.max of its control group, or the process limit of its user)",
+        ),
+        _ => hint(error),
+    }
+}
+
+/// Whether an error, or what caused it, means that something is used up.
+pub(crate) fn is_cause(error: &(dyn std::error::Error + 'static)) -> bool {
+    let own = error.downcast_ref().and_then(hint).is_some();
+    own || error.source().is_some_and(is_cause)
+}
+
+/// Fails where a start would run out of descriptors half-way, when an image may be consumed
+/// already and a guest that can't be reached would have to be killed.
+pub(crate) fn descriptors_for_a_start() -> io::Result<()> {
+    let spare: Result<Vec<_>, Errno> = (0..OF_A_START)
+        .map(|_| open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()))
+        .collect();
+    spare.map(drop).map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_used_up_is_named_with_what_to_do() {
+        let of = |errno: Errno| hint(&errno.into()).unwrap_or_default();
+        assert!(of(Errno::MFILE).contains("LimitNOFILE"));
+        assert!(of(Errno::NOSPC).contains("no space"));
+        assert!(of(Errno::ROFS).contains("read-only"));
+        assert_eq!(of(Errno::NOENT), "");
+        let again = io::Error::from(Errno::AGAIN);
+        assert!(hint(&again).is_none());
+        assert!(hint_of_spawn(&again).unwrap().contains("pids.max"));
+    }
+}

@@ -1,0 +1,190 @@
+//! From a VMM that was launched, or is taken over, to a guest that is ready.
+
+use std::time::Duration;
+
+use guest_protocol::{GuestStatus, Request};
+use machine_api::Attempt;
+use tokio::time::timeout;
+
+use crate::guest::{GuestAddress, GuestError, GuestStream};
+use crate::machine::readiness::{NotReady, ReadinessLimits, StatusReply, Try, ask_status, repeat};
+use crate::machine::session::open_monitor;
+use crate::machine::timing::Trace;
+use crate::paths::MachineDir;
+use crate::vmm_process::{Control, ControlError, VmmExit, VmmProcess};
+use crate::{clock, exhausted};
+
+/// Time that guest-init has to start the main process.
+const LAUNCH_LIMIT: Duration = Duration::from_secs(30);
+/// How long to wait for the VMM's word on a reset that the guest has evidently acknowledged.
+const RESET_WORD_LIMIT: Duration = Duration::from_millis(50);
+/// How long a VMM that closed its control connection may take to end.
+const EXIT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why a launched VMM did not become a started machine.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BringUpError {
+    /// It ended.
+    #[error("{}", .0.in_words())]
+    Ended(VmmExit),
+    /// It does not do what it should.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The guest is not ready in time.
+    #[error(transparent)]
+    NotReady(#[from] NotReady),
+    /// The main process can't be started.
+    #[error("the main process could not be started")]
+    Main(#[source] GuestError),
+    /// guest-init does not answer the order to start the main process.
+    #[error("guest-init did not start the main process within {} s", LAUNCH_LIMIT.as_secs())]
+    MainDeadline,
+}
+
+impl BringUpError {
+    /// The supervisor itself was short of something: nothing speaks against VMM and guest.
+    pub(super) fn for_want(&self) -> bool {
+        match self {
+            Self::NotReady(error) => error.for_want,
+            error => exhausted::is_cause(error),
+        }
+    }
+}
+
+/// What is needed to make a VMM's guest ready.
+#[derive(Debug)]
+pub(super) struct BringUp {
+    pub(super) machine_id: String,
+    pub(super) dir: MachineDir,
+    pub(super) vmm: VmmProcess,
+    pub(super) address: GuestAddress,
+    pub(super) limits: ReadinessLimits,
+    pub(super) monitor_first: bool,
+    pub(super) resumed: bool,
+    pub(super) launch: Option<Request>,
+    /// Just before the process was made.
+    pub(super) spawned_ns: u64,
+}
+
+/// A guest that is ready.
+#[derive(Debug)]
+pub(super) struct Up {
+    pub(super) control: Control,
+    pub(super) monitor: Option<GuestStream>,
+    pub(super) status: GuestStatus,
+}
+
+impl BringUp {
+    /// Waits for VMM and guest. `trace` and `attempts` are filled also where it fails.
+    pub(super) async fn run(
+        &self,
+        trace: &mut Trace,
+        attempts: &mut Vec<Attempt>,
+    ) -> Result<Up, BringUpError> {
+        let ready = self.make_ready(trace, attempts);
+        let result = tokio::select! {
+            biased;
+            exit = self.vmm.exited() => Err(BringUpError::Ended(exit)),
+            result = ready => result,
+        };
+        match result {
+            // A VMM that dies closes its sockets a moment before its process is gone.
+            Err(error @ BringUpError::Control(_)) => {
+                match timeout(EXIT_LIMIT, self.vmm.exited()).await {
+                    Ok(exit) => Err(BringUpError::Ended(exit)),
+                    Err(_) => Err(error),
+                }
+            }
+            result => result,
+        }
+    }
+
+    async fn make_ready(
+        &self,
+        trace: &mut Trace,
+        attempts: &mut Vec<Attempt>,
+    ) -> Result<Up, BringUpError> {
+        let (socket, limit) = (self.dir.control_socket(), self.limits.total);
+        let generation = self.address.generation;
+        let control = Control::connect(&socket, &self.machine_id, generation, limit).await?;
+        let phases = control.running(limit).await?;
+        if let Some(first) = phases.first() {
+            trace.add("spawn", self.spawned_ns, first.start_ns);
+        }
+        trace.add_vmm(&phases);
+        let mut monitor = None;
+        if self.monitor_first {
+            let begun_ns = clock::monotonic_ns();
+            let open = || -> Try<GuestStream> {
+                let address = self.address.clone();
+                Box::pin(async move {
+                    let stream = open_monitor(&address).await?;
+                    let local_port = stream.local_port();
+                    Ok((stream, local_port))
+                })
+            };
+            monitor = Some(repeat(&self.limits, "monitor", attempts, open).await?.value);
+            trace.add("monitor_reopened", begun_ns, clock::monotonic_ns());
+        }
+        let status = self.check(&control, trace, attempts).await?;
+        if let Some(launch) = &self.launch {
+            let ordered = timeout(LAUNCH_LIMIT, self.address.order(launch.clone())).await;
+            ordered
+                .map_err(|_| BringUpError::MainDeadline)?
+                .map_err(BringUpError::Main)?;
+            trace.mark("launch_main");
+        }
+        if !self.monitor_first {
+            // The session opens it again where this fails; a started machine does not depend on it.
+            let opened = timeout(self.limits.attempt, open_monitor(&self.address)).await;
+            monitor = opened.ok().and_then(Result::ok);
+            trace.mark("monitor_reopened");
+        }
+        Ok(Up {
+            control,
+            monitor,
+            status,
+        })
+    }
+
+    /// The readiness check and its phases.
+    async fn check(
+        &self,
+        control: &Control,
+        trace: &mut Trace,
+        attempts: &mut Vec<Attempt>,
+    ) -> Result<GuestStatus, BringUpError> {
+        let before_ns = trace.last_ns();
+        let first_ns = clock::monotonic_ns();
+        let ask = || -> Try<StatusReply> {
+            let address = self.address.clone();
+            Box::pin(async move {
+                let reply = ask_status(&address).await?;
+                let local_port = reply.local_port;
+                Ok((reply, local_port))
+            })
+        };
+        let success = repeat(&self.limits, "status", attempts, ask).await?;
+        let done_ns = clock::monotonic_ns();
+        let mut connecting_ns = success.attempt_ns;
+        if self.resumed {
+            let told = control
+                .until("tell of the reset", RESET_WORD_LIMIT, |told| {
+                    told.reset_acknowledged_ns
+                })
+                .await;
+            if let Ok(acknowledged_ns) = told {
+                trace.add("reset_acknowledged", before_ns, acknowledged_ns);
+                connecting_ns = connecting_ns.max(acknowledged_ns);
+            }
+            if success.failed > 0 {
+                trace.add("failed_attempts", first_ns, success.attempt_ns);
+            }
+        } else if success.failed > 0 {
+            trace.add("guest_boot", before_ns, success.attempt_ns);
+        }
+        trace.add("connect", connecting_ns, success.value.connected_ns);
+        trace.add("first_status", success.value.connected_ns, done_ns);
+        Ok(success.value.status)
+    }
+}
