@@ -57,6 +57,7 @@ pub fn run(inside: Inside<'_>) -> anyhow::Result<i32> {
         log_folder: inside.logs,
     })?;
     let code = host.wait_command(inside.deadline)?;
-    host.wait_end()?;
+    // What it exported came before its exit code, so a host that does not end by itself may be killed.
+    host.shutdown();
     Ok(code)
 }

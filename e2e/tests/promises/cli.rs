@@ -2,40 +2,40 @@
 
 use anyhow::ensure;
 
-use crate::stage::{Stage, printed};
+use crate::stage::Stage;
 
 pub(crate) async fn the_commands_of_the_readme_work(stage: &mut Stage) -> anyhow::Result<()> {
     let loop_ = "while :; do date; sleep 1; done";
-    printed(&stage.mctl(&["run", "--name", "web", "--", "sh", "-c", loop_])?)?;
-    let list = printed(&stage.mctl(&["list"])?)?;
+    stage
+        .mctl(&["run", "--name", "web", "--", "sh", "-c", loop_])
+        .await?
+        .printed()?;
+    let list = stage.mctl(&["list"]).await?.printed()?;
     ensure!(list.contains("web") && list.contains("started"), "{list}");
-    printed(&stage.mctl(&["suspend", "web"])?)?;
-    let status = printed(&stage.mctl(&["status", "web"])?)?;
+    stage.mctl(&["suspend", "web"]).await?.printed()?;
+    let status = stage.mctl(&["status", "web"]).await?.printed()?;
     ensure!(status.contains("suspended"), "{status}");
-    printed(&stage.mctl(&["resume", "web"])?)?;
-    let timings = printed(&stage.mctl(&["timings", "web"])?)?;
+    stage.mctl(&["resume", "web"]).await?.printed()?;
+    let timings = stage.mctl(&["timings", "web"]).await?.printed()?;
     ensure!(
         timings.contains("first_status") && timings.contains("unattributed"),
         "{timings}"
     );
-    let logs = printed(&stage.mctl(&["logs", "web"])?)?;
+    let logs = stage.mctl(&["logs", "web"]).await?.printed()?;
     ensure!(logs.contains("UTC"), "{logs}");
-    printed(&stage.mctl(&["stop", "web"])?)?;
-    printed(&stage.mctl(&["start", "web"])?)?;
-    printed(&stage.mctl(&["destroy", "--force", "--yes", "web"])?)?;
-    let list = printed(&stage.mctl(&["list"])?)?;
+    stage.mctl(&["stop", "web"]).await?.printed()?;
+    stage.mctl(&["start", "web"]).await?.printed()?;
+    stage
+        .mctl(&["destroy", "--force", "--yes", "web"])
+        .await?
+        .printed()?;
+    let list = stage.mctl(&["list"]).await?.printed()?;
     ensure!(!list.contains("web"), "{list}");
     Ok(())
 }
 
 pub(crate) async fn doctor_finds_a_usable_host(stage: &mut Stage) -> anyhow::Result<()> {
-    let output = stage.mctl(&["doctor"])?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(
-        output.status.success(),
-        "{text}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let text = stage.mctl(&["doctor"]).await?.printed()?;
     ensure!(text.contains("KVM") && text.contains("default"), "{text}");
     Ok(())
 }

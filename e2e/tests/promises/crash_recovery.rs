@@ -1,10 +1,12 @@
 //! Nothing is lost when a process is killed.
 
-use anyhow::{Context, ensure};
-use machine_api::{EventType, MachineState};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::ensure;
+use e2e::counter;
+use machine_api::{
+    EventType, ExitEvent, Machine, MachineEvent, MachineState, Restart, RestartPolicy,
+};
 
-use crate::stage::{DEADLINE, Stage, until};
+use crate::stage::{DEADLINE, Stage, config, until};
 
 pub(crate) async fn a_killed_supervisor_loses_no_machine(stage: &mut Stage) -> anyhow::Result<()> {
     let machine = stage.boot_counter().await?;
@@ -22,6 +24,12 @@ pub(crate) async fn a_killed_supervisor_loses_no_machine(stage: &mut Stage) -> a
         before.vmm_pid,
         after.vmm_pid
     );
+    until("the guest to be taken over", || async {
+        let events = stage.client.events(&machine.id, None).await?;
+        let taken_over = |event: &MachineEvent| event.kind == EventType::Adopt;
+        Ok(events.iter().any(taken_over).then_some(()))
+    })
+    .await?;
     ensure!(
         after.generation == before.generation,
         "the machine was started again"
@@ -35,14 +43,7 @@ pub(crate) async fn a_killed_supervisor_loses_no_machine(stage: &mut Stage) -> a
 
 pub(crate) async fn a_killed_vmm_is_noticed(stage: &mut Stage) -> anyhow::Result<()> {
     let machine = stage.boot_counter().await?;
-    let pid = stage
-        .client
-        .machine(&machine.id)
-        .await?
-        .vmm_pid
-        .context("no VMM")?;
-    let pid = Pid::from_raw(i32::try_from(pid)?).context("no pid")?;
-    kill_process(pid, Signal::KILL)?;
+    stage.kill_vmm(&machine).await?;
     until("the machine to have left started", || async {
         let state = stage.client.machine(&machine.id).await?.state;
         Ok((state != MachineState::Started).then_some(()))
@@ -69,4 +70,66 @@ pub(crate) async fn a_suspended_machine_survives_a_killed_supervisor(
     stage.resume(&machine).await?;
     stage.counted_beyond(&machine, count).await?;
     Ok(())
+}
+
+pub(crate) async fn a_machine_that_shall_always_run_is_booted_again_after_its_vmm_was_killed(
+    stage: &mut Stage,
+) -> anyhow::Result<()> {
+    let mut wanted = config(&counter::command());
+    wanted.restart = Some(Restart {
+        policy: RestartPolicy::Always,
+        max_retries: None,
+    });
+    let machine = stage.boot(wanted).await?;
+    let boot_id = stage.boot_id(&machine).await?;
+    let before = stage.kill_vmm(&machine).await?;
+    let after = until("the machine to be started again", || async {
+        let now = stage.client.machine(&machine.id).await?;
+        let again = now.state == MachineState::Started && now.generation > before.generation;
+        Ok(again.then_some(now))
+    })
+    .await?;
+    ensure!(after.vmm_pid != before.vmm_pid, "{:?}", after.vmm_pid);
+    ensure!(boot_id != stage.boot_id(&machine).await?, "the same guest");
+    stage.counted_beyond(&machine, 0).await?;
+    let exits = exits(stage, &machine).await?;
+    ensure!(exits.len() == 1 && exits[0].restarting, "{exits:?}");
+    Ok(())
+}
+
+pub(crate) async fn a_main_process_that_keeps_failing_is_given_up_after_its_retries(
+    stage: &mut Stage,
+) -> anyhow::Result<()> {
+    let mut wanted = config(&["/bin/sh", "-c", "sleep 1; exit 3"]);
+    wanted.restart = Some(Restart {
+        policy: RestartPolicy::OnFailure,
+        max_retries: Some(1),
+    });
+    let machine = stage.boot(wanted).await?;
+    until("the machine to be given up", || async {
+        let state = stage.client.machine(&machine.id).await?.state;
+        Ok((state == MachineState::Failed).then_some(()))
+    })
+    .await?;
+    let exits = exits(stage, &machine).await?;
+    let seen: Vec<(i32, bool)> = exits
+        .iter()
+        .map(|exit| (exit.exit_code, exit.restarting))
+        .collect();
+    ensure!(seen == [(3, true), (3, false)], "{exits:?}");
+    Ok(())
+}
+
+/// What ended the machine so far and what came of it, oldest first.
+async fn exits(stage: &Stage, machine: &Machine) -> anyhow::Result<Vec<ExitEvent>> {
+    let mut events = stage.client.events(&machine.id, None).await?;
+    events.reverse();
+    let mut exits: Vec<ExitEvent> = events
+        .into_iter()
+        .filter(|event| event.kind == EventType::Exit)
+        .filter_map(|event| event.request?.exit_event)
+        .collect();
+    // The end of the main process and that of its machine are told one after the other.
+    exits.dedup_by(|later, earlier| later == earlier);
+    Ok(exits)
 }

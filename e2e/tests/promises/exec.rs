@@ -1,8 +1,9 @@
-//! Commands in a guest: output, exit codes, deadlines.
+//! Commands in a guest: input, output, exit codes, deadlines; through the API and `mctl`.
 
 use anyhow::ensure;
 use machine_api::ExecRequest;
 
+use crate::bytes;
 use crate::stage::{Stage, config};
 
 pub(crate) async fn exit_codes_and_both_outputs_arrive(stage: &mut Stage) -> anyhow::Result<()> {
@@ -59,5 +60,37 @@ pub(crate) async fn a_missing_program_is_named(stage: &mut Stage) -> anyhow::Res
         |answer| format!("{answer:?}"),
     );
     ensure!(text.contains("no-such-program"), "{text}");
+    Ok(())
+}
+
+pub(crate) async fn mctl_exec_carries_streams_and_exit_codes_as_a_local_command_would(
+    stage: &mut Stage,
+) -> anyhow::Result<()> {
+    let machine = stage.boot(config(&["/bin/sleep", "600"])).await?;
+    let id = machine.id.as_str();
+    let sh = |script| ["exec", "-i", id, "--", "sh", "-c", script];
+    let input = bytes::pattern(700_000, 3);
+    let ran = stage
+        .mctl_fed(&sh("cat; echo to-stderr >&2; exit 9"), &input)
+        .await?;
+    let stderr = ran.complaint(9)?;
+    ensure!(stderr == "to-stderr\n", "{stderr:?}");
+    bytes::ensure_same(&ran.stdout, &input)?;
+
+    let settings = ["exec", "--env", "WORD=carried", "--cwd", "/tmp", id, "--"];
+    let command = ["sh", "-c", "echo $WORD in $PWD; cat"];
+    let arguments = [&settings[..], &command].concat();
+    let ran = stage.mctl_fed(&arguments, b"not for it").await?;
+    let text = ran.printed()?;
+    ensure!(text == "carried in /tmp\n", "{text:?}");
+
+    stage.mctl(&sh("kill -9 $$")).await?.complaint(137)?;
+    let slow = ["exec", "--timeout", "1s", id, "--", "sleep", "500"];
+    let ran = stage.mctl(&slow).await?;
+    let stderr = ran.complaint(137)?;
+    ensure!(stderr.contains("timeout"), "{stderr}");
+    let ran = stage.mctl(&["exec", id, "--", "no-such-program"]).await?;
+    let stderr = ran.complaint(125)?;
+    ensure!(stderr.contains("no-such-program"), "{stderr}");
     Ok(())
 }

@@ -4,14 +4,20 @@
 //! into a virtual KVM host and runs there: the same tests, the same assertions.
 
 mod boot;
+mod bytes;
 mod chained_cycles;
 mod cli;
 mod crash_recovery;
 mod damaged_image;
 mod exec;
 mod failed_suspend;
+mod files;
+mod instruments;
+mod logs;
+mod published_ports;
 mod stage;
 mod suspend_resume;
+mod terminal;
 mod vsock;
 
 use std::process::ExitCode;
@@ -100,18 +106,36 @@ fn trials() -> Vec<Trial> {
         exec:
             exit_codes_and_both_outputs_arrive,
             a_command_that_takes_too_long_is_killed,
-            a_missing_program_is_named;
+            a_missing_program_is_named,
+            mctl_exec_carries_streams_and_exit_codes_as_a_local_command_would;
+        terminal:
+            a_program_has_the_users_terminal_its_size_its_keys_and_its_exit_code;
+        files:
+            a_file_arrives_unchanged_with_its_mode_in_both_directions,
+            a_copy_that_can_not_be_made_says_why_and_leaves_nothing;
+        logs:
+            lines_are_kept_through_a_resume_and_cut_by_number_time_and_follow;
+        published_ports:
+            a_published_port_carries_megabytes_both_ways_and_each_end_by_itself,
+            an_idle_machine_is_suspended_and_the_next_connection_waits_until_it_is_back,
+            checks_follow_the_guest_and_connections_wait_for_those_of_readiness;
         failed_suspend:
-            a_full_disk_leaves_the_machine_running_and_says_so;
+            a_full_disk_leaves_the_machine_running_and_says_so,
+            a_start_breaks_a_suspend_off_and_the_same_process_goes_on;
         damaged_image:
             a_flipped_bit_in_the_state_boots_cold_with_the_reason,
             a_damaged_memory_file_fails_the_machine_and_names_the_range;
         crash_recovery:
             a_killed_supervisor_loses_no_machine,
             a_killed_vmm_is_noticed,
+            a_machine_that_shall_always_run_is_booted_again_after_its_vmm_was_killed,
+            a_main_process_that_keeps_failing_is_given_up_after_its_retries,
             a_suspended_machine_survives_a_killed_supervisor;
         cli:
             the_commands_of_the_readme_work,
             doctor_finds_a_usable_host;
+        instruments:
+            a_leak_is_told_with_its_size_its_beginning_and_its_cost,
+            a_healthy_machine_is_told_healthy_and_a_bench_of_it_makes_a_report;
     }
 }

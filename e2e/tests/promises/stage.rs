@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
@@ -18,6 +18,9 @@ use machine_api::{
     CreateMachine, ExecRequest, ExecResponse, Guest, Init, Machine, MachineConfig, MachineState,
     Operation, Restart, RestartPolicy, Timing,
 };
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
 
 /// Where guest images are, if not built for this run.
 pub(crate) const IMAGES_ENV: &str = "MCTL_TEST_IMAGES";
@@ -73,7 +76,6 @@ impl Stage {
         let mut stage = Self {
             folder,
             supervisor: None,
-
             client,
         };
         stage.start_supervisor().await?;
@@ -126,18 +128,71 @@ impl Stage {
         self.folder.path()
     }
 
-    /// Runs `mctl` against this stage.
-    pub(crate) fn mctl(&self, arguments: &[&str]) -> anyhow::Result<Output> {
-        Command::new(artifacts::binary("mctl")?)
+    /// Runs `mctl` against this stage, without input.
+    pub(crate) async fn mctl(&self, arguments: &[&str]) -> anyhow::Result<Ran> {
+        self.mctl_fed(arguments, &[]).await
+    }
+
+    /// Runs `mctl` with `input` as its standard input.
+    pub(crate) async fn mctl_fed(&self, arguments: &[&str], input: &[u8]) -> anyhow::Result<Ran> {
+        let mut command = tokio::process::Command::from(self.mctl_command(&[], arguments)?);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("cannot run mctl")?;
+        let mut stdin = child.stdin.take().context("mctl has no input")?;
+        let feeding = async move {
+            // A program may end without having read its input.
+            let _ = stdin.write_all(input).await;
+        };
+        let both = async { tokio::join!(feeding, child.wait_with_output()).1 };
+        let output = timeout(DEADLINE, both)
+            .await
+            .with_context(|| format!("mctl {arguments:?} did not end"))??;
+        Ok(Ran {
+            status: output.status,
+            stdout: output.stdout,
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// `mctl` against this stage, run by the program `through` if that is not empty.
+    pub(crate) fn mctl_command(
+        &self,
+        through: &[&str],
+        arguments: &[&str],
+    ) -> anyhow::Result<Command> {
+        let mctl = artifacts::binary("mctl")?;
+        let mut words = through.iter().map(AsRef::as_ref).chain([mctl.as_os_str()]);
+        let mut command = Command::new(words.next().context("no program")?);
+        command
+            .args(words)
             .args(arguments)
-            .env(
-                "MCTL_HOST",
-                format!("unix://{}", self.state().join("api.sock").display()),
-            )
-            .env("HOME", self.scratch())
-            .stdin(Stdio::null())
-            .output()
-            .context("cannot run mctl")
+            .env("MCTL_HOST", format!("unix://{}", self.api().display()))
+            .env("HOME", self.scratch());
+        Ok(command)
+    }
+
+    /// The socket of the API.
+    pub(crate) fn api(&self) -> PathBuf {
+        self.state().join("api.sock")
+    }
+
+    /// Kills the VMM of a machine with SIGKILL, and returns the machine as it was.
+    pub(crate) async fn kill_vmm(&self, machine: &Machine) -> anyhow::Result<Machine> {
+        let before = self.client.machine(&machine.id).await?;
+        let pid = i32::try_from(before.vmm_pid.context("no VMM runs")?)?;
+        kill_process(Pid::from_raw(pid).context("no pid")?, Signal::KILL)?;
+        Ok(before)
+    }
+
+    /// What tells one boot of the guest from the next.
+    pub(crate) async fn boot_id(&self, machine: &Machine) -> anyhow::Result<String> {
+        let answer = self.shell(machine, "cat /proc/sys/kernel/random/boot_id");
+        Ok(answer.await?.stdout)
     }
 
     /// Creates a machine and waits until it is started.
@@ -267,13 +322,13 @@ impl Drop for Stage {
         }
         let state = self.state().display().to_string();
         for pid in processes_naming(&state) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            let _ = kill_process(pid, Signal::KILL);
         }
     }
 }
 
 /// Processes whose command line names `text`.
-fn processes_naming(text: &str) -> Vec<rustix::process::Pid> {
+fn processes_naming(text: &str) -> Vec<Pid> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
@@ -284,7 +339,7 @@ fn processes_naming(text: &str) -> Vec<rustix::process::Pid> {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             String::from_utf8_lossy(&line).contains(text)
         })
-        .filter_map(rustix::process::Pid::from_raw)
+        .filter_map(Pid::from_raw)
         .collect()
 }
 
@@ -328,9 +383,42 @@ where
     }
 }
 
-/// The text a successful command printed.
-pub(crate) fn printed(output: &Output) -> anyhow::Result<String> {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}: {stderr}", output.status);
-    Ok(String::from_utf8(output.stdout.clone())?)
+/// How a command ended, and what it printed.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    status: ExitStatus,
+    /// Bytes, since a command in a guest may print any.
+    pub(crate) stdout: Vec<u8>,
+    /// For people.
+    pub(crate) stderr: String,
+}
+
+impl Ran {
+    /// The exit code; none if a signal ended it.
+    pub(crate) fn code(&self) -> Option<i32> {
+        self.status.code()
+    }
+
+    /// Standard output as text.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// The text that a successful command printed.
+    pub(crate) fn printed(&self) -> anyhow::Result<String> {
+        ensure!(self.status.success(), "{}: {}", self.status, self.stderr);
+        Ok(self.text())
+    }
+
+    /// The complaint of a command that failed with that exit code.
+    pub(crate) fn complaint(&self, code: i32) -> anyhow::Result<&str> {
+        let text = self.text();
+        ensure!(
+            self.code() == Some(code),
+            "{} in place of {code}: {text}{}",
+            self.status,
+            self.stderr
+        );
+        Ok(&self.stderr)
+    }
 }

@@ -12,8 +12,7 @@ pub(crate) async fn a_guest_lives_on_through_suspend_and_resume(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let machine = stage.boot_counter().await?;
-    let boot_id = "cat /proc/sys/kernel/random/boot_id";
-    let before = stage.shell(&machine, boot_id).await?.stdout;
+    let before = stage.boot_id(&machine).await?;
     for _ in 0..3 {
         let count = stage.count(&machine).await?;
         stage.suspend(&machine).await?;
@@ -25,7 +24,7 @@ pub(crate) async fn a_guest_lives_on_through_suspend_and_resume(
         );
         stage.counted_beyond(&machine, count).await?;
     }
-    let after = stage.shell(&machine, boot_id).await?.stdout;
+    let after = stage.boot_id(&machine).await?;
     ensure!(
         before == after,
         "the boot id changed from {before} to {after}"

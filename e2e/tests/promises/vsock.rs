@@ -9,7 +9,7 @@ use crate::stage::{Stage, config};
 
 const CYCLES: u32 = 4;
 
-fn leaky(port_policy: PortPolicy, eviction: bool) -> MachineConfig {
+pub(crate) fn leaky(port_policy: PortPolicy, eviction: bool) -> MachineConfig {
     MachineConfig {
         image: "leaky".to_owned(),
         vsock: Some(VsockOptions {
@@ -90,7 +90,7 @@ pub(crate) async fn eviction_frees_the_pairs_of_a_leaky_init(
             .readiness
             .iter()
             .any(|one| one.outcome != AttemptOutcome::Ok);
-        ensure!(!failed, "{:?}", timing.readiness);
+        ensure!(!failed, "{:?} {:?}", timing.readiness, timing.phases);
     }
     Ok(())
 }
@@ -112,11 +112,17 @@ pub(crate) async fn fixed_ports_collide_with_leaked_pairs_and_the_attempts_say_s
     }
     let rises = attempts.windows(2).all(|pair| pair[1] > pair[0]);
     ensure!(rises, "failed attempts by cycle: {attempts:?}");
-    let output = stage.mctl(&["status", &machine.id])?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let text = stage.mctl(&["status", &machine.id]).await?.printed()?;
     ensure!(
         text.contains("reset on port"),
         "mctl status does not explain the attempts:\n{text}"
+    );
+    let doctor = stage.mctl(&["doctor", "vsock", &machine.id]).await?;
+    doctor.complaint(8)?;
+    let text = doctor.text();
+    ensure!(
+        text.contains("colliding") && text.contains("reset on port"),
+        "{text}"
     );
     Ok(())
 }
