@@ -170,13 +170,17 @@ pub enum ErrorKind {
 impl Error {
     /// What kind of failure it is.
     #[must_use]
-    pub const fn kind(&self) -> ErrorKind {
+    pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Connect { .. }
             | Self::Handshake { .. }
             | Self::Broken { .. }
             | Self::Stream { .. } => ErrorKind::Unreachable,
             Self::Deadline { .. } | Self::TooSlow { .. } => ErrorKind::Deadline,
+            // The machine is there; what was named in its guest is not.
+            Self::Refused { body, .. } if body.status == "not_found_in_guest" => {
+                ErrorKind::NotFound
+            }
             Self::Refused { status, .. } => match *status {
                 401 | 403 => ErrorKind::Denied,
                 404 | 410 => ErrorKind::NotFound,
