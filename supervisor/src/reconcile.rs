@@ -18,7 +18,7 @@ use crate::machine::timing::Trace;
 use crate::machine::{Host, Registry};
 use crate::paths::MachineDir;
 use crate::store::MachineRecord;
-use crate::vmm_process::{VmmProcess, find_by_command_line, read_exit_report};
+use crate::vmm_process::{CommandLines, VmmProcess, read_exit_report};
 
 /// Events read per machine.
 const EVENTS: u32 = 30;
@@ -87,6 +87,7 @@ pub(crate) fn plan(state: State, alive: bool, suspended: bool) -> Plan {
 /// Gives each machine of the database its driver.
 pub(crate) async fn reconcile(host: &Arc<Host>) -> anyhow::Result<Registry> {
     let registry = Registry::new(host.clone());
+    let lines = CommandLines::read().context("cannot look for VMMs that run")?;
     for record in host.store.machines().await? {
         let events = host.store.events(&record.id, EVENTS).await?;
         if record.state == State::Destroyed {
@@ -94,7 +95,7 @@ pub(crate) async fn reconcile(host: &Arc<Host>) -> anyhow::Result<Registry> {
             continue;
         }
         // Not being able to look must not be taken for an end: the guest would run twice.
-        let found = find(host, &record)
+        let found = find(host, &record, &lines)
             .with_context(|| format!("cannot look for the VMM of machine {}", record.id))?;
         let dir = host.configuration.state_dir.machine(&record.id);
         crate::machine::registry::make_directory(dir.root())
@@ -110,13 +111,13 @@ pub(crate) async fn reconcile(host: &Arc<Host>) -> anyhow::Result<Registry> {
     Ok(registry)
 }
 
-fn find(host: &Host, record: &MachineRecord) -> io::Result<Found> {
+fn find(host: &Host, record: &MachineRecord, lines: &CommandLines) -> io::Result<Found> {
     let dir = host.configuration.state_dir.machine(&record.id);
     let adopt = |identity: &_| VmmProcess::adopt(identity, &record.id, record.generation, &dir);
     let mut vmm = record.vmm.as_ref().map_or(Ok(None), adopt)?;
     if vmm.is_none() {
         // A launch whose note was lost with the supervisor is found by its command line.
-        for identity in find_by_command_line(&dir)? {
+        for identity in lines.of(&dir)? {
             vmm = vmm.map_or_else(|| adopt(&identity), |vmm| Ok(Some(vmm)))?;
         }
     }
@@ -164,7 +165,10 @@ impl Driver {
     pub(crate) async fn take_over(&mut self, found: Found) -> Option<Envelope> {
         let (vmm, suspended) = match found {
             Found::Alive(vmm) => (Some(vmm), false),
-            Found::Gone { suspended } => (None, suspended),
+            Found::Gone { suspended } => {
+                self.remove_sockets();
+                (None, suspended)
+            }
         };
         let plan = plan(self.state(), vmm.is_some(), suspended);
         self.set_vmm(vmm);

@@ -28,7 +28,7 @@ use crate::network::Activity;
 use crate::paths::MachineDir;
 use crate::reconcile;
 use crate::store::{Change, MachineRecord};
-use crate::vmm_process::{Control, VmmExit, VmmProcess};
+use crate::vmm_process::{Control, VmmExit, VmmProcess, remove_sockets};
 
 /// Requests that may wait for a busy driver.
 const INBOX: usize = 64;
@@ -443,13 +443,21 @@ impl Driver {
         let vmm = self.vmm.take()?;
         vmm.kill();
         match tokio::time::timeout(KILL_LIMIT, vmm.exited()).await {
-            Ok(exit) => Some(exit),
+            Ok(exit) => {
+                self.remove_sockets();
+                Some(exit)
+            }
             Err(_) => {
                 // A process in uninterruptible sleep; it dies as soon as the kernel lets it.
                 tracing::error!(machine_id = self.record.id, "the VMM outlives SIGKILL");
                 None
             }
         }
+    }
+
+    /// Nobody answers at the sockets of a VMM that is gone.
+    pub(crate) fn remove_sockets(&self) {
+        remove_sockets(&self.dir);
     }
 
     /// Closes all connections to guest and VMM.

@@ -7,6 +7,7 @@
 mod control;
 mod identity;
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -289,30 +290,73 @@ pub(crate) fn read_exit_report(
         .filter(|report| report.machine_id == machine_id && report.generation == generation)
 }
 
-/// A living process whose command line names this machine's exit report: its VMM, whoever
-/// launched it. For a supervisor that died between a launch and its note about it.
-pub(crate) fn find_by_command_line(dir: &MachineDir) -> io::Result<Vec<ProcessIdentity>> {
-    let wanted = dir.exit_report();
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        let looked = fs::read(format!("/proc/{pid}/cmdline")).and_then(|line| {
-            let ours = line
-                .split(|byte| *byte == 0)
-                .any(|word| word == wanted.as_os_str().as_encoded_bytes());
-            ours.then(|| ProcessIdentity::open_pid(pid)).transpose()
-        });
-        match looked {
-            Ok(ours) => found.extend(ours.map(|(identity, _)| identity)),
-            // It ended meanwhile, or is another user's and hidden from us.
-            Err(error)
-                if identity::is_gone(&error) || error.kind() == io::ErrorKind::PermissionDenied => {
+/// Removes the sockets of a VMM that is gone; nobody answers there any more.
+pub(crate) fn remove_sockets(dir: &MachineDir) {
+    for path in [dir.control_socket(), dir.vsock_socket()] {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::debug!(%error, path = %path.display(), "cannot remove a socket");
             }
-            Err(error) => return Err(error),
+            _ => {}
         }
     }
-    Ok(found)
+}
+
+/// All processes of the host whose command line names an exit report: VMMs, whoever launched
+/// them. For a supervisor that died between a launch and its note about it.
+#[derive(Debug)]
+pub(crate) struct CommandLines {
+    by_report: HashMap<Vec<u8>, Vec<i32>>,
+}
+
+impl CommandLines {
+    /// Reads them once. An error means that one may have been missed.
+    pub(crate) fn read() -> io::Result<Self> {
+        let mut by_report: HashMap<Vec<u8>, Vec<i32>> = HashMap::new();
+        for entry in fs::read_dir("/proc")? {
+            let name = entry?.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
+                continue;
+            };
+            if let Some(report) = named_report(pid)? {
+                by_report.entry(report).or_default().push(pid);
+            }
+        }
+        Ok(Self { by_report })
+    }
+
+    /// Those that still live of one machine.
+    pub(crate) fn of(&self, dir: &MachineDir) -> io::Result<Vec<ProcessIdentity>> {
+        let report = dir.exit_report().into_os_string().into_encoded_bytes();
+        let mut found = Vec::new();
+        for pid in self.by_report.get(&report).into_iter().flatten() {
+            let opened = match ProcessIdentity::open_pid(*pid) {
+                Err(error) if identity::is_gone(&error) => continue,
+                opened => opened?,
+            };
+            // The number may have gone to another process since.
+            if named_report(*pid)?.as_ref() == Some(&report) {
+                found.push(opened.0);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The exit report that a process's command line names.
+fn named_report(pid: i32) -> io::Result<Option<Vec<u8>>> {
+    let line = match fs::read(format!("/proc/{pid}/cmdline")) {
+        // It ended meanwhile, or is another user's and hidden from us.
+        Err(error)
+            if identity::is_gone(&error) || error.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            return Ok(None);
+        }
+        line => line?,
+    };
+    let mut words = line.split(|byte| *byte == 0);
+    let report = words
+        .find(|word| *word == b"--exit-file")
+        .and_then(|_| words.next());
+    Ok(report.map(<[u8]>::to_vec))
 }

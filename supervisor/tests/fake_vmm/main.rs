@@ -19,9 +19,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use guest_protocol::{
-    Call, Decoded, Exit, FileKind, Frame, GuestStatus, MainProcess, MainProcessState, OpenVsocks,
-    OutputRecord, OutputSource, Refusal, RefusalKind, Reply as GuestReply, Request as GuestRequest,
-    StreamEnd,
+    Call, CpuSample, Decoded, Exit, FileKind, Frame, GuestStatus, MainProcess, MainProcessState,
+    OpenVsocks, OutputRecord, OutputSource, Refusal, RefusalKind, Reply as GuestReply,
+    Request as GuestRequest, StreamEnd,
 };
 use serde::{Deserialize, Serialize};
 use vmm_control::{
@@ -403,9 +403,19 @@ fn answer(vmm: &Arc<Vmm>, guest: &mut Conversation, request: GuestRequest) {
             drop(state);
             guest.send(&GuestReply::Done);
         }
-        GuestRequest::CpuUsage { .. } => {
+        GuestRequest::CpuUsage { interval_ms } => {
             guest.send(&GuestReply::Streaming);
-            let _ = guest.next_json();
+            let begun = Instant::now();
+            while guest.send(&CpuSample {
+                uptime_ms: u64::try_from(begun.elapsed().as_millis()).unwrap(),
+                busy_ms: 1,
+                idle_ms: 1,
+                load: [0.0; 3],
+                memory_total_kib: 1,
+                memory_available_kib: 1,
+            }) {
+                thread::park_timeout(Duration::from_millis(interval_ms.into()));
+            }
         }
         GuestRequest::Output { from_sequence } => output(vmm, guest, from_sequence),
         GuestRequest::Exec { exec, .. } => {

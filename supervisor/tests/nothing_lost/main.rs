@@ -9,5 +9,6 @@
 )]
 
 mod exhaustion;
+mod scale;
 mod site;
 mod soak;

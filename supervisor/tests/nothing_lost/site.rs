@@ -169,6 +169,13 @@ impl Site {
         }
     }
 
+    /// Asks the supervisor to end and waits until it has.
+    pub(crate) fn terminate(&self) {
+        kill_process(self.pid(), Signal::TERM).unwrap();
+        poll("its end", || self.ended());
+        self.kill();
+    }
+
     /// What it has logged.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.join("supervisor.log")).unwrap_or_default()

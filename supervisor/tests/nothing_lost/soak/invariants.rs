@@ -85,6 +85,29 @@ impl Soak {
         }
     }
 
+    /// Of machines at rest: an image only of suspended ones, sockets only where a VMM answers.
+    pub(super) fn check_files(&self, list: &[Value]) {
+        for machine in list {
+            let (id, state) = (
+                machine["id"].as_str().unwrap(),
+                machine["state"].as_str().unwrap(),
+            );
+            let folder = self.site.state().join("machines").join(id);
+            let image = folder.join("image/manifest.json").exists();
+            let sockets = ["c.sock", "v.sock"].map(|name| folder.join(name).exists());
+            let vmms = self.site.vmms();
+            let vmms = vmms.iter().filter(|vmm| vmm.machine == id).count();
+            let started = state == "started";
+            let found = (image, sockets, vmms);
+            let expected = (state == "suspended", [started; 2], usize::from(started));
+            if found != expected {
+                self.fail(format!(
+                    "{id} is {state} and has {found:?}, not {expected:?}"
+                ));
+            }
+        }
+    }
+
     /// Events tell a story that the table of states allows.
     pub(super) fn check_events(&self, machine: &Value) {
         let events = machine["events"].as_array().unwrap();

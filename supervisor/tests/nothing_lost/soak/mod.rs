@@ -251,7 +251,10 @@ impl Soak {
                 self.known.lock().unwrap().get_mut(name).unwrap().doomed = status != 412;
             }
             Some((200, _)) => self.count("granted"),
-            Some(_) => self.count("refused or failed"),
+            Some((status, answer)) => {
+                let code = answer["status"].as_str().unwrap_or_default();
+                self.count(&format!("{status} {code}"));
+            }
             None => {}
         }
     }
@@ -299,7 +302,12 @@ impl Soak {
     /// Kills the supervisor, that many VMMs while there is none, and starts the next one.
     fn replace_supervisor(&self, rng: &mut SmallRng, vmms: u32) {
         self.epoch.fetch_add(1, Ordering::SeqCst);
-        self.site.kill();
+        if rng.random_bool(0.2) {
+            // An orderly end, which leaves machines alone just the same.
+            self.site.terminate();
+        } else {
+            self.site.kill();
+        }
         for _ in 0..vmms {
             self.kill_vmm(rng);
         }
@@ -315,6 +323,7 @@ impl Soak {
         self.rest();
         let list = self.site.list();
         self.count_to("machines at the end", list.len());
+        self.check_files(&list);
         for machine in &list {
             self.use_and_destroy(machine);
         }
@@ -323,6 +332,11 @@ impl Soak {
             let open = self.site.descriptors();
             // The supervisor's own, and none of a machine.
             assert!(open.len() < 30, "{open:?}");
+        }
+        for word in ["panicked at", "impossible step", "outlives SIGKILL"] {
+            if self.site.log().contains(word) {
+                self.fail(format!("the log says {word:?}"));
+            }
         }
     }
 
