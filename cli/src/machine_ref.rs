@@ -1,7 +1,7 @@
 //! Which machine is meant by MACHINE: its id, a unique beginning of it, or its name; or, where it
 //! may be left out, the only machine there is.
 
-use client::ListFilter;
+use client::{ErrorKind, ListFilter};
 use machine_api::Machine;
 
 use crate::error::CommandError;
@@ -11,7 +11,10 @@ use crate::session::Session;
 pub(crate) async fn find(session: &Session, given: Option<&str>) -> Result<Machine, CommandError> {
     let machines = session.client.list(&ListFilter::default()).await?;
     match given {
-        Some(given) => choose(machines, given),
+        Some(given) => match choose(machines, given) {
+            Err(CommandError::NoSuchMachine { given }) => find_destroyed(session, given).await,
+            chosen => chosen,
+        },
         None => {
             let machine = only(machines)?;
             session
@@ -19,6 +22,15 @@ pub(crate) async fn find(session: &Session, given: Option<&str>) -> Result<Machi
                 .note(&format!("using machine {} ({})", machine.name, machine.id));
             Ok(machine)
         }
+    }
+}
+
+/// A destroyed machine is known for a while, by its whole id only: its name may be another's.
+async fn find_destroyed(session: &Session, id: String) -> Result<Machine, CommandError> {
+    match session.client.machine(&id).await {
+        Ok(machine) if machine.id == id => Ok(machine),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+        Ok(_) | Err(_) => Err(CommandError::NoSuchMachine { given: id }),
     }
 }
 

@@ -167,6 +167,17 @@ fn events_are_shown_oldest_first() {
 }
 
 #[test]
+fn a_destroyed_machine_is_found_by_its_id() {
+    let api = Api::with_web("started");
+    api.answers(&format!("GET /{DB}"), 200, machine(DB, "web", "destroyed"));
+    let event = json!([{"id": "1", "type": "destroy", "status": "destroyed", "source": "user",
+                        "timestamp": 0}]);
+    api.answers(&format!("GET /{DB}/events"), 200, event);
+    assert!(api.mctl(&["events", DB]).out.contains("destroyed"));
+    assert_eq!(api.mctl(&["events", "nobody"]).code, 3);
+}
+
+#[test]
 fn followed_events_come_from_one_stream() {
     let api = Api::with_web("started");
     let event = |id: &str, kind: &str| json!({"id": id, "type": kind, "status": "started", "source": "user", "timestamp": 0});

@@ -4,7 +4,7 @@
 //! The contract test (`tests/contract`) holds the supervisor to every word of it.
 
 use axum::http::StatusCode;
-use machine_api::{DEFAULT_APP, MachineState};
+use machine_api::{DEFAULT_APP, LEASE_NONCE_HEADER, MachineState};
 use serde_json::{Map, Value, json};
 
 use super::bounds;
@@ -24,10 +24,14 @@ pub(super) fn complete(mut description: Value) -> Value {
             if place.is_guarded() {
                 operation["security"] = json!([{"token": []}]);
             }
+            if place.heeds_leases() {
+                add_nonce(operation);
+            }
             bound_parameters(operation);
         }
     }
     widen_unsigned(&mut description);
+    call_files_binary(&mut description);
     description
 }
 
@@ -56,6 +60,12 @@ impl<'a> Place<'a> {
 
     fn is_guarded(&self) -> bool {
         self.path.starts_with("/v1/") || self.path == "/metrics"
+    }
+
+    /// Whether a lease decides who may do it.
+    fn heeds_leases(&self) -> bool {
+        let guests = ["Machines_exec", "Files_write"];
+        self.path.contains("{machine}") && self.method != "get" && !guests.contains(&&*self.id)
     }
 
     /// The successes that the macros know, and the refusals that the handlers can come to.
@@ -122,6 +132,33 @@ fn refusal(when: &str) -> Value {
         "description": when,
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
     })
+}
+
+/// The header that every change of a leased machine has to carry.
+fn add_nonce(operation: &mut Value) {
+    let nonce = json!({
+        "name": LEASE_NONCE_HEADER,
+        "in": "header",
+        "description": "of the lease that the client holds",
+        "schema": {"type": "string"},
+    });
+    if let Some(parameters) = operation["parameters"].as_array_mut() {
+        parameters.push(nonce);
+    }
+}
+
+/// The macros take bytes for lists of numbers.
+fn call_files_binary(value: &mut Value) {
+    match value {
+        Value::Object(object) => {
+            if let Some(content) = object.get_mut("application/octet-stream") {
+                content["schema"] = json!({"type": "string", "format": "binary"});
+            }
+            object.values_mut().for_each(call_files_binary);
+        }
+        Value::Array(items) => items.iter_mut().for_each(call_files_binary),
+        _ => {}
+    }
 }
 
 /// Adds keywords to parameters; a name means the same wherever it comes.

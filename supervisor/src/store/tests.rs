@@ -191,3 +191,26 @@ async fn a_full_database_keeps_what_it_promised_and_nothing_else() {
     // Small changes that need no further page go on.
     store.call("read", |_| Ok(())).await.unwrap();
 }
+
+#[tokio::test]
+async fn only_machines_that_were_destroyed_long_ago_are_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("mctl.db")).unwrap();
+    for (id, state, updated_at_ms) in [
+        ("a", State::Destroyed, 5),
+        ("b", State::Destroyed, 15),
+        ("c", State::Stopped, 5),
+    ] {
+        let mut record = machine(id, id);
+        record.state = state;
+        record.updated_at_ms = updated_at_ms;
+        store
+            .commit("add", vec![Change::NewMachine(record)])
+            .await
+            .unwrap();
+    }
+    assert_eq!(store.forget_destroyed(10).await.unwrap(), ["a"]);
+    let left = store.machines().await.unwrap();
+    let left: Vec<&str> = left.iter().map(|record| record.id.as_str()).collect();
+    assert_eq!(left, ["b", "c"]);
+}

@@ -38,6 +38,7 @@ fn machine() -> Value {
         "checks": [{"name": "web", "status": "passing", "output": "", "updated_at": "x"}],
         "host_status": "ok",
         "cordoned": false,
+        "published": [{"address": "127.0.0.1:8080", "internal_port": 80}],
         "generation": 7,
         "last_start": {"kind": "cold_booted", "reason": "checksum mismatch"}
     })
