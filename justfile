@@ -50,8 +50,9 @@ contract seconds="60" seed="1":
 
 # random requests, random deaths of supervisor and VMMs (`just soak 600`; `seed=7` repeats one)
 soak seconds="300" seed="":
+    cargo build {{ cargo_flags }} --package supervisor --example fake_vmm
     MCTL_SOAK_SECONDS={{ seconds }} {{ if seed != "" { "MCTL_SOAK_SEED=" + trim_start_match(seed, "seed=") } else { "" } }} \
-        cargo test {{ cargo_flags }} --package supervisor --examples --bins --test nothing_lost -- --nocapture soak
+        cargo test {{ cargo_flags }} --package supervisor --test nothing_lost -- --nocapture soak
 
 # formatting as rustfmt has it
 fmt:

@@ -7,6 +7,7 @@ use std::io;
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 /// Descriptors that a start needs at the most: pipes of the launch, log, process, control
 /// connection, monitor, output, and one that the API's answer may need meanwhile.
@@ -36,6 +37,16 @@ pub(crate) fn hint_of_spawn(error: &io::Error) -> Option<&'static str> {
              unit, pids.max of its control group, or the process limit of its user)",
         ),
         _ => hint(error),
+    }
+}
+
+/// Raises the limit of descriptors as far as the supervisor may by itself. A machine takes about
+/// five and a carried connection two; the usual 1,024 are for programs that call `select`.
+pub(crate) fn raise_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of file descriptors stays low");
     }
 }
 

@@ -57,6 +57,7 @@ fn main() -> anyhow::Result<()> {
         fail_point::arm(name);
     }
     let configuration = arguments.resolve()?;
+    exhausted::raise_descriptors();
     // A static binary reads randomness from a file, which stays open from the first use on: later
     // there may be no descriptor for it.
     let _: u64 = rand::RngExt::random(&mut rand::rng());

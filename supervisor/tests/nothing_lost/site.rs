@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-/// How long anything may take here.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+/// How long anything may take here. A sync of a busy disk alone has been seen to take 20 s.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 /// Where machines are.
 pub(crate) const MACHINES: &str = "/v1/apps/default/machines";
 
@@ -111,7 +111,12 @@ impl Site {
 
     /// Starts a (further) supervisor and waits until it serves.
     pub(crate) fn start(&self) {
-        self.spawn(&[]);
+        self.start_behind(&[]);
+    }
+
+    /// The same behind the words of `before`.
+    pub(crate) fn start_behind(&self, before: &[&str]) {
+        self.spawn(before);
         poll("the API", || {
             let mut child = self.child();
             let ended = child.as_mut().unwrap().try_wait().unwrap();

@@ -349,7 +349,7 @@ impl Soak {
         let begun = Instant::now();
         // A slow suspend takes 20 s by itself, and may have just begun.
         poll_for(
-            Duration::from_secs(60),
+            Duration::from_secs(120),
             "all machines to come to rest",
             || {
                 let list = self.site.list();
