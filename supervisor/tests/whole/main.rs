@@ -336,11 +336,7 @@ fn what_can_not_be_done_is_refused_with_state_and_reason() {
 
 /// A started machine that publishes its port 80 on the answer's port.
 fn publishing(stage: &Stage, service: &Value) -> (String, u16) {
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = stage::free_port();
     let mut service = service.clone();
     service["internal_port"] = json!(80);
     service["ports"] = json!([{"port": port}]);
@@ -406,11 +402,7 @@ fn an_idle_machine_is_suspended_but_not_while_it_is_used() {
 fn a_token_of_the_reading_scope_changes_nothing_and_a_revoked_one_sees_nothing() {
     let mut stage = Stage::new();
     stage.kill();
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = stage::free_port();
     stage.start(&["--listen", &format!("127.0.0.1:{port}")]);
     let (_, made) = stage.call(
         "POST",
