@@ -20,7 +20,11 @@ use crate::subject::{GuestObservation, ResumeOutcome, Subject, SuspendOutcome};
 
 /// How many of the newest timings are looked through for the one just measured.
 const TIMINGS_LIMIT: u32 = 4;
-/// Pause between looks at the timings.
+/// How often a question to the guest may fail. Where ports are fixed and the guest leaks, a question
+/// can meet a leaked pair although the readiness check before it met none; the next one has
+/// another port.
+const COLLISIONS: u32 = 5;
+/// Pause between looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Why a machine could not be put through a step.
@@ -104,15 +108,30 @@ impl MachineSubject {
             timeout: Some(20),
             ..ExecRequest::default()
         };
-        let answer = self.client.exec(&self.machine.id, &request).await;
-        let answer = answer.map_err(|source| failed("read the guest's counter", source))?;
-        Ok(answer.stdout.trim().parse().ok())
+        // Reading it twice does no harm.
+        let mut failures = 0;
+        loop {
+            match self.client.exec(&self.machine.id, &request).await {
+                Ok(answer) => return Ok(answer.stdout.trim().parse().ok()),
+                Err(_) if failures < COLLISIONS => failures += 1,
+                Err(source) => return Err(failed("read the guest's counter", source)),
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     async fn guest(&self) -> Result<GuestView, MachineError> {
-        let view = self.client.vsock(&self.machine.id).await;
-        let view = view.map_err(|source| failed("ask the guest for its state", source))?;
-        view.guest.ok_or(MachineError::GuestSilent)
+        let mut failures = 0;
+        loop {
+            let view = self.client.vsock(&self.machine.id).await;
+            let view = view.map_err(|source| failed("ask the guest for its state", source))?;
+            match view.guest {
+                Some(guest) => return Ok(guest),
+                None if failures < COLLISIONS => failures += 1,
+                None => return Err(MachineError::GuestSilent),
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// The timing of `operation` at the present generation, once it is recorded.

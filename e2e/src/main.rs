@@ -29,8 +29,7 @@ enum Command {
     /// Measure a peer on this very machine; called by `cycles --vmm`
     #[command(hide = true)]
     Peer(peer::Arguments),
-    /// Resume a guest with thousands of leaked pairs, on this very machine; called by `matrix`
-    #[command(hide = true)]
+    /// Resume a guest with thousands of leaked pairs under each port policy; a part of `matrix`
     Scale(scale::Arguments),
 }
 

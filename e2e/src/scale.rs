@@ -4,44 +4,75 @@
 //! suspend. They are opened through the VMM's own host socket, so this runs where the VMM runs.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
-use cycles::{MachineSubject, PortPolicy, ScaleRun, Subject};
+use cycles::{MachineSubject, PortPolicy, ScaleRun, Subject, scale_table};
 use guest_protocol::{Call, Frame, PORT, Request, VERSION, encode};
-use machine_api::{PortPolicy as ApiPolicy, VsockOptions};
+use machine_api::{MachineState, PortPolicy as ApiPolicy, VsockOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::artifacts::GuestImage;
 use crate::host::{self, KvmHost};
 use crate::inside::{self, EXPORT, Inside};
-use crate::main_job::{Wanted, boot};
+use crate::main_job::{STEP_DEADLINE, Wanted, boot};
 use crate::output;
 
 /// Resumes under each policy.
 const RESUMES: u32 = 5;
-/// Longest that one resume may take. Under the fixed policy thousands of attempts must fail
-/// before one succeeds, and nobody waits for that.
-const RESUME_DEADLINE: Duration = Duration::from_secs(60);
-/// Longest that one connection may take to be made.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(20);
+/// Longest that one resume may take: longer than the supervisor tries, so that it tells how often
+/// it did. Under the fixed policy thousands of attempts must fail before one succeeds.
+const RESUME_DEADLINE: Duration = Duration::from_secs(180);
+/// Connections that are being made at a time. guest-init lets 1,024 wait to be accepted, and the
+/// guest's kernel answers any further one with a reset.
+const OPENED_AT_ONCE: usize = 128;
+/// Longest that one attempt to connect may take, and the pause before the next one.
+const ATTEMPT_DEADLINE: Duration = Duration::from_secs(20);
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(50);
+/// Longest that all connections together may take to be made.
+const OPEN_DEADLINE: Duration = Duration::from_secs(900);
 /// Longest that the whole may take.
-const DEADLINE: Duration = Duration::from_secs(1800);
+const DEADLINE: Duration = Duration::from_secs(3600);
 /// Where images lie inside a virtual host.
 const INSIDE_IMAGES: &str = "/images";
+/// The figures, in the output folder.
+const FILE: &str = "scale.json";
 
-/// Arguments of the hidden command.
+/// What to measure.
 #[derive(Debug, Clone, Args)]
 pub struct Arguments {
-    #[arg(long)]
-    images: PathBuf,
-    #[arg(long)]
+    /// Leaked pairs with which the guest begins
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=16_000))]
     leaked_pairs: u32,
-    #[arg(long)]
+    /// Folder for scale.json and logs
+    #[arg(long, value_name = "DIR", default_value = "target/e2e")]
     output: PathBuf,
+    /// Images to use on this very machine, which is how a virtual host is called
+    #[arg(long, value_name = "DIR", hide = true)]
+    images: Option<PathBuf>,
+}
+
+/// Measures and prints, or is what [`measure`] calls.
+///
+/// # Errors
+/// Where the host, the guest or its connections could not be had.
+pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
+    if let Some(images) = &arguments.images {
+        let runs = measure_here(images, arguments.leaked_pairs).await?;
+        let path = arguments.output.join(FILE);
+        std::fs::create_dir_all(&arguments.output)?;
+        std::fs::write(&path, serde_json::to_vec(&runs)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    } else {
+        let runs = measure(&arguments.output, arguments.leaked_pairs)?;
+        output::print(&scale_table(&runs));
+    }
+    Ok(true)
 }
 
 /// Measures on this machine or in a virtual host.
@@ -55,7 +86,7 @@ pub fn measure(folder: &Path, leaked_pairs: u32) -> anyhow::Result<Vec<ScaleRun>
     output::say(&format!(
         "scale: a guest that begins with {leaked_pairs} leaked pairs"
     ));
-    let result = folder.join("scale").join("scale.json");
+    let output = folder.join("scale");
     let command = |images: &str, output: &str| {
         vec![
             "scale".to_owned(),
@@ -68,7 +99,7 @@ pub fn measure(folder: &Path, leaked_pairs: u32) -> anyhow::Result<Vec<ScaleRun>
         let store = folder.join("images");
         crate::artifacts::build_images(&store, &[GuestImage::Leaky])?;
         let this = std::env::current_exe().context("cannot find this program's own path")?;
-        let arguments = command(&store.display().to_string(), &result.display().to_string());
+        let arguments = command(&store.display().to_string(), &output.display().to_string());
         std::process::Command::new(this)
             .args(arguments)
             .status()?
@@ -78,10 +109,10 @@ pub fn measure(folder: &Path, leaked_pairs: u32) -> anyhow::Result<Vec<ScaleRun>
         let mut files = host::image_files(folder, &[GuestImage::Leaky], INSIDE_IMAGES)?;
         files.extend(host::binaries_for_inside(&["mctl-supervisor", "mctl-vmm"])?);
         inside::run(Inside {
-            arguments: command(INSIDE_IMAGES, &format!("{EXPORT}/scale.json")),
+            arguments: command(INSIDE_IMAGES, EXPORT),
             environment: Vec::new(),
             files,
-            export: Some((EXPORT, &folder.join("scale"))),
+            export: Some((EXPORT, &output)),
             logs: folder.join("scale-host"),
             deadline: DEADLINE,
         })?
@@ -90,43 +121,34 @@ pub fn measure(folder: &Path, leaked_pairs: u32) -> anyhow::Result<Vec<ScaleRun>
         code == 0,
         "the scale run failed with exit code {code}; see above"
     );
-    let text =
-        std::fs::read(&result).with_context(|| format!("cannot read {}", result.display()))?;
+    let path = output.join(FILE);
+    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_slice(&text).context("the scale run's figures make no sense")
 }
 
-/// The hidden command: measures on this very machine and writes the runs as JSON.
-///
-/// # Errors
-/// Where the host, the guest or its connections could not be had.
-pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
+/// Measures on this very machine.
+async fn measure_here(images: &Path, leaked_pairs: u32) -> anyhow::Result<Vec<ScaleRun>> {
     let folder = tempfile::tempdir().context("cannot make a folder for the state")?;
-    let host = KvmHost::start_here(folder.path(), &arguments.images).await?;
+    let host = KvmHost::start_here(folder.path(), images).await?;
     let policies = [
         (PortPolicy::Random, ApiPolicy::Random),
         (PortPolicy::Continue, ApiPolicy::Continue),
         (PortPolicy::Fixed, ApiPolicy::Fixed),
     ];
     let mut runs = Vec::new();
-    for (port_policy, policy) in policies {
-        output::say(&format!("scale: {} ports", port_policy.name()));
-        runs.push(one_policy(&host, folder.path(), port_policy, policy, arguments).await?);
+    for policy in policies {
+        output::say(&format!("scale: {} ports", policy.0.name()));
+        runs.push(one_policy(&host, folder.path(), policy, leaked_pairs).await?);
     }
-    if let Some(parent) = arguments.output.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    std::fs::write(&arguments.output, serde_json::to_vec(&runs)?)
-        .with_context(|| format!("cannot write {}", arguments.output.display()))?;
     host.stop()?;
-    Ok(true)
+    Ok(runs)
 }
 
 async fn one_policy(
     host: &KvmHost,
     folder: &Path,
-    port_policy: PortPolicy,
-    policy: ApiPolicy,
-    arguments: &Arguments,
+    (port_policy, policy): (PortPolicy, ApiPolicy),
+    leaked_pairs: u32,
 ) -> anyhow::Result<ScaleRun> {
     let wanted = Wanted {
         name: format!("scale-{}", port_policy.name()),
@@ -136,19 +158,29 @@ async fn one_policy(
         vsock: Some(VsockOptions {
             port_policy: Some(policy),
             eviction: Some(false),
-            monitor_first: Some(false),
+            // The status check must not get the first port, which it has closed itself.
+            monitor_first: Some(true),
         }),
     };
     let machine = boot(host.client(), &wanted).await?;
-    let id = machine.id.clone();
-    let socket = folder.join("state/machines").join(&id).join("v.sock");
+    let id = machine.id;
+    // While a guest boots, attempts fail and use ports up. After a resume the pairs stand at the
+    // front of the range, where the fixed policy begins.
+    let client = host.client();
+    client.suspend(&id).await?;
+    let suspended = client.reach(&id, MachineState::Suspended, STEP_DEADLINE);
+    suspended.await.context("cannot suspend the machine")?;
+    client.start(&id).await?;
+    let started = client.reach(&id, MachineState::Started, STEP_DEADLINE);
+    let machine = started.await.context("cannot resume the machine")?;
     let generation = machine.generation;
-    let connections = open_many(&socket, generation, arguments.leaked_pairs).await?;
-    let mut subject = MachineSubject::new(host.client().clone(), machine, None, RESUME_DEADLINE);
+    let mut subject = MachineSubject::new(client.clone(), machine, None, RESUME_DEADLINE);
+    let socket = folder.join("state/machines").join(&id).join("v.sock");
+    let connections = open_many(&socket, generation, leaked_pairs).await?;
     let mut run = ScaleRun {
         port_policy,
         eviction: false,
-        leaked_pairs: arguments.leaked_pairs,
+        leaked_pairs,
         resume_ms: Vec::new(),
         attempts_max: 0,
         error: None,
@@ -197,18 +229,44 @@ async fn open_many(socket: &Path, generation: u64, count: u32) -> anyhow::Result
     };
     let mut request = Vec::new();
     encode(Frame::Json(&serde_json::to_vec(&call)?), &mut request)?;
+    let (socket, request) = (Arc::<Path>::from(socket), Arc::<[u8]>::from(request));
+    let deadline = Instant::now() + OPEN_DEADLINE;
+    let mut opening = JoinSet::new();
     let mut connections = Vec::new();
-    for number in 1..=count {
-        let opened = timeout(CONNECT_DEADLINE, open_one(socket, &request)).await;
-        let stream = opened
-            .with_context(|| format!("connection {number} of {count} hung"))?
-            .with_context(|| format!("connection {number} of {count} failed"))?;
+    let mut left = 0..count;
+    loop {
+        let room = OPENED_AT_ONCE - opening.len();
+        for _ in left.by_ref().take(room) {
+            opening.spawn(open_by(deadline, Arc::clone(&socket), Arc::clone(&request)));
+        }
+        let Some(opened) = opening.join_next().await else {
+            return Ok(connections);
+        };
+        let number = connections.len() + 1;
+        let stream =
+            opened?.with_context(|| format!("cannot open connection {number} of {count}"))?;
         connections.push(stream);
         if number % 1000 == 0 {
             output::say(&format!("scale: {number} of {count} connections are open"));
         }
     }
-    Ok(connections)
+}
+
+/// Opens one, again and again until `deadline`: a full queue of the guest's answers with a reset.
+async fn open_by(
+    deadline: Instant,
+    socket: Arc<Path>,
+    request: Arc<[u8]>,
+) -> anyhow::Result<UnixStream> {
+    loop {
+        let opened = timeout(ATTEMPT_DEADLINE, open_one(&socket, &request)).await;
+        let seconds = ATTEMPT_DEADLINE.as_secs();
+        match opened.unwrap_or_else(|_| Err(anyhow!("no answer within {seconds} s"))) {
+            Ok(stream) => return Ok(stream),
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => sleep(ATTEMPT_PAUSE).await,
+        }
+    }
 }
 
 async fn open_one(socket: &Path, request: &[u8]) -> anyhow::Result<UnixStream> {

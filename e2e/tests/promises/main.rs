@@ -23,6 +23,7 @@ mod vsock;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use cycles::KvmKind;
 use libtest_mimic::{Arguments, Trial};
 
 use e2e::artifacts::GuestImage;
@@ -31,7 +32,7 @@ use e2e::inside::{self, EXPORT, Inside};
 use stage::{IMAGES_ENV, Stage};
 
 /// Longest that all tests together may take in a virtual host.
-const DEADLINE: Duration = Duration::from_secs(1200);
+const DEADLINE: Duration = Duration::from_secs(1800);
 /// Where guest images lie inside a virtual host.
 const INSIDE_IMAGES: &str = "/images";
 /// Programs that the tests run.
@@ -39,8 +40,13 @@ const BINARIES: [&str; 3] = ["mctl", "mctl-supervisor", "mctl-vmm"];
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Two machines at a time is what two cores can boot without waiting for each other.
-    arguments.test_threads = arguments.test_threads.or(Some(2));
+    // Some promises are about what a machine does within seconds, so tests must not wait for each
+    // other: a virtual host has one processor, others have two at least.
+    let at_once = match host::kind_of_kvm() {
+        (KvmKind::Virtual, _) => 1,
+        _ => 2,
+    };
+    arguments.test_threads = arguments.test_threads.or(Some(at_once));
     if !arguments.list && !host::runs_linux_here() {
         return rerun_inside().unwrap_or_else(failed);
     }
