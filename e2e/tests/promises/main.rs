@@ -13,6 +13,7 @@ mod exec;
 mod failed_suspend;
 mod files;
 mod instruments;
+mod last_words;
 mod logs;
 mod published_ports;
 mod stage;

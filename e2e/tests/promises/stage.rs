@@ -22,6 +22,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
+use crate::last_words;
+
 /// Where guest images are, if not built for this run.
 pub(crate) const IMAGES_ENV: &str = "MCTL_TEST_IMAGES";
 /// Longest that any single step may take; emulated hosts are slow.
@@ -53,7 +55,14 @@ impl Stage {
         let result = runtime.block_on(async {
             let mut stage = Self::set().await?;
             let result = test(&mut stage).await;
-            result.map_err(|error| anyhow!("{error:#}\n{}", stage.last_words()))
+            match result {
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    let log = stage.supervisor_log();
+                    let words = last_words::of(&stage.client, &log, &stage.state()).await;
+                    Err(anyhow!("{error:#}\n{words}"))
+                }
+            }
         });
         result.map_err(|error: anyhow::Error| Failed::from(format!("{name}: {error:#}")))
     }
@@ -87,10 +96,11 @@ impl Stage {
         let log = File::options()
             .create(true)
             .append(true)
-            .open(self.folder.path().join("supervisor.log"))?;
+            .open(self.supervisor_log())?;
         let child = Command::new(artifacts::binary("mctl-supervisor")?)
             .arg("--state-dir")
             .arg(self.state())
+            .env("MCTL_LOG", "info,mctl_supervisor=debug")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -111,6 +121,10 @@ impl Stage {
         child.kill()?;
         child.wait()?;
         Ok(())
+    }
+
+    fn supervisor_log(&self) -> PathBuf {
+        self.folder.path().join("supervisor.log")
     }
 
     /// The state directory.
@@ -293,24 +307,6 @@ impl Stage {
         }
         Ok(texts)
     }
-
-    /// Ends of the logs, for a failed test's message.
-    fn last_words(&self) -> String {
-        let mut files = vec![self.folder.path().join("supervisor.log")];
-        if let Ok(machines) = fs::read_dir(self.state().join("machines")) {
-            for folder in machines.flatten() {
-                files.extend(["vmm.log", "console.log"].map(|name| folder.path().join(name)));
-            }
-        }
-        let tail = |path: &PathBuf| {
-            let text = fs::read(path).unwrap_or_default();
-            let text = String::from_utf8_lossy(&text).into_owned();
-            let lines: Vec<&str> = text.lines().collect();
-            let last = lines[lines.len().saturating_sub(25)..].join("\n");
-            format!("--- {}\n{last}", path.display())
-        };
-        files.iter().map(tail).collect::<Vec<_>>().join("\n")
-    }
 }
 
 impl Drop for Stage {
@@ -328,7 +324,7 @@ impl Drop for Stage {
 }
 
 /// Processes whose command line names `text`.
-fn processes_naming(text: &str) -> Vec<Pid> {
+pub(crate) fn processes_naming(text: &str) -> Vec<Pid> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };

@@ -88,6 +88,7 @@ pub(crate) async fn repeat<T>(
                 for_want = exhausted::is_cause(&error);
                 last = Some(message.clone());
                 let (local_port, outcome) = (error.local_port(), outcome_of(&error));
+                tracing::debug!(local_port, ?outcome, ms, message, "an attempt failed");
                 attempts.push(Attempt {
                     local_port,
                     outcome,
@@ -99,6 +100,7 @@ pub(crate) async fn repeat<T>(
                 let message = format!("{what}: no answer within {} ms", limits.attempt.as_millis());
                 last = Some(message.clone());
                 let outcome = AttemptOutcome::NoReply;
+                tracing::debug!(?outcome, ms, message, "an attempt failed");
                 attempts.push(Attempt {
                     local_port: None,
                     outcome,

@@ -320,7 +320,10 @@ impl Vsock {
             Some(avail_index) if saved.guest_cid == self.guest_cid => {
                 ResetGate::published_before(avail_index)
             }
-            _ if self.eviction => ResetGate::due(saved.connected, now),
+            _ if self.eviction => {
+                self.muxer.let_rest(&saved.connected);
+                ResetGate::due(saved.connected, now)
+            }
             _ => ResetGate::due(Vec::new(), now),
         };
         self.show_gate();

@@ -4,7 +4,7 @@
 //! Connections are found by their pair, host streams by the token under which they are watched.
 //! Bounded: the number of connections, each one's backlog, and the RSTs that wait for an RX buffer.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::io::Result;
 use std::time::Instant;
 
@@ -80,6 +80,8 @@ pub(super) struct Muxer<S> {
     ready: VecDeque<(Pair, Token)>,
     resets: VecDeque<WaitingReset>,
     deadlines: BTreeSet<(Instant, Pair)>,
+    /// Not given to a connection of the host as long as this muxer lives.
+    resting: HashSet<Pair>,
     ports: LocalPorts,
     limits: Limits,
     counters: CountersHandle,
@@ -94,6 +96,7 @@ impl<S: HostStream> Muxer<S> {
             ready: VecDeque::new(),
             resets: VecDeque::new(),
             deadlines: BTreeSet::new(),
+            resting: HashSet::new(),
             ports,
             limits,
             counters,
@@ -104,6 +107,15 @@ impl<S: HostStream> Muxer<S> {
     /// Opens or closes the gate for packets of connections; RSTs always pass.
     pub(super) fn set_gate(&mut self, open: bool) {
         self.gate_open = open;
+    }
+
+    /// Keeps pairs that are being evicted from new connections.
+    ///
+    /// Linux sends a second RST on such a pair when the owner of the evicted socket closes it at
+    /// last (virtio_transport_common.c: virtio_transport_close), which may be long after the reset.
+    /// It would hit whichever connection had the pair by then.
+    pub(super) fn let_rest(&mut self, pairs: &[Pair]) {
+        self.resting.extend(pairs);
     }
 
     pub(super) fn next_local_port(&self) -> u32 {
@@ -122,10 +134,14 @@ impl<S: HostStream> Muxer<S> {
         if self.connections.len() >= self.limits.connections {
             return Err((stream, Refusal::TooManyConnections));
         }
-        let connections = &self.connections;
-        let in_use = |local| connections.contains_key(&Pair { local, peer: port });
-        // One more attempt than there are connections always suffices.
-        let Some(local) = self.ports.take(connections.len() + 1, in_use) else {
+        let (connections, resting) = (&self.connections, &self.resting);
+        let in_use = |local| {
+            let pair = Pair { local, peer: port };
+            connections.contains_key(&pair) || resting.contains(&pair)
+        };
+        // One more attempt than there are pairs in use always suffices.
+        let attempts = connections.len() + resting.len() + 1;
+        let Some(local) = self.ports.take(attempts, in_use) else {
             return Err((stream, Refusal::NoFreePort));
         };
         let pair = Pair { local, peer: port };
@@ -283,6 +299,7 @@ impl<S: HostStream> Muxer<S> {
         self.ready.clear();
         self.resets.clear();
         self.deadlines.clear();
+        self.resting.clear();
         self.count_live();
     }
 

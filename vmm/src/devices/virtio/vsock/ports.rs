@@ -20,7 +20,7 @@ pub enum PortPolicy {
     Random,
     /// Upward from the saved last port; from 2^30 after a boot.
     Continue,
-    /// Upward from 2^30 at each start and restore.
+    /// Upward from 2^30 at each start and restore, past pairs that the restore evicts.
     Fixed,
 }
 

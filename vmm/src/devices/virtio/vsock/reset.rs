@@ -22,6 +22,9 @@
 //! same, the last packet is a *fence*: a packet to a pair that can't exist, which Linux answers
 //! with RST in any case (virtio_transport_reset_no_sock); the RX queue is handled in order.
 //!
+//! An evicted socket that its owner closes only later answers once more, with a second RST. So the
+//! pairs of an eviction rest until this VMM ends: no new connection gets one of them.
+//!
 //! Before the acknowledgement Linux drops a REQUEST to an occupied pair silently; hence the gate.
 //! It is closed only here, never by a pause or a suspend that failed. Nothing here does I/O.
 

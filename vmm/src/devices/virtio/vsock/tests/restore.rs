@@ -230,6 +230,37 @@ fn eviction_shuts_down_each_saved_pair_before_the_reset() {
 }
 
 #[test]
+fn an_evicted_pair_rests_so_that_its_owners_late_close_hits_nobody() {
+    let mut bench = Bench::new(Options::default());
+    let evicted = bench.established(1024).1;
+    bench.suspend_and_restore();
+    assert_eq!(let_evict(&mut bench), vec![evicted]);
+    bench.acknowledge_reset();
+    let mut client = bench.connect(1024);
+    let pair = bench.expect(Op::Request).pair();
+    assert_ne!(pair, evicted);
+    // Linux sends it when the owner closes the evicted socket.
+    bench.send(evicted, Op::Reset);
+    bench.send(pair, Op::Response);
+    assert_eq!(line(&mut client), format!("OK {}", pair.local));
+    assert_eq!(bench.vsock.counters().requests_reset, 0);
+}
+
+#[test]
+fn a_pair_that_rested_is_used_again_by_the_next_vmm() {
+    let mut bench = Bench::new(Options::default());
+    let first = bench.established(1024).1;
+    bench.suspend_and_restore();
+    let_evict(&mut bench);
+    bench.acknowledge_reset();
+    let second = bench.established(1024).1;
+    bench.suspend_and_restore();
+    assert_eq!(let_evict(&mut bench), vec![second]);
+    bench.acknowledge_reset();
+    assert_eq!(bench.established(1024).1, first);
+}
+
+#[test]
 fn eviction_covers_requests_that_the_guest_may_have_accepted_meanwhile() {
     let mut bench = Bench::new(Options::default());
     let _client = bench.connect(1024);
