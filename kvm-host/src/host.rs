@@ -17,6 +17,7 @@ use crate::export::{Export, ExportError};
 use crate::pack::{HostFile, PackError, Parts};
 use crate::plan::Plan;
 use crate::protocol::{Frame, ProtocolError};
+use crate::pulse::{Outbox, Pulse};
 use crate::qemu::{self, Console, Machine, Qemu, QemuError};
 
 /// The port of the supervisor inside.
@@ -112,6 +113,7 @@ enum Failure {
     Said(String),
     Protocol(ProtocolError),
     Export(ExportError),
+    Pulse(io::Error),
 }
 
 #[derive(Debug, Default)]
@@ -135,7 +137,7 @@ impl Shared {
 #[derive(Debug)]
 pub struct VirtualHost {
     qemu: Qemu,
-    channel: UnixStream,
+    outbox: Outbox,
     shared: Arc<Shared>,
     reader: Option<JoinHandle<()>>,
     api_port: Option<u16>,
@@ -183,8 +185,11 @@ impl VirtualHost {
         })?;
         let shared = Arc::new(Shared::default());
         let input = channel.try_clone().map_err(HostError::Follow)?;
+        let outbox = Outbox::new(channel).map_err(HostError::Follow)?;
         let follower = Follower {
             shared: Arc::clone(&shared),
+            outbox: outbox.clone(),
+            pulse: None,
             export: match &config.run {
                 Run::Command {
                     export: Some((_, folder)),
@@ -200,7 +205,7 @@ impl VirtualHost {
             .map_err(HostError::Follow)?;
         Ok(Self {
             qemu,
-            channel,
+            outbox,
             shared,
             reader: Some(reader),
             api_port,
@@ -240,7 +245,7 @@ impl VirtualHost {
     /// Ends the program inside, powers off and waits for it; kills what does not end.
     pub fn shutdown(self) {
         // If the channel is gone, so is the host.
-        let _ = Frame::PowerOff.write_to(&self.channel);
+        let _ = self.outbox.send(&Frame::PowerOff);
         self.qemu.wait_until(Instant::now() + POWER_OFF_DEADLINE);
     }
 
@@ -290,6 +295,7 @@ impl VirtualHost {
             },
             Failure::Protocol(error) => HostError::Protocol(error),
             Failure::Export(error) => error.into(),
+            Failure::Pulse(error) => HostError::Follow(error),
         }
     }
 
@@ -360,6 +366,9 @@ fn free_port() -> Result<u16, HostError> {
 /// The thread that reads the channel.
 struct Follower {
     shared: Arc<Shared>,
+    outbox: Outbox,
+    /// From the boot to the end.
+    pulse: Option<Pulse>,
     export: Option<Export>,
     /// Kept open until QEMU has surely read it.
     initramfs: Option<std::fs::File>,
@@ -392,7 +401,12 @@ impl Follower {
 
     fn take(&mut self, frame: Frame) -> Result<(), Failure> {
         match frame {
-            Frame::Booted => self.initramfs = None,
+            Frame::Booted => {
+                self.initramfs = None;
+                self.pulse = Pulse::start(self.outbox.clone())
+                    .map_err(Failure::Pulse)
+                    .map(Some)?;
+            }
             Frame::Ready => self.shared.update(|progress| progress.ready = true),
             // Our own output may be a closed pipe; the command inside goes on regardless.
             Frame::Stdout(bytes) => drop(write_through(&mut io::stdout(), &bytes)),
@@ -412,7 +426,7 @@ impl Follower {
                 .update(|progress| progress.exit_code = Some(code)),
             Frame::Failed(reason) => return Err(Failure::Said(reason)),
             // Only ever sent by us.
-            Frame::PowerOff => (),
+            Frame::PowerOff | Frame::Beat => (),
         }
         Ok(())
     }

@@ -12,5 +12,6 @@ pub mod protocol;
 pub mod qemu;
 
 mod export;
+mod pulse;
 #[expect(unsafe_code, reason = "the raw system calls of this crate")]
 mod sys;

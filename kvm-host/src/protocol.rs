@@ -50,6 +50,8 @@ pub enum Frame {
     Failed(String),
     /// Inwards: end the program and power off.
     PowerOff,
+    /// Inwards: nothing but the interrupt that it causes.
+    Beat,
 }
 
 const BOOTED: u8 = 1;
@@ -61,6 +63,7 @@ const FILE_DATA: u8 = 6;
 const EXITED: u8 = 7;
 const FAILED: u8 = 8;
 const POWER_OFF: u8 = 9;
+const BEAT: u8 = 10;
 
 impl Frame {
     /// Writes the frame with as few writes as possible, since each one costs an emulated exit.
@@ -109,6 +112,7 @@ impl Frame {
             Self::Exited(code) => (EXITED, code.to_le_bytes().to_vec()),
             Self::Failed(reason) => (FAILED, reason.clone().into_bytes()),
             Self::PowerOff => (POWER_OFF, Vec::new()),
+            Self::Beat => (BEAT, Vec::new()),
         }
     }
 
@@ -117,10 +121,11 @@ impl Frame {
         let bad = || ProtocolError::BadPayload { kind, bytes };
         let text = |bytes: &[u8]| str::from_utf8(bytes).map(str::to_owned).map_err(|_| bad());
         match kind {
-            BOOTED | READY | POWER_OFF if bytes != 0 => Err(bad()),
+            BOOTED | READY | POWER_OFF | BEAT if bytes != 0 => Err(bad()),
             BOOTED => Ok(Self::Booted),
             READY => Ok(Self::Ready),
             POWER_OFF => Ok(Self::PowerOff),
+            BEAT => Ok(Self::Beat),
             STDOUT => Ok(Self::Stdout(payload)),
             STDERR => Ok(Self::Stderr(payload)),
             FILE => {
@@ -166,6 +171,7 @@ mod tests {
             Frame::Exited(-3),
             Frame::Failed("no /dev/kvm".to_owned()),
             Frame::PowerOff,
+            Frame::Beat,
         ]
     }
 

@@ -114,6 +114,28 @@ fn a_command_sees_kvm_and_its_exit_code_and_files_come_out() {
 }
 
 #[test]
+fn an_idle_host_gets_interrupts_from_outside() {
+    if qemu_is_missing() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // Nothing inside uses the channel meanwhile, so only the outside's beats raise its interrupts.
+    let script = "count() { awk '/virtio/ { sum += $2 } END { print sum + 0 }' /proc/interrupts; }
+                  begin=$(count)
+                  for second in 1 2 3 4 5 6 7 8 9 10; do
+                      sleep 1
+                      [ $(count) -ge $((begin + 10)) ] && exit 0
+                  done
+                  exit 1";
+    let mut config = config(folder.path(), shell_command(script, None));
+    config.cpus = 1;
+
+    let host = VirtualHost::start(&config).unwrap();
+
+    assert_eq!(host.wait_command(DEADLINE).unwrap(), 0);
+}
+
+#[test]
 fn a_program_that_is_not_there_is_named() {
     if qemu_is_missing() {
         return;

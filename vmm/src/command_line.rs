@@ -104,6 +104,10 @@ pub struct CommonArgs {
     /// Free the pairs of broken connections in the guest before a transport reset
     #[arg(long, value_enum, value_name = "ON|OFF", default_value = "on")]
     pub vsock_eviction: Switch,
+    /// How long the guest may take to answer a connection request
+    #[arg(long, value_name = "MS", default_value = "2000")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub vsock_request_timeout_ms: u32,
     /// Disk: a raw file or block device, `:ro` behind it makes it read-only
     #[arg(long = "disk", value_name = "PATH[:ro]", value_parser = parse_disk)]
     pub disks: Vec<Disk>,

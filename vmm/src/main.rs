@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use vmm::clock::monotonic_ns;
@@ -129,6 +130,7 @@ fn host_side(
         socket,
         port_policy: common.vsock_port_policy.into(),
         eviction: common.vsock_eviction == Switch::On,
+        request_timeout: Duration::from_millis(common.vsock_request_timeout_ms.into()),
     });
     Ok((
         control,

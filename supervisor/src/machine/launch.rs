@@ -93,6 +93,9 @@ pub(crate) fn launch_spec(
         "--vsock-eviction",
         if settings.eviction { "on" } else { "off" },
     );
+    // Before the attempt itself is given up, so that the VMM can say which port got no answer.
+    let answer = settings.readiness.attempt * 3 / 4;
+    words.flag("--vsock-request-timeout-ms", answer.as_millis().max(1));
     for mount in &record.config.mounts {
         let suffix = if mount.read_only { ":ro" } else { "" };
         words.flag("--disk", format!("{}{suffix}", mount.volume));

@@ -1,6 +1,7 @@
 //! What a machine is made of: the part that its image keeps, and the part that each VMM is told anew.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -63,4 +64,6 @@ pub struct VsockHost {
     pub port_policy: PortPolicy,
     /// Free saved pairs in the guest before a transport reset.
     pub eviction: bool,
+    /// How long the guest may take to answer a connection request, from its delivery on.
+    pub request_timeout: Duration,
 }

@@ -5,7 +5,6 @@
 //! lines. A restored machine has those that were saved, in that order.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemoryMmap;
@@ -27,9 +26,6 @@ use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{CountersHandle, Vsock, VsockConfig, VsockError};
 use crate::vcpu::exits::Buses;
 use crate::vm::{Vm, VmError};
-
-/// How long a guest may take to answer a connection request.
-const VSOCK_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why devices can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -298,7 +294,7 @@ fn vsock_config(around: &Surroundings<'_>) -> Result<Option<VsockConfig>, Device
         host_socket: host.socket.clone(),
         port_policy: host.port_policy,
         eviction: host.eviction,
-        request_timeout: VSOCK_REQUEST_TIMEOUT,
+        request_timeout: host.request_timeout,
         observer: Arc::new(around.events.clone()),
     }))
 }

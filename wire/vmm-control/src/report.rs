@@ -40,6 +40,8 @@ pub struct VsockCounters {
     pub pairs_evicted: u64,
     /// Host packets held back while the reset gate was closed.
     pub gate_held_packets: u64,
+    /// Guest packets on connections of before the restore, dropped while the reset gate was closed.
+    pub gate_dropped_packets: u64,
     /// Malformed or unexpected guest packets dropped.
     pub guest_packets_dropped: u64,
     /// Bytes carried from the host to the guest.

@@ -153,6 +153,7 @@ fn counters() {
             "type": "counters", "requests_sent": 1, "requests_accepted": 0, "requests_reset": 0,
             "requests_unanswered": 0, "guest_connections_accepted": 0,
             "guest_connections_refused": 0, "pairs_evicted": 0, "gate_held_packets": 0,
+            "gate_dropped_packets": 0,
             "guest_packets_dropped": 0, "bytes_to_guest": 0, "bytes_from_guest": 0,
             "live_connections": 0, "gate_closed": true, "first_local_port": 0,
             "next_local_port": 0, "port_policy": "random",

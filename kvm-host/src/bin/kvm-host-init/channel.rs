@@ -65,7 +65,14 @@ pub(crate) fn obey(channel: &Arc<Channel>) -> anyhow::Result<()> {
     std::thread::Builder::new()
         .name("channel".to_owned())
         .spawn(move || {
-            if let Ok(Some(Frame::PowerOff)) = Frame::read_from(&channel.input) {
+            let last = loop {
+                match Frame::read_from(&channel.input) {
+                    // It has done what it was sent for by arriving.
+                    Ok(Some(Frame::Beat)) => {}
+                    other => break other,
+                }
+            };
+            if let Ok(Some(Frame::PowerOff)) = last {
                 channel.ending.store(true, Ordering::SeqCst);
                 program::signal_all(Signal::TERM);
                 // The main thread powers off as soon as all programs have ended.

@@ -418,8 +418,13 @@ impl<S: HostStream> Connection<S> {
             return;
         }
         match self.phase {
-            // The guest knows nothing of it, or learns by an RST to its answer.
-            Phase::Requesting | Phase::Requested | Phase::Draining => self.finish(),
+            // The guest learns by an RST to its answer, should one still come.
+            Phase::Requested => {
+                self.outcome = Some(Outcome::Unanswered);
+                self.finish();
+            }
+            // The guest knows nothing of it, or nothing more.
+            Phase::Requesting | Phase::Draining => self.finish(),
             // A guest that gives no credit for what the host has left must not keep it for ever.
             Phase::Established if self.deadline.is_none() => {
                 self.deadline = Some(self.now + self.deadlines.drain);

@@ -218,7 +218,7 @@ impl Vsock {
             }
             _ => self
                 .counters
-                .update(|counters| counters.guest_packets_dropped += 1),
+                .update(|counters| counters.gate_dropped_packets += 1),
         }
     }
 

@@ -459,6 +459,20 @@ fn a_thousand_connections_at_once_keep_their_bytes_apart() {
 }
 
 #[test]
+fn a_request_that_its_client_gave_up_counts_as_unanswered() {
+    let mut bench = Bench::new(Options::default());
+    let client = bench.connect(1024);
+    let pair = bench.expect(Op::Request).pair();
+    drop(client);
+    bench.serve_until("the client's end to be noticed", |bench| {
+        bench.vsock.counters().requests_unanswered == 1
+    });
+    // A late answer finds nobody.
+    bench.send(pair, Op::Response);
+    assert_eq!(bench.expect(Op::Reset).pair(), pair);
+}
+
+#[test]
 fn a_stale_host_socket_is_replaced_but_a_live_one_or_a_file_is_not() {
     let bench = Bench::new(Options::default());
     let folder = tempfile::TempDir::new().unwrap();

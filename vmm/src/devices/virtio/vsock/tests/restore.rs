@@ -359,7 +359,7 @@ fn what_the_guest_sends_on_dead_pairs_before_it_knows_is_dropped_quietly() {
     bench.send_data(pair, b"into the void");
     bench.send(pair, Op::CreditUpdate);
     bench.expect_nothing();
-    assert_eq!(bench.vsock.counters().guest_packets_dropped, 2);
+    assert_eq!(bench.vsock.counters().gate_dropped_packets, 2);
     bench.acknowledge_reset();
     bench.send_data(pair, b"it should know by now");
     assert_eq!(bench.expect(Op::Reset).pair(), pair);
