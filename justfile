@@ -31,12 +31,10 @@ bench *options: build
 
 # every check and every test, those on real guests and a short main job included; what CI runs
 test: fmt lint leaky
-    # Tests and binaries at once: apart, cargo builds many crates twice, with other features.
+    # Always the whole workspace: cargo would build many crates again, with other features, for a part of it.
     cargo build {{ cargo_flags }} --workspace --bins --tests
-    cargo test {{ cargo_flags }} --workspace --exclude e2e
-    cargo test {{ cargo_flags }} --package e2e --lib --bins --test tidy
     # The main job chains more cycles than the promise of twenty, which wants one attempt in each and a quiet machine.
-    cargo test {{ cargo_flags }} --package e2e --test promises -- --skip twenty_cycles
+    cargo test {{ cargo_flags }} --workspace -- --skip twenty_cycles
     {{ bin }}/mctl-e2e cycles --cycles 100 --output {{ CARGO_TARGET_DIR }}/e2e-short
 
 # the quick half of `test`: no real guests
