@@ -34,6 +34,8 @@ pub(super) struct HostEnd<S> {
     readable: bool,
     sends: bool,
     receives: bool,
+    /// It was told that nothing more comes.
+    writing_ended: bool,
 }
 
 impl<S: HostStream> HostEnd<S> {
@@ -47,6 +49,7 @@ impl<S: HostStream> HostEnd<S> {
             readable: true,
             sends: true,
             receives: true,
+            writing_ended: false,
         }
     }
 
@@ -154,9 +157,13 @@ impl<S: HostStream> HostEnd<S> {
         let _ = self.stream.shut_down(Shutdown::Read);
     }
 
-    /// Nobody will write to the host any more, so it sees end-of-file.
-    pub(super) fn end_writing(&self) {
-        let _ = self.stream.shut_down(Shutdown::Write);
+    /// Nobody will write to the host any more, so it sees end-of-file. Said once: each time is an event
+    /// of the stream in its turn (net/unix/af_unix.c: unix_shutdown), upon which this would be called
+    /// again, for ever.
+    pub(super) fn end_writing(&mut self) {
+        if !std::mem::replace(&mut self.writing_ended, true) {
+            let _ = self.stream.shut_down(Shutdown::Write);
+        }
     }
 
     /// Writes a line of the handshake. Nothing has been written before, so that there is room for

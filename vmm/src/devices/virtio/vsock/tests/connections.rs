@@ -459,6 +459,18 @@ fn a_thousand_connections_at_once_keep_their_bytes_apart() {
 }
 
 #[test]
+fn a_connection_of_which_the_guest_closed_one_direction_comes_to_rest() {
+    let mut bench = Bench::new(Options::default());
+    let (mut client, pair) = bench.established(1024);
+    bench.send_shutdown(pair, SHUTDOWN_SEND);
+    bench.settle();
+    assert_eq!(rest(&mut client), b"", "the client sees the end");
+    client.write_all(b"still listening?").unwrap();
+    bench.settle();
+    assert_eq!(bench.expect(Op::Data).payload, b"still listening?");
+}
+
+#[test]
 fn a_request_that_its_client_gave_up_counts_as_unanswered() {
     let mut bench = Bench::new(Options::default());
     let client = bench.connect(1024);
