@@ -5,8 +5,9 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
+    KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, kvm_clock_data,
+    kvm_enable_cap, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -137,6 +138,7 @@ impl Vm {
             xsave2_bytes: usize::try_from(fd.check_extension_int(Cap::Xsave2)).unwrap_or(0),
             ..host_capabilities(&kvm)
         };
+        disable_performance_counters(&fd)?;
         // Both must precede the first vCPU. AMD processors ignore them.
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS)
             .map_err(VmError::call("KVM_SET_IDENTITY_MAP_ADDR"))?;
@@ -268,6 +270,23 @@ impl Vm {
             .set_clock(&clock)
             .map_err(VmError::call("KVM_SET_CLOCK"))
     }
+}
+
+/// Counters belong to the host that they ran on, so guests have none (`vcpu/cpuid.rs` hides them). The
+/// oldest ones of AMD processors need no CPUID bit to be used; KVM has to refuse them itself, and must be
+/// told before the first vCPU (api.rst, KVM_CAP_PMU_CAPABILITY). Kernels before 5.18 can't.
+fn disable_performance_counters(fd: &VmFd) -> Result<(), VmError> {
+    let offered = fd.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
+    if offered & KVM_PMU_CAP_DISABLE.cast_signed() == 0 {
+        return Ok(());
+    }
+    let mut capability = kvm_enable_cap {
+        cap: KVM_CAP_PMU_CAPABILITY,
+        ..kvm_enable_cap::default()
+    };
+    capability.args[0] = KVM_PMU_CAP_DISABLE.into();
+    fd.enable_cap(&capability)
+        .map_err(VmError::call("KVM_ENABLE_CAP (KVM_CAP_PMU_CAPABILITY)"))
 }
 
 const IRQCHIPS: [u32; 3] = [

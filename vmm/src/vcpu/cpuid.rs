@@ -16,6 +16,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::image::CpuIdentity;
 use crate::vm::Capabilities;
 
+const LEAF1_ECX_VMX: u32 = 1 << 5;
 const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
@@ -23,6 +24,7 @@ const LEAF1_EDX_HTT: u32 = 1 << 28;
 const LEAF7_EDX_AMX: u32 = 1 << 22 | 1 << 24 | 1 << 25;
 /// XTILE_CFG and XTILE_DATA.
 const LEAF_D_EAX_TILES: u32 = 1 << 17 | 1 << 18;
+const AMD_1_ECX_SVM: u32 = 1 << 2;
 const AMD_1_ECX_CMP_LEGACY: u32 = 1 << 1;
 /// PerfCtrExtCore, PerfCtrExtNB and PerfCtrExtLLC.
 const AMD_1_ECX_PERFORMANCE_COUNTERS: u32 = 1 << 23 | 1 << 24 | 1 << 28;
@@ -98,7 +100,8 @@ pub fn identity(
     let signature = leaf(1).map_or(0, |entry| entry.eax);
     let mut features = Vec::new();
     for entry in cpuid.as_slice() {
-        if !PARAVIRTUAL_LEAVES.contains(&entry.function) {
+        if !PARAVIRTUAL_LEAVES.contains(&entry.function) && !CACHE_LEAVES.contains(&entry.function)
+        {
             let words = [
                 entry.function,
                 entry.index,
@@ -126,6 +129,18 @@ pub fn identity(
     })
 }
 
+/// Caches and TLBs (SDM vol. 2A, leaves 2, 4 and 0x18; APM vol. 3, E.4). No instruction depends on them,
+/// and on processors with cores of several kinds KVM tells those of the core that it was asked on.
+const CACHE_LEAVES: [u32; 7] = [
+    0x2,
+    0x4,
+    0x18,
+    0x8000_0005,
+    0x8000_0006,
+    0x8000_0019,
+    0x8000_001d,
+];
+
 /// Leaves that hypervisors define.
 const PARAVIRTUAL_LEAVES: RangeInclusive<u32> = 0x4000_0000..=0x4fff_ffff;
 
@@ -143,11 +158,13 @@ fn adapt(
         // instructions all the same.
         0x7 if entry.index == 0 && !tiles_usable => entry.edx &= !LEAF7_EDX_AMX,
         0x1d | 0x1e if !tiles_usable => clear(entry),
+        // SVM's features; see `adapt_features` for why a guest gets none.
+        0x8000_000a => clear(entry),
         // Performance counters belong to the host that they ran on; a guest that used them would go on
         // with meaningless values after a resume.
         0xa | 0x8000_0022 => clear(entry),
         0x8000_0001 => {
-            entry.ecx &= !AMD_1_ECX_PERFORMANCE_COUNTERS;
+            entry.ecx &= !(AMD_1_ECX_PERFORMANCE_COUNTERS | AMD_1_ECX_SVM);
             let multicore = place.is_amd_multicore(entry);
             set(&mut entry.ecx, AMD_1_ECX_CMP_LEGACY, multicore);
         }
@@ -170,6 +187,8 @@ fn adapt_features(entry: &mut kvm_cpuid_entry2, place: Place, capabilities: Capa
     // Initial APIC id, addressable ids in the package; the CLFLUSH size stays.
     entry.ebx = entry.ebx & 0x0000_ffff | place.apic_id << 24 | (1 << place.core_bits) << 16;
     entry.ecx |= LEAF1_ECX_HYPERVISOR;
+    // A guest that ran guests of its own would have state in KVM that is not saved.
+    entry.ecx &= !LEAF1_ECX_VMX;
     // Not in KVM_GET_SUPPORTED_CPUID, as it depends on the in-kernel LAPIC (api.rst); ours is one.
     set(
         &mut entry.ecx,
@@ -320,6 +339,33 @@ mod tests {
         ];
         assert_eq!(seen(&host, 0, 4, 4, 0)[0] >> 14 & 0xfff, 0);
         assert_eq!(seen(&host, 0, 4, 4, 3)[0] >> 14 & 0xfff, 3);
+    }
+
+    #[test]
+    fn guests_are_offered_no_virtualisation_of_their_own() {
+        let host = [
+            leaf(1, 0, [0, 0, LEAF1_ECX_VMX, 0]),
+            leaf(0x8000_0001, 0, [0, 0, AMD_1_ECX_SVM, 0]),
+            leaf(0x8000_000a, 0, [1, 8, 0, 0xf]),
+        ];
+        assert_eq!(seen(&host, 0, 1, 1, 0)[2] & LEAF1_ECX_VMX, 0);
+        assert_eq!(seen(&host, 0, 1, 0x8000_0001, 0)[2] & AMD_1_ECX_SVM, 0);
+        assert_eq!(seen(&host, 0, 1, 0x8000_000a, 0), [0; 4]);
+    }
+
+    #[test]
+    fn a_processor_is_the_same_on_each_of_its_kinds_of_core() {
+        let core = |cache: u32, feature: u32| {
+            let leaves = [
+                leaf(1, 0, [0x000b_0671, 0, feature, 0]),
+                leaf(2, 0, [cache; 4]),
+                leaf(4, 0, [cache | 1; 4]),
+                leaf(0x8000_0006, 0, [cache; 4]),
+            ];
+            identity(&CpuId::from_entries(&leaves).unwrap(), CAPABILITIES).unwrap()
+        };
+        assert_eq!(core(0x10, 0), core(0x20, 0));
+        assert_ne!(core(0x10, 0), core(0x10, 1));
     }
 
     #[test]

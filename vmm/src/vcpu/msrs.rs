@@ -3,6 +3,8 @@
 //! KVM_GET_MSRS and KVM_SET_MSRS stop at the first register that fails and return how many went
 //! well (api.rst, 4.18 and 4.19); both loops here continue behind it, for different reasons.
 
+use std::ops::RangeInclusive;
+
 use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
 use vmm_sys_util::errno;
@@ -14,6 +16,20 @@ pub const IA32_TSC: u32 = 0x10;
 pub const IA32_TSC_DEADLINE: u32 = 0x6e0;
 /// Physical base of the LAPIC; carried by sregs.
 const IA32_APIC_BASE: u32 = 0x1b;
+/// Memory types (Intel SDM vol. 3A, 11.11; AMD APM vol. 2, 7.7) and machine checks (SDM vol. 3B, 15.3).
+/// KVM has them all, and KVM_GET_MSR_INDEX_LIST names none of them. Of machine checks the enabling
+/// registers are kept; no error is pending in a virtual bank.
+const UNLISTED: [RangeInclusive<u32>; 7] = [
+    0x200..=0x20f, // IA32_MTRR_PHYSBASE and PHYSMASK 0 to 7
+    0x250..=0x250, // IA32_MTRR_FIX64K_00000
+    0x258..=0x259, // IA32_MTRR_FIX16K
+    0x268..=0x26f, // IA32_MTRR_FIX4K
+    0x277..=0x277, // IA32_PAT
+    0x2ff..=0x2ff, // IA32_MTRR_DEF_TYPE
+    0x17a..=0x17b, // IA32_MCG_STATUS, IA32_MCG_CTL
+];
+/// IA32_MCi_CTL of bank 0, the distance to the next bank's, and how many banks KVM has.
+const MACHINE_CHECK_CONTROL: (u32, usize, u32) = (0x400, 4, 32);
 /// KVM's two wall clock registers: writing one is a command, upon which KVM writes the wall clock of
 /// the VM's start into guest memory. A guest gives it when it wants the answer; replaying it at a
 /// restore would write into memory behind its back.
@@ -51,6 +67,16 @@ pub fn saved_indices(kvm: &Kvm) -> Result<Vec<u32>, MsrError> {
     })?;
     let wanted = |index: &u32| *index != IA32_APIC_BASE && !KVM_WALL_CLOCKS.contains(index);
     let mut indices: Vec<u32> = list.as_slice().iter().copied().filter(wanted).collect();
+    let (first, step, banks) = MACHINE_CHECK_CONTROL;
+    let controls = (first..)
+        .step_by(step)
+        .zip(0..banks)
+        .map(|(index, _)| index);
+    for index in UNLISTED.into_iter().flatten().chain(controls) {
+        if !indices.contains(&index) {
+            indices.push(index);
+        }
+    }
     // The list has it only where KVM_CAP_TSC_DEADLINE_TIMER is there; its place is last.
     let had_deadline = indices.contains(&IA32_TSC_DEADLINE);
     indices.retain(|index| *index != IA32_TSC_DEADLINE);
@@ -131,4 +157,36 @@ fn list(entries: &[kvm_msr_entry]) -> Result<Msrs, MsrError> {
         call: "allocating a register list",
         source: errno::Error::new(libc::ENOMEM),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
+
+    #[test]
+    fn memory_types_survive_though_kvm_does_not_list_them() {
+        let Ok(kvm) = Kvm::new() else {
+            eprintln!("skipped: there is no usable /dev/kvm");
+            return;
+        };
+        let indices = saved_indices(&kvm).unwrap();
+        let enabled = kvm_msr_entry {
+            index: IA32_MTRR_DEF_TYPE,
+            data: 1 << 11 | 6,
+            ..kvm_msr_entry::default()
+        };
+        let before = kvm.create_vm().unwrap();
+        let vcpu = before.create_vcpu(0).unwrap();
+        write(&vcpu, &[enabled]).unwrap();
+
+        let saved = read(&vcpu, &indices).unwrap();
+        let after = kvm.create_vm().unwrap();
+        let vcpu = after.create_vcpu(0).unwrap();
+        write(&vcpu, &saved).unwrap();
+
+        let restored = read(&vcpu, &[IA32_MTRR_DEF_TYPE]).unwrap();
+        assert_eq!(restored.first().map(|entry| entry.data), Some(enabled.data));
+    }
 }
