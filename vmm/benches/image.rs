@@ -210,6 +210,7 @@ fn timed_save(
         machine: &serde_json::Value::Null,
         cpu: &cpu(),
         state: &[7; 64 << 10],
+        disks: &[],
         memory,
         cancel: &AtomicBool::new(false),
     })?;

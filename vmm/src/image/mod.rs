@@ -32,5 +32,5 @@ pub mod verify;
 
 pub use format::{CpuIdentity, ImageId, Manifest};
 pub use open::{Expectation, OpenError, OpenImage, open};
-pub use save::{SaveError, SaveRequest, save};
+pub use save::{DiskFile, SaveError, SaveRequest, save};
 pub use verify::{BackgroundVerifier, DamagedRange, Verified, VerifyError};

@@ -50,10 +50,21 @@ pub struct SaveRequest<'a> {
     pub cpu: &'a CpuIdentity,
     /// For `state.bin`.
     pub state: &'a [u8],
+    /// Disks that the guest can write to.
+    pub disks: &'a [DiskFile],
     /// Guest memory; nothing writes to it until the save has ended.
     pub memory: &'a MachineMemory,
     /// Set by another thread to break the save off.
     pub cancel: &'a AtomicBool,
+}
+
+/// A disk that the guest can write to. Nobody writes to it until the save has ended.
+#[derive(Debug)]
+pub struct DiskFile {
+    /// For errors.
+    pub path: PathBuf,
+    /// The very file that the guest's writes go to, or another descriptor of it.
+    pub file: File,
 }
 
 impl SaveRequest<'_> {
@@ -224,6 +235,7 @@ impl Save<'_> {
         if is_new {
             self.step(Step::SyncNames, "", || self.directory.sync())?;
         }
+        self.sync_disks()?;
         clock.end("sync");
         let manifest = self.manifest(&sums);
         let manifest = manifest.encode().map_err(SaveError::Manifest)?;
@@ -248,12 +260,30 @@ impl Save<'_> {
         name: &str,
         action: impl FnOnce() -> io::Result<T>,
     ) -> Result<T, SaveError> {
+        self.step_on(step, &self.place(name), action)
+    }
+
+    fn step_on<T>(
+        &self,
+        step: Step,
+        path: &Path,
+        action: impl FnOnce() -> io::Result<T>,
+    ) -> Result<T, SaveError> {
         if self.request.is_cancelled() {
             return Err(SaveError::Cancelled);
         }
         (self.observer)(step)
             .and_then(|()| action())
-            .map_err(|source| SaveError::at(step, &self.place(name), source))
+            .map_err(|source| SaveError::at(step, path, source))
+    }
+
+    /// A guest takes a write for done that is in the host's page cache only, and once resumed never
+    /// repeats it. So memory that knows of a write must not outlive it.
+    fn sync_disks(&self) -> Result<(), SaveError> {
+        for disk in self.request.disks {
+            self.step_on(Step::SyncDisks, &disk.path, || disk.file.sync_data())?;
+        }
+        Ok(())
     }
 
     /// Path of one of the image's files; without a name, of the directory.

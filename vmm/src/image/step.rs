@@ -30,6 +30,8 @@ pub enum Step {
     SyncState,
     /// Makes the names of new files durable.
     SyncNames,
+    /// Makes what the guest wrote to its disks durable; it may believe that it is.
+    SyncDisks,
     /// Writes the manifest under a name that doesn't count.
     WriteManifest,
     /// Makes it durable.
@@ -42,7 +44,7 @@ pub enum Step {
 
 impl Step {
     /// All of them, in order.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Retire,
         Self::SyncRetirement,
         Self::OpenMemory,
@@ -55,6 +57,7 @@ impl Step {
         Self::SyncSums,
         Self::SyncState,
         Self::SyncNames,
+        Self::SyncDisks,
         Self::WriteManifest,
         Self::SyncManifest,
         Self::Commit,
@@ -72,7 +75,11 @@ impl fmt::Display for Step {
             Self::WritePages => "write guest memory to",
             Self::PunchPages => "punch zero pages out of",
             Self::WriteSums | Self::WriteState | Self::WriteManifest => "write",
-            Self::SyncMemory | Self::SyncSums | Self::SyncState | Self::SyncManifest => "sync",
+            Self::SyncMemory
+            | Self::SyncSums
+            | Self::SyncState
+            | Self::SyncDisks
+            | Self::SyncManifest => "sync",
             Self::SyncNames => "sync the new files' names in",
             Self::Commit => "commit the manifest in",
             Self::SyncCommit => "sync the commit in",

@@ -152,6 +152,6 @@ pub fn boot(
         events,
         event_sender,
         sandbox: host.sandbox,
-        unverified: None,
+        origin: None,
     })
 }

@@ -24,6 +24,7 @@ use crate::devices::virtio::device::{DeviceState, VirtioDevice};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, SavedTransport, TransportError};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{CountersHandle, Vsock, VsockConfig, VsockError};
+use crate::image::DiskFile;
 use crate::vcpu::exits::Buses;
 use crate::vm::{Vm, VmError};
 
@@ -64,6 +65,29 @@ pub enum DevicesError {
     Place(#[from] RangeTaken),
 }
 
+impl DevicesError {
+    /// Whether a saved state is at fault, and not what the host or the caller gives.
+    #[must_use]
+    pub fn refuses_state(&self) -> bool {
+        match self {
+            Self::Transport(error) => match error {
+                TransportError::State { .. }
+                | TransportError::Queue { .. }
+                | TransportError::Activate { .. } => true,
+                TransportError::EventFd { .. } => false,
+            },
+            Self::Vsock(error) => matches!(error, VsockError::State { .. }),
+            Self::SavedSerial(_) => true,
+            Self::Block(_)
+            | Self::Serial(_)
+            | Self::TooMany { .. }
+            | Self::NoVsockSocket
+            | Self::DiskCount
+            | Self::Place(_) => false,
+        }
+    }
+}
+
 /// The devices of one machine.
 #[derive(Debug)]
 pub struct Devices {
@@ -75,6 +99,7 @@ pub struct Devices {
     pub vsock_counters: Option<CountersHandle>,
     serial: Arc<SerialPort>,
     serial_line: Arc<EventFd>,
+    disk_files: Arc<[DiskFile]>,
 }
 
 /// Saved devices.
@@ -111,8 +136,11 @@ impl Devices {
             devices.push(Box::new(vsock));
         }
         devices.push(Box::new(Rng::new()));
+        let mut disk_files = Vec::new();
         for disk in &around.configuration.disks {
-            devices.push(Box::new(Block::new(block_config(disk))?));
+            let block = Block::new(block_config(disk))?;
+            disk_files.extend(disk_file(&block, disk)?);
+            devices.push(Box::new(block));
         }
         let transports = devices
             .into_iter()
@@ -125,6 +153,7 @@ impl Devices {
             Arc::new(serial),
             serial_line,
             vsock_counters,
+            disk_files,
             around.events,
         )
     }
@@ -140,6 +169,7 @@ impl Devices {
     ) -> Result<Self, DevicesError> {
         let mut vsock_counters = None;
         let mut disks = around.configuration.disks.iter();
+        let mut disk_files = Vec::new();
         let mut transports = Vec::with_capacity(saved.transports.len());
         for transport in &saved.transports {
             let device: Box<dyn VirtioDevice> = match &transport.device {
@@ -152,7 +182,9 @@ impl Devices {
                 DeviceState::Rng => Box::new(Rng::new()),
                 DeviceState::Block(state) => {
                     let disk = disks.next().ok_or(DevicesError::DiskCount)?;
-                    Box::new(Block::restore(block_config(disk), state)?)
+                    let block = Block::restore(block_config(disk), state)?;
+                    disk_files.extend(disk_file(&block, disk)?);
+                    Box::new(block)
                 }
             };
             let memory = around.memory.clone();
@@ -170,6 +202,7 @@ impl Devices {
             Arc::new(serial),
             serial_line,
             vsock_counters,
+            disk_files,
             around.events,
         )
     }
@@ -179,6 +212,7 @@ impl Devices {
         serial: Arc<SerialPort>,
         serial_line: Arc<EventFd>,
         vsock_counters: Option<CountersHandle>,
+        disk_files: Vec<DiskFile>,
         events: &EventSender,
     ) -> Result<Self, DevicesError> {
         if transports.len() > VIRTIO_MAX_DEVICES {
@@ -213,6 +247,7 @@ impl Devices {
             vsock_counters,
             serial,
             serial_line,
+            disk_files: disk_files.into(),
         })
     }
 
@@ -241,13 +276,10 @@ impl Devices {
     }
 
     /// Publishes what the guest must learn after a restore; once, when all is connected.
-    ///
-    /// # Errors
-    /// [`TransportError`].
-    pub fn resume(&self) -> Result<(), TransportError> {
-        self.transports
-            .iter()
-            .try_for_each(|transport| transport.resume())
+    pub fn resume(&self) {
+        for transport in &self.transports {
+            transport.resume();
+        }
     }
 
     /// Serves doorbells that rang before the vCPUs halted, so that nothing is in flight.
@@ -257,6 +289,12 @@ impl Devices {
                 transport.serve_queue(index);
             }
         }
+    }
+
+    /// The disks that the guest can write to.
+    #[must_use]
+    pub fn disk_files(&self) -> Arc<[DiskFile]> {
+        Arc::clone(&self.disk_files)
     }
 
     /// All state; vCPUs are halted and nothing serves.
@@ -297,6 +335,14 @@ fn vsock_config(around: &Surroundings<'_>) -> Result<Option<VsockConfig>, Device
         request_timeout: host.request_timeout,
         observer: Arc::new(around.events.clone()),
     }))
+}
+
+fn disk_file(block: &Block, disk: &Disk) -> Result<Option<DiskFile>, DevicesError> {
+    let path = disk.path.clone();
+    match block.written_file() {
+        Ok(file) => Ok(file.map(|file| DiskFile { path, file })),
+        Err(source) => Err(BlockError::Open { path, source }.into()),
+    }
 }
 
 fn block_config(disk: &Disk) -> BlockConfig {

@@ -46,8 +46,16 @@ pub struct Machine {
     event_sender: EventSender,
     /// Threads are confined.
     sandbox: bool,
-    /// The image that it was restored from, if memory is still to be checked behind its back.
-    unverified: Option<OpenImage>,
+    /// What it was restored from, as long as that is of interest.
+    origin: Option<Origin>,
+}
+
+/// The image that a machine was restored from.
+#[derive(Debug)]
+struct Origin {
+    image: OpenImage,
+    /// Memory is still to be checked, behind the guest's back.
+    check_memory: bool,
 }
 
 /// Confines vCPU threads.

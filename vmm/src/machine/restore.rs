@@ -1,8 +1,8 @@
 //! A machine from its image.
 //!
 //! Order: everything that can refuse comes first; then KVM and devices take their state; devices publish
-//! what the guest must learn; the image is consumed as the very last step, so that a restore that fails
-//! leaves it for another try.
+//! what the guest must learn. The image is left as it is: `run` consumes it right before the first vCPU
+//! runs, so that whatever fails before leaves it for another try.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,9 +14,7 @@ use super::devices::{Devices, DevicesError, Surroundings};
 use super::events;
 use super::phases::Phases;
 use super::suspend::MachineState;
-use super::{Machine, vcpu_filter};
-use crate::devices::virtio::mmio::TransportError;
-use crate::image::open::ConsumeError;
+use super::{Machine, Origin, vcpu_filter};
 use crate::image::{self, Expectation, OpenError, VerifyError};
 use crate::memory::MemoryError;
 use crate::sandbox::SandboxError;
@@ -90,9 +88,6 @@ pub enum RestoreError {
     /// Devices.
     #[error(transparent)]
     Devices(#[from] DevicesError),
-    /// A device can't publish what it must.
-    #[error(transparent)]
-    Transport(#[from] TransportError),
     /// vCPUs.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
@@ -102,23 +97,28 @@ pub enum RestoreError {
     /// The host gives no event queue.
     #[error("cannot create an event queue")]
     Events(#[source] std::io::Error),
-    /// The image can't be marked as used, so the guest must not run.
-    #[error(transparent)]
-    Consume(#[from] ConsumeError),
 }
 
 impl RestoreError {
-    /// Whether the image is at fault, not the host.
+    /// Whether the image is at fault, or does not fit this host, so that no other try will do better.
     #[must_use]
     pub fn refuses_image(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::Image(_)
-                | Self::Verify(_)
-                | Self::Configuration(_)
-                | Self::State(_)
-                | Self::VcpuCount { .. }
-        )
+            | Self::Verify(_)
+            | Self::Configuration(_)
+            | Self::State(_)
+            | Self::VcpuCount { .. } => true,
+            Self::Devices(error) => error.refuses_state(),
+            Self::Vcpu(VcpuError::Registers { source, .. }) => source.refuses_state(),
+            Self::Memory(_)
+            | Self::Vm(_)
+            | Self::Cpuid(_)
+            | Self::Msrs(_)
+            | Self::Vcpu(_)
+            | Self::Sandbox(_)
+            | Self::Events(_) => false,
+        }
     }
 }
 
@@ -191,10 +191,12 @@ pub fn restore(
     vcpus.iter().try_for_each(VcpuThread::wait_started)?;
     vm.restore(&state.vm)?;
     devices.connect(&vm)?;
-    devices.resume()?;
-    image.consume()?;
+    devices.resume();
     phases.end("kvm_restore");
-    let unverified = (source.verify == Verify::Background).then_some(image);
+    let origin = Origin {
+        image,
+        check_memory: source.verify == Verify::Background,
+    };
     Ok(Machine {
         vcpus,
         devices,
@@ -207,7 +209,7 @@ pub fn restore(
         events,
         event_sender,
         sandbox: host.sandbox,
-        unverified,
+        origin: Some(origin),
     })
 }
 

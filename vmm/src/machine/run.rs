@@ -25,6 +25,7 @@ use crate::control::ControlListener;
 use crate::control::clients::{ClientId, Clients};
 use crate::devices::power::PowerRequest;
 use crate::devices::virtio::mmio::MmioTransport;
+use crate::image::open::ConsumeError;
 use crate::image::{BackgroundVerifier, SaveError, Verified, VerifyError};
 use crate::log;
 use crate::sandbox::{self, SandboxError, ThreadKind, confine};
@@ -51,6 +52,9 @@ pub enum LoopError {
     /// The loop can't be confined.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    /// The image can't be marked as used, so the guest must not run.
+    #[error(transparent)]
+    Consume(#[from] ConsumeError),
     /// A vCPU does not do as told.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
@@ -153,6 +157,9 @@ impl Runner {
     }
 
     fn serve(&mut self) -> Result<Ending, LoopError> {
+        if let Some(origin) = &self.machine.origin {
+            origin.image.consume()?;
+        }
         self.machine.run_vcpus()?;
         // After the vCPUs, which wait for nothing here.
         if self.machine.sandbox {
@@ -243,9 +250,13 @@ impl Runner {
 
     /// Begins to check memory behind the guest's back.
     fn start_verification(&mut self) {
-        let Some(image) = self.machine.unverified.take() else {
+        let Some(origin) = self.machine.origin.take() else {
             return;
         };
+        if !origin.check_memory {
+            return;
+        }
+        let image = origin.image;
         let sender = self.machine.event_sender.clone();
         let on_end = move |outcome| sender.send(MachineEvent::Verified(outcome));
         match image.verify_in_background(on_end) {

@@ -14,7 +14,7 @@ use super::devices::SavedDevices;
 use super::events::{EventSender, MachineEvent};
 use super::phases::Phases;
 use crate::clock::monotonic_ns;
-use crate::image::{self, SaveError, SaveRequest};
+use crate::image::{self, DiskFile, SaveError, SaveRequest};
 use crate::sys::tsc::host_tsc;
 use crate::vcpu::registers::VcpuState;
 use crate::vcpu::thread::{VcpuError, VcpuThread};
@@ -103,6 +103,7 @@ impl Machine {
             machine,
             cpu: self.cpu.clone(),
             state,
+            disks: self.devices.disk_files(),
             memory: Arc::clone(&self.memory),
             cancel: Arc::clone(&cancel),
             phases,
@@ -130,6 +131,7 @@ struct Work {
     machine: serde_json::Value,
     cpu: image::CpuIdentity,
     state: Vec<u8>,
+    disks: Arc<[DiskFile]>,
     memory: Arc<crate::memory::MachineMemory>,
     cancel: Arc<AtomicBool>,
     phases: Phases,
@@ -145,6 +147,7 @@ impl Work {
             machine: &self.machine,
             cpu: &self.cpu,
             state: &self.state,
+            disks: &self.disks,
             memory: &self.memory,
             cancel: &self.cancel,
         };

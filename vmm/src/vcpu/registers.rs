@@ -63,6 +63,17 @@ pub enum RegistersError {
     },
 }
 
+impl RegistersError {
+    /// Whether saved values are at fault, which this host can't take.
+    #[must_use]
+    pub fn refuses_state(&self) -> bool {
+        match self {
+            Self::TscFrequency { .. } | Self::Msrs(MsrError::Refused { .. }) => true,
+            Self::Call { .. } | Self::Msrs(MsrError::Call { .. }) => false,
+        }
+    }
+}
+
 fn call(call: &'static str) -> impl FnOnce(errno::Error) -> RegistersError {
     move |source| RegistersError::Call { call, source }
 }

@@ -4,13 +4,16 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
 
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::image::save::save_observed;
 use vmm::image::step::Step;
-use vmm::image::{CpuIdentity, Expectation, OpenError, OpenImage, SaveError, SaveRequest, open};
+use vmm::image::{
+    CpuIdentity, DiskFile, Expectation, OpenError, OpenImage, SaveError, SaveRequest, open,
+};
 use vmm::memory::MachineMemory;
 use vmm_control::SuspendFigures;
 
@@ -19,6 +22,17 @@ pub(crate) const MEMORY_MIB: u32 = 64;
 pub(crate) const PAGE: usize = 4096;
 pub(crate) const PAGES: usize = (MEMORY_MIB as usize) << 8;
 pub(crate) const MACHINE: &str = "m-test";
+
+/// One disk, as a machine may have it.
+fn disks() -> &'static [DiskFile] {
+    static DISKS: LazyLock<[DiskFile; 1]> = LazyLock::new(|| {
+        [DiskFile {
+            path: PathBuf::from("disk.img"),
+            file: tempfile::tempfile().unwrap(),
+        }]
+    });
+    &*DISKS
+}
 
 /// A machine, where its image goes, and what its memory must hold.
 pub(crate) struct Subject {
@@ -92,6 +106,7 @@ impl Subject {
             machine: &CONFIGURATION,
             cpu: cpu(),
             state: b"state of vCPUs and devices",
+            disks: disks(),
             memory: &self.memory,
             cancel,
         }

@@ -202,19 +202,11 @@ impl MmioTransport {
 
     /// Publishes what the guest must learn after a restore, and repeats what it may have missed. Once,
     /// with line and doorbells connected, before any vCPU runs.
-    ///
-    /// # Errors
-    /// [`TransportError::Activate`].
-    pub fn resume(&self) -> Result<(), TransportError> {
+    pub fn resume(&self) {
         let mut inner = self.lock();
         if inner.active {
-            inner
-                .device
-                .resume()
-                .map_err(|source| TransportError::Activate {
-                    device: self.name,
-                    source,
-                })?;
+            let result = inner.device.resume();
+            self.note(&mut inner, result);
             // A doorbell that rang just before the save is part of no state. Spurious ones are harmless.
             for doorbell in &self.doorbells {
                 let _ = doorbell.write(1);
@@ -226,7 +218,6 @@ impl MmioTransport {
         if self.interrupt.status.load(Ordering::SeqCst) != 0 {
             let _ = self.interrupt.line.write(1);
         }
-        Ok(())
     }
 
     /// State of transport and device; vCPUs are halted and nothing serves.
@@ -286,7 +277,7 @@ impl MmioTransport {
             return;
         }
         let mut inner = self.lock();
-        if inner.serves() {
+        if inner.active {
             let result = inner.device.serve_queue(index);
             self.note(&mut inner, result);
         }
@@ -295,11 +286,10 @@ impl MmioTransport {
     /// Serves the device's backend.
     pub fn serve_backend(&self) {
         let mut inner = self.lock();
-        // Served before activation too: a host program may connect before there is a guest driver.
-        if inner.status & VIRTIO_CONFIG_S_NEEDS_RESET == 0 {
-            let result = inner.device.serve_backend();
-            self.note(&mut inner, result);
-        }
+        // Served without a guest driver too, whether there is none yet or it broke its device: host
+        // programs may connect all the same, and want an answer.
+        let result = inner.device.serve_backend();
+        self.note(&mut inner, result);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -316,6 +306,8 @@ impl MmioTransport {
                 self.name
             ));
         }
+        // Its rings are not to be touched again.
+        inner.take_out_of_service();
         inner.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
         if inner.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
             self.interrupt.signal_config();

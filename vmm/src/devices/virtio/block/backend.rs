@@ -129,6 +129,14 @@ impl Backend {
         self.read_only
     }
 
+    /// A further descriptor of the file, if it may be written to.
+    pub(super) fn written_file(&self) -> Result<Option<File>> {
+        if self.read_only {
+            return Ok(None);
+        }
+        self.file.try_clone().map(Some)
+    }
+
     /// The serial number that the guest sees.
     pub(super) fn id(&self) -> &str {
         &self.id

@@ -1,5 +1,6 @@
 //! The device: registers, activation, service of its queue.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -91,6 +92,14 @@ impl Block {
         }
         block.backend.keep_id(id);
         Ok(block)
+    }
+
+    /// A further descriptor of the file, if the guest may write to it.
+    ///
+    /// # Errors
+    /// Where the host has no descriptor left.
+    pub fn written_file(&self) -> std::io::Result<Option<File>> {
+        self.backend.written_file()
     }
 
     fn config(&self) -> [u8; CONFIG_BYTES] {

@@ -40,10 +40,6 @@ pub(super) struct Inner {
 }
 
 impl Inner {
-    pub(super) fn serves(&self) -> bool {
-        self.active && self.status & VIRTIO_CONFIG_S_NEEDS_RESET == 0
-    }
-
     pub(super) fn read(&self, offset: u64) -> u32 {
         match offset {
             0x00 => MAGIC,
@@ -172,13 +168,18 @@ impl Inner {
         })
     }
 
-    fn reset(&mut self) {
+    /// Takes the device's queues away, and lets the driver set up new ones.
+    pub(super) fn take_out_of_service(&mut self) {
         if self.active {
             self.device.reset();
         }
         self.active = false;
         // Cannot fail: the same sizes were good when the transport was made.
         self.queues = new_queues(self.device.as_ref()).unwrap_or_default();
+    }
+
+    fn reset(&mut self) {
+        self.take_out_of_service();
         self.status = 0;
         self.device_features_page = 0;
         self.driver_features_page = 0;

@@ -269,8 +269,12 @@ impl HostSockets {
 
     fn expire(&mut self, now: Instant) -> Result<()> {
         if self.resting_until.is_some_and(|until| until <= now) {
-            self.resting_until = None;
-            watch(&self.epoll, &self.listener, LISTENER, epoll::EventFlags::IN)?;
+            // What can't be watched for want of memory has to wait a while longer.
+            self.resting_until =
+                match watch(&self.epoll, &self.listener, LISTENER, epoll::EventFlags::IN) {
+                    Ok(()) => None,
+                    Err(_) => Some(now + ACCEPT_REST),
+                };
         }
         self.handshakes.retain(|_, handshake| {
             let late = handshake.deadline <= now;
