@@ -254,7 +254,7 @@ fn empty_state(folder: &Path) -> anyhow::Result<PathBuf> {
 pub fn parts() -> anyhow::Result<Parts> {
     let cache = Cache::of_user()?;
     let init = artifacts::binary("kvm-host-init")?;
-    Ok(Parts::from_debian(&cache, &init, &output::say)?)
+    Ok(Parts::gather(&cache, &init, &output::say)?)
 }
 
 /// The supervisor, its companions and the guest images, as files of a virtual host.

@@ -179,7 +179,7 @@ fn config(args: HostArgs, run: Run) -> anyhow::Result<Config> {
         None => existing(&own_folder()?, "kvm-host-init")?,
     };
     Ok(Config {
-        parts: Parts::from_debian(&cache, &init, &output::step)?,
+        parts: Parts::gather(&cache, &init, &output::step)?,
         memory_mib: args.memory_mib,
         cpus: args.cpus,
         files: args.files,

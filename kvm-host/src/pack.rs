@@ -11,8 +11,9 @@ use rootfs::Report;
 use rootfs::cache::Cache;
 use rootfs::cpio::CpioError;
 use rootfs::initramfs::{self, Busybox, InitramfsError};
-use rootfs::kernel::{self, Freshness, Kernel, SourceError};
+use rootfs::kernel::{Freshness, Kernel, SourceError};
 use rootfs::modules::{ModuleTree, ModulesError};
+use rootfs::sources::Sources;
 use thiserror::Error;
 
 use crate::plan::{PLAN_PATH, Plan};
@@ -53,11 +54,12 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Takes kernel and busybox from the cache, fetching them the first time; `init` is the
-    /// `kvm-host-init` binary.
-    pub fn from_debian(cache: &Cache, init: &Path, report: Report) -> Result<Self, PackError> {
-        let kernel = kernel::from_debian(cache, Freshness::Cached, report)?;
-        let busybox = kernel::busybox_from_debian(cache, Freshness::Cached, report)?;
+    /// Takes kernel and busybox as the environment names them, else Debian's from the cache, fetching
+    /// them the first time; `init` is the `kvm-host-init` binary.
+    pub fn gather(cache: &Cache, init: &Path, report: Report) -> Result<Self, PackError> {
+        let sources = Sources::from_environment()?;
+        let kernel = sources.kernel(cache, Freshness::Cached, report)?;
+        let busybox = sources.busybox(cache, Freshness::Cached, report)?;
         Ok(Self {
             kernel,
             busybox: Busybox::open(&busybox)?,

@@ -37,7 +37,7 @@ fn config(folder: &Path, run: Run) -> Config {
     let cache = Cache::of_user().unwrap();
     let init = Path::new(env!("CARGO_BIN_EXE_kvm-host-init"));
     Config {
-        parts: Parts::from_debian(&cache, init, &|step| println!("{step}")).unwrap(),
+        parts: Parts::gather(&cache, init, &|step| println!("{step}")).unwrap(),
         memory_mib: 512,
         cpus: 2,
         files: Vec::new(),

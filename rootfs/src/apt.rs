@@ -93,17 +93,21 @@ impl<'a> Apt<'a> {
     ) -> Result<(), AptError> {
         let download = cache::scratch_in(folder.parent().unwrap_or(folder))?;
         report(&format!("downloading {} {}", package.name, package.version));
-        match self.download(package, download.path()) {
-            // A host whose lists are old asks for a file that the mirror has replaced.
-            Err(AptError::Download { .. }) if self.lists == Lists::Host => {
-                self.fetch_private_lists(report)?;
-                let newest = self.show(&package.name)?;
-                self.download(&newest, download.path())?;
-            }
-            result => result?,
-        }
+        self.download(package, download.path())?;
         report(&format!("unpacking {}", package.name));
         unpack_only_file(download.path(), folder)
+    }
+
+    /// Asks newer package lists than those of this host from now on; false where it does already.
+    ///
+    /// A host whose lists are old names files that the mirror has replaced. Everything that was described by
+    /// the old lists has to be described again: a newer kernel, for one, is a package of another name.
+    pub fn renew_lists(&mut self, report: Report) -> Result<bool, AptError> {
+        if self.lists == Lists::Private {
+            return Ok(false);
+        }
+        self.fetch_private_lists(report)?;
+        Ok(true)
     }
 
     fn show(&self, name: &str) -> Result<Package, AptError> {

@@ -21,8 +21,10 @@ const BUSYBOX_PACKAGE: &str = "busybox-static";
 /// Why there is no kernel or no busybox.
 #[derive(Debug, Error)]
 pub enum SourceError {
+    #[error("a kernel and its modules go together; the {missing} is not named")]
+    Half { missing: &'static str },
     #[error(
-        "cannot get {package} from Debian (offline, --kernel, --modules and --busybox name files instead)"
+        "cannot get {package} from Debian (offline, --kernel, --modules and --busybox or MCTL_KERNEL, MCTL_MODULES and MCTL_BUSYBOX name files instead)"
     )]
     Debian {
         package: &'static str,
@@ -164,18 +166,25 @@ fn fetched(
         source,
     };
     let mut apt = Apt::new(cache);
-    let package = real_package(&mut apt, name, report)?;
-    let entry = format!("{}_{}", package.name, package.version.replace(':', "%"));
-    let folder = packages.join(&entry);
-    if !folder.is_dir() {
-        let scratch = cache.scratch()?;
-        let unpacked = scratch.path().join("files");
-        cache::make_folder(&unpacked)?;
-        apt.unpack(&package, &unpacked, report).map_err(debian)?;
-        cache::publish_once(&unpacked, &folder)?;
+    loop {
+        let package = real_package(&mut apt, name, report)?;
+        let entry = format!("{}_{}", package.name, package.version.replace(':', "%"));
+        let folder = packages.join(&entry);
+        if !folder.is_dir() {
+            let scratch = cache.scratch()?;
+            let unpacked = scratch.path().join("files");
+            cache::make_folder(&unpacked)?;
+            match apt.unpack(&package, &unpacked, report) {
+                Err(AptError::Download { .. }) if apt.renew_lists(report).map_err(debian)? => {
+                    continue;
+                }
+                result => result.map_err(debian)?,
+            }
+            cache::publish_once(&unpacked, &folder)?;
+        }
+        write_note(&note_path, &Note { folder: entry })?;
+        return Ok(folder);
     }
-    write_note(&note_path, &Note { folder: entry })?;
-    Ok(folder)
 }
 
 fn real_package(apt: &mut Apt, name: &'static str, report: Report) -> Result<Package, SourceError> {

@@ -11,6 +11,7 @@ pub mod image;
 pub mod initramfs;
 pub mod kernel;
 pub mod modules;
+pub mod sources;
 pub mod unpack;
 
 /// Where a build tells what it is doing, one short sentence per step.

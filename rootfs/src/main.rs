@@ -10,7 +10,8 @@ use clap::{Args, Parser, Subcommand};
 use rootfs::cache::Cache;
 use rootfs::image::{self, Image, Inputs, Outcome};
 use rootfs::initramfs::Busybox;
-use rootfs::kernel::{self, Freshness};
+use rootfs::kernel::Freshness;
+use rootfs::sources::{BUSYBOX_ENV, KERNEL_ENV, MODULES_ENV, Sources};
 
 mod output;
 
@@ -51,13 +52,13 @@ struct Build {
     #[arg(long, value_name = "PATH")]
     init: Option<PathBuf>,
     /// Kernel image (bzImage or ELF) instead of Debian's
-    #[arg(long, value_name = "PATH", requires = "modules")]
+    #[arg(long, value_name = "PATH", env = KERNEL_ENV)]
     kernel: Option<PathBuf>,
     /// Modules of that kernel, a folder like /lib/modules/<version>
-    #[arg(long, value_name = "DIR", requires = "kernel")]
+    #[arg(long, value_name = "DIR", env = MODULES_ENV)]
     modules: Option<PathBuf>,
     /// Static busybox instead of Debian's
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", env = BUSYBOX_ENV)]
     busybox: Option<PathBuf>,
     /// Look for newer Debian packages than those in the cache
     #[arg(long)]
@@ -106,14 +107,13 @@ fn build(args: &Build, output: &Output) -> anyhow::Result<()> {
         Freshness::Cached
     };
     let report = |step: &str| output.step(step);
-    let kernel = match (&args.kernel, &args.modules) {
-        (Some(image), Some(modules)) => kernel::from_files(image, modules)?,
-        _ => kernel::from_debian(&cache, freshness, &report)?,
-    };
-    let busybox = match &args.busybox {
-        Some(path) => path.clone(),
-        None => kernel::busybox_from_debian(&cache, freshness, &report)?,
-    };
+    let sources = Sources::named(
+        args.kernel.clone(),
+        args.modules.clone(),
+        args.busybox.clone(),
+    )?;
+    let kernel = sources.kernel(&cache, freshness, &report)?;
+    let busybox = sources.busybox(&cache, freshness, &report)?;
     let inputs = Inputs {
         name: args.name.clone(),
         kernel,

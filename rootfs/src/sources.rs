@@ -1,0 +1,112 @@
+//! Where kernel and busybox come from: files that the user names, else Debian's packages.
+//!
+//! Flags and environment name them alike, so that one setting serves everything that packs a
+//! kernel: guest images, and the virtual host that runs them.
+
+use std::env;
+use std::path::PathBuf;
+
+use crate::Report;
+use crate::cache::Cache;
+use crate::kernel::{self, Freshness, Kernel, SourceError};
+
+/// Names a kernel image.
+pub const KERNEL_ENV: &str = "MCTL_KERNEL";
+/// Names the folder of its modules.
+pub const MODULES_ENV: &str = "MCTL_MODULES";
+/// Names a static busybox.
+pub const BUSYBOX_ENV: &str = "MCTL_BUSYBOX";
+
+/// What the user has named.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// A bzImage or ELF file, and the folder of its modules.
+    pub kernel: Option<(PathBuf, PathBuf)>,
+    /// A static busybox.
+    pub busybox: Option<PathBuf>,
+}
+
+impl Sources {
+    /// What the environment names.
+    ///
+    /// # Errors
+    /// [`SourceError::Half`] where a kernel is named without modules, or the other way round.
+    pub fn from_environment() -> Result<Self, SourceError> {
+        let path = |name| {
+            env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
+        Self::named(path(KERNEL_ENV), path(MODULES_ENV), path(BUSYBOX_ENV))
+    }
+
+    /// What was named, each apart.
+    ///
+    /// # Errors
+    /// As [`Sources::from_environment`].
+    pub fn named(
+        kernel: Option<PathBuf>,
+        modules: Option<PathBuf>,
+        busybox: Option<PathBuf>,
+    ) -> Result<Self, SourceError> {
+        let kernel = match (kernel, modules) {
+            (Some(kernel), Some(modules)) => Some((kernel, modules)),
+            (None, None) => None,
+            (Some(_), None) => return Err(SourceError::Half { missing: "modules" }),
+            (None, Some(_)) => return Err(SourceError::Half { missing: "kernel" }),
+        };
+        Ok(Self { kernel, busybox })
+    }
+
+    /// The kernel that is named, else Debian's cloud kernel.
+    ///
+    /// # Errors
+    /// [`SourceError`] where it can't be had or used.
+    pub fn kernel(
+        &self,
+        cache: &Cache,
+        freshness: Freshness,
+        report: Report,
+    ) -> Result<Kernel, SourceError> {
+        match &self.kernel {
+            Some((image, modules)) => kernel::from_files(image, modules),
+            None => kernel::from_debian(cache, freshness, report),
+        }
+    }
+
+    /// The busybox that is named, else Debian's.
+    ///
+    /// # Errors
+    /// [`SourceError`] where it can't be had.
+    pub fn busybox(
+        &self,
+        cache: &Cache,
+        freshness: Freshness,
+        report: Report,
+    ) -> Result<PathBuf, SourceError> {
+        match &self.busybox {
+            Some(path) => Ok(path.clone()),
+            None => kernel::busybox_from_debian(cache, freshness, report),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_its_modules_is_refused_before_anything_is_fetched() {
+        let path = || Some(PathBuf::from("/x"));
+        let missing = |kernel, modules| match Sources::named(kernel, modules, None) {
+            Err(SourceError::Half { missing }) => missing,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(missing(path(), None), "modules");
+        assert_eq!(missing(None, path()), "kernel");
+        assert_eq!(
+            Sources::named(None, None, None).unwrap(),
+            Sources::default()
+        );
+    }
+}
