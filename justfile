@@ -27,6 +27,7 @@ e2e-matrix *options: build leaky
 
 # figures for suspend, restore and memory, as ratios within one run
 bench *options: build
+    cargo bench --locked --package vmm --bench restore
     {{ bin }}/mctl-e2e bench {{ replace_regex(options, option, flag) }}
 
 # every check and every test, those on real guests and a short main job included; what CI runs

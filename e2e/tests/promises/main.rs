@@ -101,7 +101,7 @@ fn trials() -> Vec<Trial> {
             a_second_suspend_writes_only_what_changed,
             the_wall_clock_is_right_after_a_resume,
             phases_sum_to_the_total,
-            many_processors_come_back,
+            eight_processors_and_memory_above_4_gib_come_back,
             output_is_neither_lost_nor_doubled_by_a_resume;
         chained_cycles:
             twenty_cycles_each_need_one_attempt_and_leave_no_socket;

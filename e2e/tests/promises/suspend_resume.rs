@@ -8,6 +8,20 @@ use machine_api::{Guest, StartKind};
 
 use crate::stage::{Stage, config, until};
 
+/// What a resume is always measured in.
+const RESUME_PHASES: [&str; 10] = [
+    "spawn",
+    "vmm_start",
+    "image_open",
+    "memory_map",
+    "kvm_restore",
+    "first_entry",
+    "reset_acknowledged",
+    "connect",
+    "first_status",
+    "monitor_reopened",
+];
+
 pub(crate) async fn a_guest_lives_on_through_suspend_and_resume(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
@@ -83,6 +97,10 @@ pub(crate) async fn phases_sum_to_the_total(stage: &mut Stage) -> anyhow::Result
     let machine = stage.boot_counter().await?;
     let suspend = stage.suspend(&machine).await?;
     let resume = stage.resume(&machine).await?;
+    for name in RESUME_PHASES {
+        let there = resume.phases.iter().any(|phase| phase.name == name);
+        ensure!(there, "no phase {name} in {:?}", resume.phases);
+    }
     for timing in [suspend, resume] {
         let sum: f64 = timing.phases.iter().map(|phase| phase.ms).sum();
         let total = timing.total_ms;
@@ -101,22 +119,50 @@ pub(crate) async fn phases_sum_to_the_total(stage: &mut Stage) -> anyhow::Result
     Ok(())
 }
 
-pub(crate) async fn many_processors_come_back(stage: &mut Stage) -> anyhow::Result<()> {
+/// Fills a file, which lands above 4 GiB, since Linux takes the highest memory first; prints its digest,
+/// and lets each processor count.
+const WORK: &str = "dd if=/dev/urandom of=/run/bytes bs=1M count=16 2>/dev/null
+    for cpu in 0 1 2 3 4 5 6 7; do
+        taskset -c $cpu sh -c 'while :; do i=$((i+1)); echo $i >/run/cpu-'$cpu'; sleep 0.2; done' &
+    done >/dev/null 2>&1
+    sha256sum /run/bytes";
+
+pub(crate) async fn eight_processors_and_memory_above_4_gib_come_back(
+    stage: &mut Stage,
+) -> anyhow::Result<()> {
     let mut wanted = config(&["/bin/sleep", "600"]);
     wanted.guest = Some(Guest {
-        cpus: 4,
-        memory_mb: 256,
+        cpus: 8,
+        memory_mb: 4096,
         ..Guest::default()
     });
     let machine = stage.boot(wanted).await?;
+    let digest = stage.shell(&machine, WORK).await?.stdout;
+    ensure!(digest.contains("/run/bytes"), "no digest: {digest:?}");
+    let counts = async || -> anyhow::Result<Vec<u64>> {
+        let answer = stage.shell(&machine, "cat /run/cpu-*").await?.stdout;
+        Ok(answer
+            .lines()
+            .filter_map(|line| line.parse().ok())
+            .collect())
+    };
     for _ in 0..2 {
+        let before = until("each processor to count", || async {
+            let counts = counts().await?;
+            Ok((counts.len() == 8).then_some(counts))
+        })
+        .await?;
         stage.suspend(&machine).await?;
         stage.resume(&machine).await?;
+        until("each processor to count on", || async {
+            let now = counts().await?;
+            let all = now.len() == 8 && now.iter().zip(&before).all(|(now, then)| now > then);
+            Ok(all.then_some(()))
+        })
+        .await?;
     }
-    // Each processor runs a shell pinned to it.
-    let script = "for cpu in 0 1 2 3; do taskset -c $cpu sh -c 'echo ran'; done";
-    let answer = stage.shell(&machine, script).await?;
-    ensure!(answer.stdout.matches("ran").count() == 4, "{answer:?}");
+    let after = stage.shell(&machine, "sha256sum /run/bytes").await?.stdout;
+    ensure!(after == digest, "{digest:?} became {after:?}");
     Ok(())
 }
 
