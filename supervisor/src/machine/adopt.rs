@@ -77,7 +77,7 @@ impl Driver {
         drop(work);
         let next = match result {
             Ok(up) if starting => {
-                self.finish_start(up, resumed, None, &trace, attempts);
+                self.finish_start(up, resumed, &trace, attempts);
                 None
             }
             Ok(up) => {

@@ -46,9 +46,11 @@ impl Driver {
         envelope: Option<Envelope>,
     ) -> Option<Envelope> {
         let previous = self.record.state;
-        let mut cold_reason = None;
-        let begun = match self.plan(&mut cold_reason) {
-            Ok(plan) => self.begin_start(source, false).await.map(|()| plan),
+        let begun = match self.plan() {
+            Ok((plan, cold_reason)) => {
+                let begun = self.begin_start(source, &plan, cold_reason);
+                begun.await.map(|()| plan)
+            }
             Err(error) => Err(error),
         };
         let mut plan = match begun {
@@ -65,21 +67,20 @@ impl Driver {
             let resumed = matches!(plan, Plan::Resume { .. });
             match self.launch(&plan, &mut trace, &mut attempts).await {
                 Launched::Up(up) => {
-                    self.finish_start(*up, resumed, cold_reason, &trace, attempts);
+                    self.finish_start(*up, resumed, &trace, attempts);
                     return None;
                 }
                 Launched::Refused { reason } => {
                     self.log
                         .add_note(&format!("the image was refused: {reason}"));
-                    cold_reason = Some(reason);
-                    let again = self.begin_start(Source::Supervisor, true).await;
-                    match again.and_then(|()| self.plan(&mut None)) {
+                    match self.begin_boot_instead(reason).await {
                         Ok(boot) => plan = boot,
                         Err(error) => {
                             self.fail_start(chain(&error), resumed, &trace, attempts);
                             return None;
                         }
                     }
+                    fail_point::reach("start.refused");
                 }
                 Launched::Failed { message } => {
                     self.fail_start(message, resumed, &trace, attempts);
@@ -99,28 +100,43 @@ impl Driver {
         }
     }
 
-    /// Boot or resume? `cold_reason` is set where a resume would be expected and can't be.
-    fn plan(&self, cold_reason: &mut Option<String>) -> Result<Plan, MachineError> {
+    /// Boot or resume? With the reason where a resume would be expected and can't be.
+    fn plan(&self) -> Result<(Plan, Option<String>), MachineError> {
+        let facts = &self.record.facts;
+        // Set already where a boot for that reason was cut off or failed.
+        let mut cold_reason = facts.cold_reason.clone();
         if let Some(image_generation) = self.record.image_generation {
-            let unusable = self.record.facts.image_unusable.clone();
             let there = self.dir.image_manifest().exists();
-            match (unusable, there) {
-                (None, true) => return Ok(Plan::Resume { image_generation }),
-                (Some(reason), _) => *cold_reason = Some(reason),
-                (None, false) => *cold_reason = Some("image missing".to_owned()),
+            match (&facts.image_unusable, there) {
+                (None, true) => return Ok((Plan::Resume { image_generation }, None)),
+                (Some(reason), _) => cold_reason = Some(reason.clone()),
+                (None, false) => cold_reason = Some("image missing".to_owned()),
             }
         }
-        Ok(Plan::Boot(
-            self.host.images.find(&self.record.config.image)?,
-        ))
+        Ok((self.boot()?, cold_reason))
     }
 
-    /// `from_nothing` where the image must not be resumed any more.
+    fn boot(&self) -> Result<Plan, MachineError> {
+        let image = self.host.images.find(&self.record.config.image)?;
+        Ok(Plan::Boot(image))
+    }
+
+    /// The VMM refused the image: a cold boot from now on, whoever carries that on.
+    async fn begin_boot_instead(&mut self, reason: String) -> Result<Plan, MachineError> {
+        let boot = self.boot()?;
+        let begun = self.begin_start(Source::Supervisor, &boot, Some(reason));
+        begun.await.map(|()| boot)
+    }
+
+    /// What is stored of the plan is what a later supervisor knows of it: whether the guest
+    /// that it finds was resumed or has yet to be told what to run.
     async fn begin_start(
         &mut self,
         source: Source,
-        from_nothing: bool,
+        plan: &Plan,
+        cold_reason: Option<String>,
     ) -> Result<(), MachineError> {
+        let from_nothing = matches!(plan, Plan::Boot(_));
         let note = Note {
             source,
             ..Note::default()
@@ -130,6 +146,7 @@ impl Driver {
             record.vmm = None;
             record.facts.stop_requested = false;
             record.facts.restart_due = false;
+            record.facts.cold_reason = cold_reason;
             if from_nothing {
                 record.image_generation = None;
             }
@@ -181,6 +198,9 @@ impl Driver {
             }
         };
         fail_point::reach("start.spawned");
+        if !resumed {
+            fail_point::reach("boot.spawned");
+        }
         self.vmm = Some(vmm.clone());
         self.record.vmm = Some(vmm.identity().clone());
         self.store_record_soon();
@@ -234,14 +254,15 @@ impl Driver {
         &mut self,
         up: Up,
         resumed: bool,
-        cold_reason: Option<String>,
         trace: &Trace,
         attempts: Vec<Attempt>,
     ) {
         fail_point::reach("start.ready");
-        let start = match (resumed, cold_reason) {
+        let start = match (resumed, &self.record.facts.cold_reason) {
             (true, _) => StartKind::Resumed,
-            (false, Some(reason)) => StartKind::ColdBooted { reason },
+            (false, Some(reason)) => StartKind::ColdBooted {
+                reason: reason.clone(),
+            },
             (false, None) => StartKind::Booted,
         };
         let mut timing = self.timing(resumed, trace, &attempts);
@@ -258,6 +279,7 @@ impl Driver {
             record.image_generation = None;
             let facts = &mut record.facts;
             facts.image_unusable = None;
+            facts.cold_reason = None;
             facts.last_start = Some(start);
             facts.readiness = attempts;
             facts.note_leaks(older, record.generation);

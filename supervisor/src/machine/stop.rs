@@ -152,6 +152,7 @@ impl Driver {
     pub(super) fn drop_image(&mut self) -> Result<(), MachineError> {
         self.record.image_generation = None;
         self.record.facts.image_unusable = None;
+        self.record.facts.cold_reason = None;
         remove_tree(&self.dir.image()).map_err(|source| MachineError::Files {
             what: "remove the image",
             source,

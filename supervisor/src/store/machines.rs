@@ -63,6 +63,8 @@ pub(crate) struct Facts {
     pub(crate) readiness: Vec<Attempt>,
     /// Why the image of a suspended machine must not be resumed.
     pub(crate) image_unusable: Option<String>,
+    /// Why a start that is under way boots a machine that had an image.
+    pub(crate) cold_reason: Option<String>,
     /// Warnings for the operator.
     pub(crate) warnings: Vec<String>,
     /// Who may change it, if somebody took a lease.

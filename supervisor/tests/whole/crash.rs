@@ -64,6 +64,50 @@ macro_rules! crashes {
     };
 }
 
+/// Crashes at `step` of the start of a suspended machine that has to boot, for `reason`.
+fn crash_in_a_cold_boot(behaviour: &str, step: &str, reason: &str) {
+    let mut stage = Stage::new();
+    let id = stage.started(behaviour);
+    let launched = |stage: &Stage, times: usize| {
+        poll("the main process", || {
+            let log = stage.log(&id);
+            let launches = log.iter().filter(|text| *text == "main was started");
+            (launches.count() == times).then_some(())
+        });
+    };
+    launched(&stage, 1);
+    stage.ask("POST", &id, "/suspend?wait=true", None);
+    if reason == "image missing" {
+        std::fs::remove_dir_all(stage.directory(&id).join("image")).unwrap();
+    }
+    stage.ask("GET", &id, "/timings", None);
+    stage.rearm(step);
+    stage.crash_by("POST", &format!("{MACHINES}/{id}/start"), None);
+    let machine = stage.reach(&id, "started");
+    let expected = json!({"kind": "cold_booted", "reason": reason});
+    assert_eq!(machine["last_start"], expected);
+    launched(&stage, 2);
+}
+
+macro_rules! cold_boots {
+    ($($name:ident: $behaviour:literal, $step:literal => $reason:literal;)*) => {
+        $(#[test]
+        fn $name() {
+            crash_in_a_cold_boot($behaviour, $step, $reason);
+        })*
+    };
+}
+
+cold_boots! {
+    boot_without_image_cut_off_when_stored: "", "start.stored" => "image missing";
+    boot_without_image_cut_off_when_spawned: "", "boot.spawned" => "image missing";
+    boot_without_image_cut_off_when_ready: "", "start.ready" => "image missing";
+    boot_after_a_refusal_cut_off_before: "refuse-image", "start.spawned" => "checksum mismatch";
+    boot_after_a_refusal_cut_off_when_stored: "refuse-image", "start.refused" => "checksum mismatch";
+    boot_after_a_refusal_cut_off_when_spawned: "refuse-image", "boot.spawned" => "checksum mismatch";
+    boot_after_a_refusal_cut_off_when_ready: "refuse-image", "start.ready" => "checksum mismatch";
+}
+
 crashes! {
     resume_cut_off_when_stored: Suspended, "start.stored", "POST" "/start" => "started";
     resume_cut_off_when_spawned: Suspended, "start.spawned", "POST" "/start" => "started";
