@@ -43,7 +43,7 @@ pub(super) async fn open(
 ) -> Result<Response, ApiError> {
     let (exec, timeout_ms) = parse(&pairs)?;
     let upgrade = upgrade.map_err(|error| ApiError::no_upgrade(&error.body_text()))?;
-    let live = handle.live()?;
+    let live = handle.live_soon().await?;
     let request = Request::Exec { exec, timeout_ms };
     let stream = ask(
         &handle,

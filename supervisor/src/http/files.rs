@@ -44,7 +44,7 @@ pub(super) async fn read(
     Params(query): Params<HashMap<String, String>>,
 ) -> Result<Response, ApiError> {
     let path = path_of(&query)?;
-    let live = handle.live()?;
+    let live = handle.live_soon().await?;
     let open = async {
         let mut stream = live.address.open(GuestRequest::ReadFile { path }).await?;
         let kind: FileKind = stream.message("a file").await?;
@@ -115,7 +115,7 @@ pub(super) async fn write(
         .get(CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok());
     let promised = promised.and_then(|text| text.parse::<u64>().ok());
-    let live = handle.live()?;
+    let live = handle.live_soon().await?;
     let open = live.address.open(GuestRequest::WriteFile { path, mode });
     let stream = ask(&handle, "open the file", STEP_LIMIT, open).await?;
     let (mut reader, mut writer) = (stream.reader, stream.writer);

@@ -69,7 +69,7 @@ pub(super) async fn exec(
         .filter(|seconds| *seconds > 0)
         .unwrap_or(EXEC_LIMIT_S);
     let limit = Duration::from_secs(seconds.min(EXEC_LIMIT_MOST_S).into());
-    let live = handle.live()?;
+    let live = handle.live_soon().await?;
     let exec = ExecSpec {
         argv,
         ..ExecSpec::default()
@@ -121,7 +121,7 @@ pub(super) async fn signal(
 ) -> Result<Json<Done>, ApiError> {
     let signal = signal_number(&request.signal)
         .ok_or_else(|| ApiError::invalid(format!("unknown signal {:?}", request.signal)))?;
-    let live = handle.live()?;
+    let live = handle.live_soon().await?;
     // Changes nothing of the record; the driver looks at the lease.
     handle
         .request(Order::Edit(Box::new(|_| Ok(None))), Until::Admitted, nonce)
@@ -138,7 +138,7 @@ pub(super) async fn signal(
 pub(super) async fn processes(
     Target(handle): Target,
 ) -> Result<Json<Vec<ListedProcess>>, ApiError> {
-    let live = handle.live()?;
+    let live = handle.live_soon().await?;
     let call = live.address.call(Request::Processes, None);
     let (reply, stream) = ask(&handle, "list its processes", ASK_LIMIT, call).await?;
     let Reply::Processes { processes } = reply else {

@@ -76,7 +76,7 @@ pub(super) async fn vsock(
     State(api): State<Api>,
     Target(handle): Target,
 ) -> Result<Json<VsockView>, ApiError> {
-    let live = handle.live()?;
+    let live = handle.live_soon().await?;
     let (counters, guest) = tokio::join!(counters(&live), guest(&live));
     let machine = handle.view();
     let defaults = &api.registry.host().configuration.defaults;

@@ -11,7 +11,7 @@ use super::extract::Target;
     params(("app" = String, Path), ("machine" = String, Path)),
     responses((status = 200, body = Usage), (status = "default", body = ErrorBody)))]
 pub(super) async fn show(Target(handle): Target) -> Result<Json<Usage>, ApiError> {
-    let live = handle.live()?;
+    let live = handle.live_soon().await?;
     let learnt = live.learnt.borrow().clone();
     let Some((latest, before)) = learnt.samples else {
         return Ok(Json(Usage::default()));

@@ -46,6 +46,9 @@ pub(crate) enum RefusalReason {
     /// It needs a running guest.
     #[error("it has no running guest")]
     NotRunning,
+    /// Its guest runs, and is not ours to talk to yet: it is being taken over.
+    #[error("its guest can't be reached yet (it is being taken over; try again)")]
+    OutOfReach,
     /// Removing it would kill a running guest.
     #[error("it has a running guest (stop it first, or force)")]
     Running,

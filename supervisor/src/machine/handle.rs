@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use machine_api::{CheckStatus, Machine, MachineConfig, MachineEvent, MachineState, StartKind};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::guest::GuestAddress;
 use crate::logs::MachineLog;
@@ -18,6 +18,9 @@ use crate::machine::timing::Trace;
 use crate::network::Activity;
 use crate::store::MachineRecord;
 use crate::vmm_process::Control;
+
+/// How long a request about the guest waits while that is being taken over.
+const TAKE_OVER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Something asked of a driver.
 pub(crate) enum Order {
@@ -156,6 +159,36 @@ pub(crate) struct Live {
     pub(crate) learnt: watch::Receiver<Learnt>,
 }
 
+/// Follows what a driver publishes.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    view: watch::Receiver<Arc<Machine>>,
+    live: watch::Receiver<Option<Live>>,
+}
+
+impl Changes {
+    /// Resolves at the first change after this call; false where none can come any more.
+    pub(crate) fn next(&mut self) -> impl Future<Output = bool> + '_ {
+        self.view.mark_unchanged();
+        self.live.mark_unchanged();
+        async {
+            tokio::select! {
+                changed = self.view.changed() => changed.is_ok(),
+                changed = self.live.changed() => changed.is_ok(),
+            }
+        }
+    }
+
+    /// Resolves once the machine is not started any more, or by a later VMM.
+    pub(crate) async fn left(&mut self, generation: u64) {
+        let left = |machine: &Arc<Machine>| {
+            machine.state != MachineState::Started || machine.generation != generation
+        };
+        // An error means that the driver is gone, and the guest not ours either.
+        let _ = self.view.wait_for(left).await;
+    }
+}
+
 /// A machine, seen from outside; cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
@@ -198,12 +231,41 @@ impl Handle {
         &self.log
     }
 
-    /// Its guest, if it is started.
+    /// Its guest, if it is started and connected to. While it is put to rest the guest may
+    /// still be there, and is nobody's any more: what it is asked would be lost with it.
     pub(crate) fn live(&self) -> Result<Live, MachineError> {
-        self.live
-            .borrow()
-            .clone()
-            .ok_or_else(|| self.refused(RefusalReason::NotRunning))
+        if self.view.borrow().state != MachineState::Started {
+            return Err(self.refused(RefusalReason::NotRunning));
+        }
+        let live = self.live.borrow().clone();
+        live.ok_or_else(|| self.refused(RefusalReason::OutOfReach))
+    }
+
+    /// The same, after a while if the machine is started and is just being taken over.
+    pub(crate) async fn live_soon(&self) -> Result<Live, MachineError> {
+        let deadline = Instant::now() + TAKE_OVER_LIMIT;
+        let mut changes = self.changes();
+        loop {
+            let seen = changes.next();
+            match self.live() {
+                Err(MachineError::Refused {
+                    reason: RefusalReason::OutOfReach,
+                    ..
+                }) => {}
+                decided => return decided,
+            }
+            if !matches!(timeout_at(deadline, seen).await, Ok(true)) {
+                return self.live();
+            }
+        }
+    }
+
+    /// Follows both the machine and whether its guest can be used.
+    pub(crate) fn changes(&self) -> Changes {
+        Changes {
+            view: self.view.clone(),
+            live: self.live.clone(),
+        }
     }
 
     /// Sends an order and waits for its answer.

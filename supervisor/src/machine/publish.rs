@@ -43,7 +43,8 @@ impl Driver {
     /// A check has run: shown, and told as an event where its result changed.
     pub(super) fn note_check(&mut self, generation: u64, status: CheckStatus) {
         // A check that a suspend or a stop cut off fails late and says nothing about what runs now.
-        if self.session.is_none() || generation != self.record.generation {
+        let runs = self.record.state == State::Started && self.session.is_some();
+        if !runs || generation != self.record.generation {
             return;
         }
         let known = self

@@ -21,6 +21,8 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// asked meanwhile.
 const LISTEN: Duration = Duration::from_secs(15);
 const LISTEN_PAUSE: Duration = Duration::from_millis(100);
+/// How long after a connection broke the machine may be found to have been put to rest.
+const END_TOLD: Duration = Duration::from_secs(1);
 
 /// Carries `client`. A connection that leads nowhere is closed.
 pub(super) async fn carry(handle: &Handle, service: &Service, client: TcpStream) {
@@ -37,24 +39,64 @@ pub(super) async fn carry(handle: &Handle, service: &Service, client: TcpStream)
     }
 }
 
+/// How an attempt to reach the guest ended.
+enum Reached {
+    Guest(GuestStream),
+    /// It did not answer in time.
+    Silent,
+    /// The machine was put to rest meanwhile, or its guest is another one.
+    Left,
+}
+
 /// The guest's end; none where the guest has nobody on that port, or may not be started.
 async fn reach(handle: &Handle, service: &Service) -> Result<Option<GuestStream>, MachineError> {
     let autostart = service.autostart.unwrap_or(false);
-    let woken = handle.live().is_err();
-    let Some(live) = ready(handle, autostart).await? else {
-        return Ok(None);
-    };
+    let deadline = Instant::now() + HOLD;
+    let mut woken = false;
+    loop {
+        woken |= handle.live().is_err();
+        let Some(live) = ready(handle, autostart, deadline).await? else {
+            return Ok(None);
+        };
+        match open(handle, service.internal_port, &live, woken).await? {
+            Reached::Guest(stream) => return Ok(Some(stream)),
+            Reached::Silent => return Ok(None),
+            // What it was asked is lost, the client has lost nothing yet: it is held again.
+            Reached::Left => woken = true,
+        }
+    }
+}
+
+/// Opens the port in that guest, for as long as it is the machine's. One that was `woken` may
+/// not listen yet.
+async fn open(
+    handle: &Handle,
+    port: u16,
+    live: &Live,
+    woken: bool,
+) -> Result<Reached, MachineError> {
+    let generation = live.address.generation;
+    let mut changes = handle.changes();
     let patience = Instant::now() + LISTEN;
     loop {
-        let request = Request::Forward {
-            port: service.internal_port,
+        let opened = timeout(ANSWER, live.address.open(Request::Forward { port }));
+        let opened = tokio::select! {
+            biased;
+            opened = opened => opened,
+            () = changes.left(generation) => return Ok(Reached::Left),
         };
-        match timeout(ANSWER, live.address.open(request)).await {
-            Ok(Ok(stream)) => return Ok(Some(stream)),
+        match opened {
+            Ok(Ok(stream)) => return Ok(Reached::Guest(stream)),
             Ok(Err(GuestError::Refused(refusal)))
                 if woken && refusal.kind == RefusalKind::NotFound && Instant::now() < patience =>
             {
                 sleep(LISTEN_PAUSE).await;
+            }
+            // Cut off by its end, which may be seen here before it is told.
+            Ok(Err(GuestError::Dial(_) | GuestError::Closed { .. }))
+                if timeout(END_TOLD, changes.left(generation)).await.is_ok() =>
+            {
+                return Ok(Reached::Left);
             }
             Ok(Err(source)) => {
                 let id = handle.id().to_owned();
@@ -64,23 +106,27 @@ async fn reach(handle: &Handle, service: &Service) -> Result<Option<GuestStream>
                     source,
                 });
             }
-            Err(_) => return Ok(None),
+            Err(_) => return Ok(Reached::Silent),
         }
     }
 }
 
 /// Access to the guest, after a start if need be.
-async fn ready(handle: &Handle, autostart: bool) -> Result<Option<Live>, MachineError> {
-    let deadline = Instant::now() + HOLD;
-    let mut view = handle.watch();
+async fn ready(
+    handle: &Handle,
+    autostart: bool,
+    deadline: Instant,
+) -> Result<Option<Live>, MachineError> {
+    let mut changes = handle.changes();
     loop {
-        let machine = view.borrow_and_update().clone();
+        let changed = changes.next();
+        let machine = handle.view();
         let left = deadline.saturating_duration_since(Instant::now());
         if let Ok(live) = handle.live() {
             if passes(&machine) {
                 return Ok(Some(live));
             }
-            if !matches!(timeout(left, view.changed()).await, Ok(Ok(()))) {
+            if !matches!(timeout(left, changed).await, Ok(true)) {
                 return Ok(None);
             }
             continue;
@@ -109,7 +155,7 @@ async fn ready(handle: &Handle, autostart: bool) -> Result<Option<Live>, Machine
         } else if matches!(
             state,
             MachineState::Suspended | MachineState::Stopped | MachineState::Created
-        ) || !matches!(timeout(left, view.changed()).await, Ok(Ok(())))
+        ) || !matches!(timeout(left, changed).await, Ok(true))
         {
             return Ok(None);
         }

@@ -3,7 +3,8 @@
 //!
 //! The guest's state (boot id, counter) lives in the image, so that a resume can be told from a
 //! boot. What it should do wrong it is told by words in the kernel's command line, which a boot
-//! gets and an image keeps: `fail-suspend`, `slow-suspend`, `refuse-image`, `rst=N`, `deaf`.
+//! gets and an image keeps: `fail-suspend`, `slow-suspend` (and with it `break-badly`),
+//! `refuse-image`, `rst=N`, `deaf`.
 
 #![expect(clippy::unwrap_used, reason = "a double for tests: it may fail loudly")]
 
@@ -184,6 +185,11 @@ impl Vmm {
             .any(|one| one == word)
     }
 
+    /// It answers nobody: from the beginning, or for as long as a file beside its sockets says.
+    fn is_deaf(&self) -> bool {
+        self.behaves("deaf") || self.exit_file.with_file_name("deaf").exists()
+    }
+
     fn suspend(&self, image: &Path) -> Reply {
         let failed = |kind: &str, message: &str| Reply::Failed {
             kind: kind.into(),
@@ -198,6 +204,9 @@ impl Vmm {
             while Instant::now() < deadline {
                 if self.cancelled.swap(false, Ordering::SeqCst) {
                     self.saving.store(false, Ordering::SeqCst);
+                    if self.behaves("break-badly") {
+                        return failed("io", "the image broke while it was broken off");
+                    }
                     return failed("cancelled", "the suspend was cancelled");
                 }
                 thread::park_timeout(Duration::from_millis(5));
@@ -374,9 +383,13 @@ fn serve_guest(vmm: &Arc<Vmm>, mut stream: UnixStream) {
         let _ = writeln!(stream, "RST {port}");
         return;
     }
-    if vmm.behaves("deaf") {
+    if vmm.is_deaf() {
         let _ = stream.read(&mut byte);
         return;
+    }
+    // A guest is paused while it is saved.
+    while vmm.saving.load(Ordering::SeqCst) {
+        thread::park_timeout(Duration::from_millis(1));
     }
     let _ = writeln!(stream, "OK {port}");
     let mut guest = Conversation {

@@ -22,9 +22,7 @@ fn crash(before: &Before, step: &str, method: &str, rest: &str, expected: &str) 
     stage.ask("GET", &id, "/timings", None);
     stage.rearm(step);
     if matches!(before, Before::Started) {
-        poll("the guest", || {
-            (stage.call("GET", &format!("{MACHINES}/{id}/vsock"), None).0 == 200).then_some(())
-        });
+        assert_eq!(stage.exec(&id).0, 200);
     }
     let body = rest
         .is_empty()
@@ -49,9 +47,7 @@ fn crash(before: &Before, step: &str, method: &str, rest: &str, expected: &str) 
         usize::from(expected != "destroyed")
     );
     if expected == "started" {
-        poll("a usable guest", || {
-            (stage.call("GET", &format!("{MACHINES}/{id}/vsock"), None).0 == 200).then_some(())
-        });
+        assert_eq!(stage.exec(&id).0, 200);
     }
 }
 

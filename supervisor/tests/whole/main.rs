@@ -4,6 +4,7 @@
 
 mod access;
 mod crash;
+mod reach;
 mod stage;
 mod tls;
 
@@ -185,10 +186,6 @@ fn a_new_supervisor_adopts_what_a_killed_one_left() {
     stage.kill();
     assert_eq!(stage.vmm(&started), vmm);
     stage.start(&[]);
-    poll("the guest", || {
-        let path = format!("/v1/apps/default/machines/{started}/vsock");
-        (stage.call("GET", &path, None).0 == 200).then_some(())
-    });
     assert_eq!((stage.vmm(&started), stage.boot_id(&started)), (vmm, boot));
     assert_eq!(stage.ask("GET", &suspended, "", None)["state"], "suspended");
 }
@@ -237,11 +234,7 @@ fn a_suspend_that_a_crash_cut_off_is_finished() {
     stage.kill();
     stage.start(&[]);
     // The fake saves for 20 s unless broken off; a start does that and proves who drives it.
-    let answer = poll("an answer", || {
-        let path = format!("/v1/apps/default/machines/{id}/start?wait=true");
-        let (status, answer) = stage.call("POST", &path, None);
-        (status == 200).then_some(answer)
-    });
+    let answer = stage.ask("POST", &id, "/start?wait=true", None);
     assert_eq!(answer["start"]["kind"], "suspend_cancelled", "{answer}");
 }
 

@@ -102,7 +102,12 @@ impl Stage {
                     .into_iter()
                     .flatten(),
             )
-            .args(["--start-timeout", "5s"])
+            .args(
+                (!flags.contains(&"--start-timeout"))
+                    .then_some(["--start-timeout", "5s"])
+                    .into_iter()
+                    .flatten(),
+            )
             .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -262,6 +267,12 @@ impl Stage {
             std::thread::yield_now();
         }
         panic!("machine is not {state} but {last}");
+    }
+
+    /// Runs a command in the guest, at once; its status.
+    pub(crate) fn exec(&self, id: &str) -> (u16, Value) {
+        let path = format!("/v1/apps/default/machines/{id}/exec");
+        self.call("POST", &path, Some(json!({"command": ["true"]})))
     }
 
     /// The boot id that the guest tells.

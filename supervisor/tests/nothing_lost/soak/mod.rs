@@ -16,7 +16,7 @@ use rand::{RngExt, SeedableRng};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::site::{MACHINES, Site, poll};
+use crate::site::{MACHINES, Site};
 
 /// Clients at the same time.
 const CLIENTS: u64 = 6;
@@ -379,13 +379,12 @@ impl Soak {
                 "{id} was suspended and lost its image: {answer}\n{machine}"
             ));
         }
-        poll("a usable guest", || {
-            let body = json!({"command": ["say", "hello"]});
-            let (status, answer) =
-                self.site
-                    .call("POST", &format!("{MACHINES}/{id}/exec"), Some(&body));
-            (status == 200 && answer["exit_code"] == 3).then_some(())
-        });
+        let body = json!({"command": ["say", "hello"]});
+        let path = format!("{MACHINES}/{id}/exec");
+        let (status, answer) = self.site.call("POST", &path, Some(&body));
+        if status != 200 || answer["exit_code"] != 3 {
+            self.fail(format!("{id} can't be used: {status} {answer}"));
+        }
         self.check_events(&self.site.machine(id));
         let (status, answer) = self.site.ask(id, "destroy");
         if status != 200 {
