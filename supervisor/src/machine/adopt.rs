@@ -6,7 +6,7 @@ use machine_api::{EventType, Operation};
 use vmm_control::ExitReason;
 
 use crate::machine::admission::RefusalReason;
-use crate::machine::bring_up::BringUpError;
+use crate::machine::bring_up::{BringUpError, holding};
 use crate::machine::config::{StopOrder, stop_order};
 use crate::machine::driver::{Attended, Driver, Effect};
 use crate::machine::handle::Envelope;
@@ -16,7 +16,7 @@ use crate::machine::state::{Event, State};
 use crate::machine::timing::Trace;
 use crate::machine::{MachineError, view};
 use crate::vmm_process::{Control, VmmExit, VmmProcess};
-use crate::{clock, exhausted};
+use crate::{clock, exhausted, fail_point};
 
 /// Deadline for a VMM to greet a new supervisor.
 const GREETING_LIMIT: Duration = Duration::from_secs(10);
@@ -57,7 +57,11 @@ impl Driver {
         let starting = self.record.state == State::Starting;
         let resumed = self.record.image_generation.is_some() || !starting;
         let bring_up = self.bring_up(vmm, clock::monotonic_ns(), resumed);
-        let mut work: Effect<'_, _> = Box::pin(bring_up.run(&mut trace, &mut attempts));
+        let adoptions = self.host.adoptions.clone();
+        let mut work: Effect<'_, _> = Box::pin(async {
+            let permit = adoptions.acquire_owned().await;
+            holding(permit.ok(), bring_up.run(&mut trace, &mut attempts)).await
+        });
         // A request that needs the guest waits until the guest is ours.
         let mut held = None;
         let result = loop {
@@ -81,14 +85,16 @@ impl Driver {
                 None
             }
             Ok(up) => {
+                fail_point::reach("adopt.ready");
                 self.enter_session(up);
                 self.store_record_soon();
                 self.add_event(EventType::Adopt, "a new supervisor took over".to_owned());
                 None
             }
             Err(BringUpError::Ended(exit)) => self.end_of_adopted(exit).await,
-            Err(error) if error.for_want() => {
-                // The guest runs on, and is taken over once that is possible.
+            Err(error) if !starting || error.for_want() => {
+                // The guest runs on, and is taken over once that is possible. Started once, it
+                // is not killed for being slow or deaf: no supervisor that had it would do so.
                 let message = format!("can't be taken over yet: {}", chain(&error));
                 self.warn_once(&message);
                 None
@@ -156,11 +162,19 @@ impl Driver {
                 crate::machine::suspend::cancel(&control).await;
                 self.control = Some(control);
                 let interrupt = self.carry_out_suspend(Trace::begin()).await;
-                if interrupt.is_none() && self.record.state == State::Started {
-                    // It was broken off: the guest that goes on is ours to connect to.
-                    return self.adopt().await;
+                if self.record.state != State::Started {
+                    return interrupt;
                 }
-                interrupt
+                // It was broken off or failed: the guest that goes on is ours to connect to, also
+                // where the start that broke it off has thereby got what it wants.
+                let next = match interrupt {
+                    Some(envelope) => self.answer_at_once(envelope).await,
+                    None => None,
+                };
+                if next.is_some() {
+                    return next;
+                }
+                self.adopt().await
             }
             Err(error) if exhausted::is_cause(&error) => {
                 let message = format!("its suspend can't be followed yet: {}", chain(&error));

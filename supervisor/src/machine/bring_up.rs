@@ -1,9 +1,11 @@
 //! From a VMM that was launched, or is taken over, to a guest that is ready.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use guest_protocol::{GuestStatus, Request};
 use machine_api::Attempt;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use crate::guest::{GuestAddress, GuestError, GuestStream};
@@ -20,6 +22,23 @@ const LAUNCH_LIMIT: Duration = Duration::from_secs(30);
 const RESET_WORD_LIMIT: Duration = Duration::from_millis(50);
 /// How long a VMM that closed its control connection may take to end.
 const EXIT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a start keeps others waiting. One that takes longer takes no processor for that: its
+/// guest is slow or deaf, and so might be all of those that are allowed at a time.
+const HELD_LIMIT: Duration = Duration::from_secs(5);
+
+/// Does `work` and holds `permit` meanwhile, but not for longer than a start should take.
+pub(super) async fn holding<T>(
+    permit: Option<OwnedSemaphorePermit>,
+    work: impl Future<Output = T>,
+) -> T {
+    let mut work = pin!(work);
+    if let Ok(done) = timeout(HELD_LIMIT, &mut work).await {
+        return done;
+    }
+    drop(permit);
+    work.await
+}
 
 /// Why a launched VMM did not become a started machine.
 #[derive(Debug, thiserror::Error)]

@@ -153,10 +153,11 @@ impl Driver {
             let vmm = self.vmm.clone();
             let restart_at = self.restart_at;
             let carry_on_at = self.carry_on.map(|(at, _)| at);
+            let started = self.record.state == State::Started;
             tokio::select! {
                 biased;
                 // Where a transition got stuck its end belongs to whoever carries that on.
-                exit = ended(vmm.as_ref()), if carry_on_at.is_none() => {
+                exit = ended(vmm.as_ref()), if carry_on_at.is_none() || started => {
                     let next = Box::pin(self.note_vmm_end(exit)).await;
                     Box::pin(self.take(next)).await;
                 }
@@ -184,7 +185,7 @@ impl Driver {
     /// guest could not be asked is carried on after a while, as a new supervisor would.
     fn plan_carry_on(&mut self) {
         // A guest that runs and that no supervisor has taken over yet belongs here, too.
-        let alone = self.record.state == State::Started && self.control.is_none();
+        let alone = self.record.state == State::Started && self.session.is_none();
         if !self.record.state.is_passing() && !alone {
             self.carry_on = None;
             return;
@@ -288,7 +289,7 @@ impl Driver {
     }
 
     /// Answers what needs no transition; returns what does.
-    async fn answer_at_once(&mut self, envelope: Envelope) -> Option<Envelope> {
+    pub(super) async fn answer_at_once(&mut self, envelope: Envelope) -> Option<Envelope> {
         if !matches!(envelope.order, Order::LeaseEdit(_))
             && let Some(lease) = self.record.facts.standing_lease(clock::realtime_ms())
             && let Claim::User(nonce) = &envelope.claim

@@ -10,6 +10,9 @@ use crate::images::ImageStore;
 use crate::logs::ConsoleWatcher;
 use crate::store::Store;
 
+/// Adoptions for each start that may be under way: they take far less.
+const ADOPTIONS_PER_START: usize = 8;
+
 /// The supervisor's side of every machine.
 #[derive(Debug)]
 pub(crate) struct Host {
@@ -23,6 +26,8 @@ pub(crate) struct Host {
     pub(crate) consoles: ConsoleWatcher,
     /// Permits for starts and resumes: few at a time, so that each stays fast.
     pub(crate) launches: Arc<Semaphore>,
+    /// Permits for taking over guests that run.
+    pub(crate) adoptions: Arc<Semaphore>,
 }
 
 impl Host {
@@ -32,6 +37,12 @@ impl Host {
             images: ImageStore::new(configuration.state_dir.images()),
             consoles: ConsoleWatcher::new()?,
             launches: Arc::new(Semaphore::new(configuration.concurrent_starts)),
+            adoptions: Arc::new(Semaphore::new(
+                configuration
+                    .concurrent_starts
+                    .saturating_mul(ADOPTIONS_PER_START)
+                    .min(Semaphore::MAX_PERMITS),
+            )),
             store,
             configuration,
         })

@@ -9,7 +9,7 @@ use vmm_control::{ExitReason, exit_code};
 use crate::clock;
 use crate::fail_point;
 use crate::guest::GuestAddress;
-use crate::machine::bring_up::{BringUp, BringUpError, Up};
+use crate::machine::bring_up::{BringUp, BringUpError, Up, holding};
 use crate::machine::driver::{Attended, Driver, Effect};
 use crate::machine::handle::{Envelope, Live};
 use crate::machine::launch::{Plan, effective, launch_spec};
@@ -178,8 +178,8 @@ impl Driver {
         trace.mark("admission");
         let host = self.host.clone();
         let mut permit: Effect<'_, _> = Box::pin(host.launches.clone().acquire_owned());
-        let _permit = match self.attend(&mut permit).await {
-            Attended::Done(permit) => permit,
+        let permit = match self.attend(&mut permit).await {
+            Attended::Done(permit) => permit.ok(),
             Attended::Interrupted(envelope) => return Launched::Interrupted(envelope),
         };
         trace.mark("queue");
@@ -206,7 +206,7 @@ impl Driver {
         self.store_record_soon();
         self.show(None);
         let bring_up = self.bring_up(vmm, spawned_ns, resumed);
-        let mut work: Effect<'_, _> = Box::pin(bring_up.run(trace, attempts));
+        let mut work: Effect<'_, _> = Box::pin(holding(permit, bring_up.run(trace, attempts)));
         let result = match self.attend(&mut work).await {
             Attended::Done(result) => result,
             Attended::Interrupted(envelope) => return Launched::Interrupted(envelope),
