@@ -12,6 +12,8 @@ use crate::duration;
 pub(crate) const METADATA_PAIRS: usize = 256;
 /// Most characters of a metadata key or value.
 pub(crate) const METADATA_CHARACTERS: usize = 4096;
+/// Most mounts of a machine: guest-init knows their disks as `/dev/vda` to `/dev/vdz`.
+pub(crate) const MOUNTS: usize = 26;
 /// Time that a main process has to end unless the configuration says otherwise.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most time that it may be given.
@@ -152,6 +154,11 @@ fn check_service(service: &Service) -> Result<(), FieldProblem> {
     if !matches!(kind, "" | "connections") {
         return Err(field("concurrency.type", "only connections are counted"));
     }
+    let bounds = service.concurrency.as_ref();
+    if bounds.is_some_and(|bounds| bounds.hard_limit == Some(0)) {
+        let problem = "0 lets nobody connect; leave it out for no bound of its own";
+        return Err(field("concurrency.hard_limit", problem));
+    }
     Ok(())
 }
 
@@ -192,6 +199,9 @@ fn check_check(check: &Check) -> Result<(), FieldProblem> {
 }
 
 fn check_mounts(config: &MachineConfig) -> Result<(), InvalidConfig> {
+    if config.mounts.len() > MOUNTS {
+        return Err(invalid("mounts", format!("more than {MOUNTS}")));
+    }
     for (index, mount) in config.mounts.iter().enumerate() {
         let at = |name: &str| format!("mounts[{index}].{name}");
         if !mount.volume.starts_with('/') {
@@ -344,7 +354,7 @@ pub(crate) fn launch_request(config: &MachineConfig, hostname: &str) -> Option<R
 
 #[cfg(test)]
 mod tests {
-    use machine_api::{Guest, Mount};
+    use machine_api::{Guest, Mount, ServiceConcurrency};
 
     use super::*;
 
@@ -392,6 +402,34 @@ mod tests {
             ..MachineConfig::default()
         };
         assert_eq!(field_refused(&mounts), "mounts[0].volume");
+        let mount = Mount {
+            volume: "/dev/null".to_owned(),
+            path: "/data".to_owned(),
+            ..Mount::default()
+        };
+        let mut mounts = MachineConfig {
+            mounts: vec![mount; MOUNTS],
+            ..MachineConfig::default()
+        };
+        assert_eq!(check(&mounts), Ok(()));
+        mounts.mounts.extend(mounts.mounts[..1].to_vec());
+        assert_eq!(field_refused(&mounts), "mounts");
+        let nobody = Service {
+            internal_port: 80,
+            concurrency: Some(ServiceConcurrency {
+                hard_limit: Some(0),
+                ..ServiceConcurrency::default()
+            }),
+            ..Service::default()
+        };
+        let services = MachineConfig {
+            services: vec![nobody],
+            ..MachineConfig::default()
+        };
+        assert_eq!(
+            field_refused(&services),
+            "services[0].concurrency.hard_limit"
+        );
     }
 
     #[test]
