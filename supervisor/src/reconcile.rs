@@ -11,6 +11,7 @@ use anyhow::Context;
 use machine_api::MachineState;
 use vmm_control::ExitReason;
 
+use crate::exhausted;
 use crate::machine::driver::{Driver, Opening};
 use crate::machine::handle::Envelope;
 use crate::machine::state::State;
@@ -98,11 +99,17 @@ pub(crate) async fn reconcile(host: &Arc<Host>) -> anyhow::Result<Registry> {
         let found = find(host, &record, &lines)
             .with_context(|| format!("cannot look for the VMM of machine {}", record.id))?;
         let dir = host.configuration.state_dir.machine(&record.id);
-        crate::machine::registry::make_directory(dir.root())
-            .with_context(|| format!("cannot make {}", dir.root().display()))?;
         let id = record.id.clone();
-        let (driver, handle) = Driver::new(host.clone(), record, events)
-            .with_context(|| format!("cannot open the log of machine {id}"))?;
+        let made = crate::machine::registry::make_directory(dir.root())
+            .and_then(|()| Driver::new(host.clone(), record.clone(), events.clone()));
+        let (driver, handle) = match made {
+            // One file that can't be used is no reason to leave all machines alone.
+            Err(error) if !exhausted::is_cause(&error) => {
+                tracing::error!(machine_id = id, %error, "cannot open a log");
+                Driver::without_log(host.clone(), record, events, &error)
+            }
+            made => made.with_context(|| format!("cannot open the log of machine {id}"))?,
+        };
         registry.add(handle);
         tokio::spawn(driver.run(Opening::Found(found)));
     }

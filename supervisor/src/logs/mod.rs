@@ -85,8 +85,8 @@ struct OpenLog {
 }
 
 impl MachineLog {
-    /// The log of a machine that is gone: nothing can be read, and what is written is lost.
-    pub(crate) fn of_destroyed(path: &Path) -> Self {
+    /// The log of a machine that is gone or whose file can't be used: what is written is lost.
+    pub(crate) fn unwritten(path: &Path) -> Self {
         Self::over(path, None, Position::default(), 0)
     }
 

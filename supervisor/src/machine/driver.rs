@@ -80,7 +80,7 @@ pub(crate) struct Driver {
     pub(super) view: watch::Sender<Arc<Machine>>,
     live: watch::Sender<Option<Live>>,
     waiters: Vec<Waiter>,
-    _console: crate::logs::Collection,
+    _console: Option<crate::logs::Collection>,
 }
 
 /// Something that a driver waits for while it answers requests.
@@ -104,8 +104,36 @@ impl Driver {
         let dir = host.configuration.state_dir.machine(&record.id);
         let log = MachineLog::open(&dir.log())?;
         let console = host.consoles.collect(&dir.console(), &log)?;
-        let events = VecDeque::from(events);
+        Ok(Self::over(host, record, events, (log, Some(console))))
+    }
+
+    /// A driver for a machine whose log can't be opened, and that should not be left alone for
+    /// that: what its guest says from now on is lost.
+    pub(crate) fn without_log(
+        host: Arc<Host>,
+        record: MachineRecord,
+        events: Vec<MachineEvent>,
+        why: &io::Error,
+    ) -> (Self, Handle) {
+        let dir = host.configuration.state_dir.machine(&record.id);
+        let log = MachineLog::unwritten(&dir.log());
+        let (mut driver, handle) = Self::over(host, record, events, (log, None));
+        let message = format!(
+            "its log can't be opened: {why}; nothing is logged until the supervisor is started again"
+        );
+        driver.warn_once(&message);
+        (driver, handle)
+    }
+
+    fn over(
+        host: Arc<Host>,
+        record: MachineRecord,
+        events: Vec<MachineEvent>,
+        (log, console): (MachineLog, Option<crate::logs::Collection>),
+    ) -> (Self, Handle) {
+        let dir = host.configuration.state_dir.machine(&record.id);
         let activity = Activity::new();
+        let events = VecDeque::from(events);
         let (sender, inbox) = mpsc::channel(INBOX);
         let (view_sender, view) = watch::channel(Arc::new(view::machine(&record, &events, &[])));
         let (live_sender, live) = watch::channel(None);
@@ -139,7 +167,7 @@ impl Driver {
             waiters: Vec::new(),
             _console: console,
         };
-        Ok((driver, handle))
+        (driver, handle)
     }
 
     /// Drives the machine until it is destroyed or the supervisor ends.

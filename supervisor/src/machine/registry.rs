@@ -155,7 +155,7 @@ impl Registry {
             inbox: mpsc::channel(1).0,
             view: watch::channel(Arc::new(view)).1,
             live: watch::channel(None).1,
-            log: MachineLog::of_destroyed(&dir.log()),
+            log: MachineLog::unwritten(&dir.log()),
             activity: Activity::new(),
         };
         let mut machines = self
