@@ -93,7 +93,8 @@ impl Driver {
         None
     }
 
-    /// Ends the guest: asks, waits, kills. A request that can't wait comes back.
+    /// Ends the guest: asks, waits, kills. A request that can't wait comes back; where that is a
+    /// stop, the guest goes on with its end until it is told of the new limits.
     async fn end_guest(&mut self, order: Option<StopOrder>, trace: &mut Trace) -> Option<Envelope> {
         let vmm = self.vmm.clone()?;
         // One that has ended meanwhile, such as by a suspend that was quicker, has nobody to ask.
@@ -124,7 +125,9 @@ impl Driver {
                     self.log.add_note(&note);
                 }
                 Attended::Interrupted(envelope) => {
-                    self.kill_vmm().await;
+                    if matches!(envelope.order, Order::Destroy { .. }) {
+                        self.kill_vmm().await;
+                    }
                     return Some(envelope);
                 }
             }

@@ -4,7 +4,7 @@
 //! The guest's state (boot id, counter) lives in the image, so that a resume can be told from a
 //! boot. What it should do wrong it is told by words in the kernel's command line, which a boot
 //! gets and an image keeps: `fail-suspend`, `slow-suspend` (and with it `break-badly`),
-//! `refuse-image`, `rst=N`, `deaf`.
+//! `refuse-image`, `rst=N`, `deaf`, `stubborn` (its main process does not end for SIGINT).
 
 #![expect(clippy::unwrap_used, reason = "a double for tests: it may fail loudly")]
 
@@ -448,9 +448,13 @@ fn answer(vmm: &Arc<Vmm>, guest: &mut Conversation, request: GuestRequest) {
                 vmm.end(ExitReason::GuestPowerOff, "the guest powered off");
             }
         }
-        GuestRequest::PowerOff { .. } => {
+        GuestRequest::PowerOff { signal, .. } => {
             guest.send(&GuestReply::Done);
-            vmm.end(ExitReason::GuestPowerOff, "the guest powered off");
+            // SIGINT is what a main process is sent unless something else is wanted.
+            if !(vmm.behaves("stubborn") && signal == 2) {
+                let message = format!("the guest powered off, told so by signal {signal}");
+                vmm.end(ExitReason::GuestPowerOff, &message);
+            }
         }
         GuestRequest::Forward { .. } => {
             guest.send(&GuestReply::Streaming);
