@@ -15,9 +15,14 @@ pub(crate) fn arm(name: String) {
     let _ = ARMED.set(name);
 }
 
+/// Whether the process is to die at the step `name`.
+pub(crate) fn is_armed(name: &str) -> bool {
+    ARMED.get().is_some_and(|armed| armed == name)
+}
+
 /// The step `name` is reached.
 pub(crate) fn reach(name: &str) {
-    if ARMED.get().is_some_and(|armed| armed == name) {
+    if is_armed(name) {
         let _ = kill_process(getpid(), Signal::KILL);
         // SIGKILL is on its way; nothing may happen until it arrives.
         loop {

@@ -182,6 +182,7 @@ impl Driver {
         match plan {
             Plan::Rest => {
                 self.resume_restart();
+                self.destroy_if_due("rest.destroy_due").await;
                 None
             }
             Plan::Kill => {

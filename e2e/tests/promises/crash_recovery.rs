@@ -105,10 +105,16 @@ pub(crate) async fn a_main_process_that_keeps_failing_is_given_up_after_its_retr
     });
     let machine = stage.boot(wanted).await?;
     until("the machine to be given up", || async {
-        let state = stage.client.machine(&machine.id).await?.state;
-        Ok((state == MachineState::Failed).then_some(()))
+        let events = stage.client.events(&machine.id, None).await?;
+        let given_up = |event: &MachineEvent| {
+            let message = event.message.as_deref().unwrap_or_default();
+            message.contains("given up after 1 restarts")
+        };
+        Ok(events.iter().any(given_up).then_some(()))
     })
     .await?;
+    let state = stage.client.machine(&machine.id).await?.state;
+    ensure!(state == MachineState::Stopped, "{state}");
     let exits = exits(stage, &machine).await?;
     let seen: Vec<(i32, bool)> = exits
         .iter()

@@ -10,7 +10,7 @@ use crate::machine::bring_up::{BringUpError, holding};
 use crate::machine::config::{StopOrder, stop_order};
 use crate::machine::driver::{Attended, Driver, Effect};
 use crate::machine::handle::Envelope;
-use crate::machine::publish::{Note, Source};
+use crate::machine::publish::Note;
 use crate::machine::readiness::chain;
 use crate::machine::state::{Event, State};
 use crate::machine::timing::Trace;
@@ -135,7 +135,7 @@ impl Driver {
 
     /// Begins a start anew that was cut off.
     pub(crate) async fn start_again(&mut self) -> Option<Envelope> {
-        self.start(Source::Supervisor, Trace::begin(), None).await
+        self.start(Trace::begin(), None).await
     }
 
     /// The VMM ended while no supervisor looked.

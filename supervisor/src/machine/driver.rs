@@ -18,9 +18,10 @@ use crate::clock;
 use crate::logs::MachineLog;
 use crate::machine::admission::{Admission, Wish, admit};
 use crate::machine::handle::{Claim, Edit, Envelope, Granted, Handle, Live, Order, Until};
-use crate::machine::publish::{Note, Source};
+use crate::machine::publish::Note;
 use crate::machine::session::GuestSession;
 use crate::machine::state::{Event, State};
+use crate::machine::stop::forgo_restart;
 use crate::machine::timing::Trace;
 use crate::machine::unsaved::Unsaved;
 use crate::machine::{Host, MachineError, view};
@@ -132,8 +133,8 @@ impl Driver {
         (log, console): (MachineLog, Option<crate::logs::Collection>),
     ) -> (Self, Handle) {
         let dir = host.configuration.state_dir.machine(&record.id);
-        let activity = Activity::new();
         let events = VecDeque::from(events);
+        let activity = Activity::new();
         let (sender, inbox) = mpsc::channel(INBOX);
         let (view_sender, view) = watch::channel(Arc::new(view::machine(&record, &events, &[])));
         let (live_sender, live) = watch::channel(None);
@@ -178,6 +179,7 @@ impl Driver {
         }
         while self.record.state != State::Destroyed {
             self.plan_carry_on();
+            self.plan_another_restart();
             let vmm = self.vmm.clone();
             let restart_at = self.restart_at;
             let carry_on_at = self.carry_on.map(|(at, _)| at);
@@ -191,9 +193,8 @@ impl Driver {
                 }
                 () = at(restart_at) => {
                     self.restart_at = None;
-                    let next = Box::pin(self.start(Source::Supervisor, Trace::begin(), None)).await;
+                    let next = Box::pin(self.start(Trace::begin(), None)).await;
                     Box::pin(self.take(next)).await;
-                    self.plan_another_restart();
                 }
                 () = at(carry_on_at) => {
                     let found = reconcile::find_again(&self.record, &self.dir, self.vmm.take());
@@ -214,7 +215,7 @@ impl Driver {
     fn plan_carry_on(&mut self) {
         // A guest that runs and that no supervisor has taken over yet belongs here, too.
         let alone = self.record.state == State::Started && self.session.is_none();
-        if !self.record.state.is_passing() && !alone {
+        if !self.record.state.is_passing() && !alone && !self.is_destroy_due() {
             self.carry_on = None;
             return;
         }
@@ -249,7 +250,7 @@ impl Driver {
     async fn fulfil(&mut self, envelope: Envelope) -> Option<Envelope> {
         let trace = envelope.trace.clone();
         match &envelope.order {
-            Order::Start => self.start(Source::User, trace, Some(envelope)).await,
+            Order::Start => self.start(trace, Some(envelope)).await,
             Order::Suspend => self.suspend(trace, envelope).await,
             Order::Stop(order) => {
                 let order = *order;
@@ -297,13 +298,8 @@ impl Driver {
             _ => return Some(envelope),
         };
         let previous = self.record.state;
-        let note = Note {
-            source: Source::User,
-            ..Note::default()
-        };
-        let begun = self.transition(event, note, |record| {
-            record.facts.stop_requested = true;
-        });
+        let note = Note::by(Some(&envelope));
+        let begun = self.transition(event, note, forgo_restart);
         match begun.await {
             Ok(()) => {
                 envelope.begun_from = Some(previous);
@@ -346,17 +342,17 @@ impl Driver {
                 });
             }
             Admission::Satisfied | Admission::Join => {
-                if wish == Wish::Stop && self.restart_at.take().is_some() {
-                    // It waits for its restart: that is what the user wants no more.
-                    self.record.facts.stop_requested = true;
-                    self.record.facts.restart_due = false;
-                    self.store_record_soon();
-                }
+                let stored = if wish == Wish::Stop && self.restart_at.is_some() {
+                    self.stop_restarting().await
+                } else {
+                    Ok(())
+                };
                 let start = self.record.facts.last_start.clone();
-                let _ = envelope.reply.send(Ok(Granted {
+                let _ = envelope.reply.send(stored.map(|()| Granted {
                     previous_state,
                     start,
                 }));
+                Box::pin(self.destroy_if_due("restart.destroy_due")).await;
             }
             Admission::Refuse(reason) => {
                 let id = self.record.id.clone();

@@ -12,6 +12,7 @@ use crate::logs::MachineLog;
 use crate::machine::MachineError;
 use crate::machine::admission::{RefusalReason, Wish};
 use crate::machine::config::StopOrder;
+use crate::machine::publish::Source;
 use crate::machine::session::Learnt;
 use crate::machine::state::State;
 use crate::machine::timing::Trace;
@@ -137,6 +138,16 @@ pub(crate) struct Envelope {
     pub(crate) begun_from: Option<State>,
     /// Where the answer goes.
     pub(crate) reply: oneshot::Sender<Result<Granted, MachineError>>,
+}
+
+impl Envelope {
+    /// Who is said to have caused what comes of it.
+    pub(super) fn source(&self) -> Source {
+        match self.claim {
+            Claim::User(_) => Source::User,
+            Claim::Supervisor => Source::Supervisor,
+        }
+    }
 }
 
 /// The answer to a request that was granted.

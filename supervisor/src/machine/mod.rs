@@ -24,6 +24,7 @@ pub(crate) mod suspend;
 pub(crate) mod timing;
 mod unsaved;
 pub(crate) mod view;
+mod vmm_end;
 
 pub(crate) use error::MachineError;
 pub(crate) use handle::{Handle, Until};

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use machine_api::{CheckStatus, EventRequest, EventType, MachineEvent, StartKind, Timing};
 
-use crate::clock;
 use crate::machine::driver::Driver;
+use crate::machine::handle::Envelope;
 use crate::machine::state::{Event, State, apply};
 use crate::machine::{MachineError, record, view};
 use crate::store::{Change, MachineRecord};
+use crate::{clock, fail_point};
 
 /// Events kept in a machine's view.
 const SHOWN_EVENTS: usize = 30;
@@ -25,6 +26,16 @@ pub(super) struct Note {
     pub(super) start: Option<StartKind>,
     pub(super) message: Option<String>,
     pub(super) request: Option<EventRequest>,
+}
+
+impl Note {
+    /// About a step that somebody's request caused, or else the supervisor.
+    pub(super) fn by(envelope: Option<&Envelope>) -> Self {
+        Self {
+            source: envelope.map_or(Source::Supervisor, Envelope::source),
+            ..Self::default()
+        }
+    }
 }
 
 /// Who caused an event.
@@ -195,6 +206,15 @@ impl Driver {
         self.commit_soon("store what could not be stored before", changes);
     }
 
+    /// The step `name` is reached, and everything so far is in the database.
+    pub(super) async fn reach_stored(&self, name: &str) {
+        if fail_point::is_armed(name) {
+            let arrived = self.host.store.commit("arrive at a step", Vec::new());
+            let _ = arrived.await;
+            fail_point::reach(name);
+        }
+    }
+
     fn commit_soon(&self, what: &'static str, changes: Vec<Change>) {
         let way_back = self.unsaved.way_back();
         self.host.store.commit_soon(what, changes, way_back);
@@ -235,7 +255,6 @@ fn kind_of(event: Event) -> EventType {
         }
         Event::SuspendBegun | Event::SuspendDone | Event::SuspendAbandoned => EventType::Suspend,
         Event::StopBegun | Event::Halted => EventType::Stop,
-        Event::GaveUp => EventType::Exit,
         Event::RestartBegun => EventType::Restart,
         Event::UpdateBegun => EventType::Update,
         Event::DestroyBegun | Event::DestroyDone => EventType::Destroy,

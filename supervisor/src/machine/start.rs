@@ -41,14 +41,14 @@ impl Driver {
     /// Starts the machine from whatever there is; answers `envelope` once that is stored.
     pub(super) async fn start(
         &mut self,
-        source: Source,
         mut trace: Trace,
         envelope: Option<Envelope>,
     ) -> Option<Envelope> {
         let previous = self.record.state;
+        let asked_by = envelope.as_ref().map(Envelope::source);
         let begun = match self.plan() {
             Ok((plan, cold_reason)) => {
-                let begun = self.begin_start(source, &plan, cold_reason);
+                let begun = self.begin_start(asked_by, &plan, cold_reason);
                 begun.await.map(|()| plan)
             }
             Err(error) => Err(error),
@@ -124,7 +124,7 @@ impl Driver {
     /// The VMM refused the image: a cold boot from now on, whoever carries that on.
     async fn begin_boot_instead(&mut self, reason: String) -> Result<Plan, MachineError> {
         let boot = self.boot()?;
-        let begun = self.begin_start(Source::Supervisor, &boot, Some(reason));
+        let begun = self.begin_start(None, &boot, Some(reason));
         begun.await.map(|()| boot)
     }
 
@@ -132,21 +132,27 @@ impl Driver {
     /// that it finds was resumed or has yet to be told what to run.
     async fn begin_start(
         &mut self,
-        source: Source,
+        asked_by: Option<Source>,
         plan: &Plan,
         cold_reason: Option<String>,
     ) -> Result<(), MachineError> {
         let from_nothing = matches!(plan, Plan::Boot(_));
         let note = Note {
-            source,
+            source: asked_by.unwrap_or_default(),
             ..Note::default()
         };
         self.transition(Event::StartBegun, note, |record| {
             record.generation += 1;
             record.vmm = None;
-            record.facts.stop_requested = false;
-            record.facts.restart_due = false;
-            record.facts.cold_reason = cold_reason;
+            let facts = &mut record.facts;
+            facts.stop_requested = false;
+            facts.destroy_due = false;
+            facts.cold_reason = cold_reason;
+            if asked_by.is_some() {
+                // No restart by policy, and so the end of a row of those.
+                facts.restarts = 0;
+                facts.restart_due = false;
+            }
             if from_nothing {
                 record.image_generation = None;
             }
@@ -280,6 +286,7 @@ impl Driver {
             let facts = &mut record.facts;
             facts.image_unusable = None;
             facts.cold_reason = None;
+            facts.restart_due = false;
             facts.last_start = Some(start);
             facts.readiness = attempts;
             facts.note_leaks(older, record.generation);

@@ -9,7 +9,7 @@
 //!   created ─▶ starting ─▶ started ─▶ suspending ─▶ suspended ─▶ (starting)
 //!                 │  ▲         │           │
 //!                 ▼  │         ▼           ▼
-//!              failed└── stopped ◀── stopping        updating ─▶ stopped
+//!              failed └─ stopped ◀── stopping        updating ─▶ stopped
 //!
 //!   every state ─▶ destroying ─▶ destroyed
 //! ```
@@ -39,7 +39,7 @@ pub(crate) enum State {
     Destroying,
     /// Gone; only its row is left.
     Destroyed,
-    /// Could not be started, or gave up restarting.
+    /// Could not be started.
     Failed,
 }
 
@@ -118,8 +118,6 @@ pub(crate) enum Event {
     StopBegun,
     /// No VMM and no image are left.
     Halted,
-    /// Too many restarts in a row.
-    GaveUp,
     /// The guest is about to be shut down in order to start again.
     RestartBegun,
     /// A new configuration is about to be taken.
@@ -133,7 +131,7 @@ pub(crate) enum Event {
 impl Event {
     /// All of them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::StartBegun,
         Self::Ready,
         Self::StartFailed,
@@ -143,7 +141,6 @@ impl Event {
         Self::SuspendAbandoned,
         Self::StopBegun,
         Self::Halted,
-        Self::GaveUp,
         Self::RestartBegun,
         Self::UpdateBegun,
         Self::DestroyBegun,
@@ -181,7 +178,7 @@ pub(crate) fn apply(state: State, event: Event) -> Result<State, Unexpected> {
             | S::Failed,
         ) => Ok(S::Starting),
         (E::Ready, S::Starting) | (E::SuspendAbandoned, S::Suspending) => Ok(S::Started),
-        (E::StartFailed, S::Starting) | (E::GaveUp, S::Stopped) => Ok(S::Failed),
+        (E::StartFailed, S::Starting) => Ok(S::Failed),
         (E::StartRolledBack, S::Starting) | (E::SuspendDone, S::Suspending) => Ok(S::Suspended),
         (E::SuspendBegun, S::Started) => Ok(S::Suspending),
         (
@@ -217,7 +214,7 @@ mod tests {
     use super::*;
 
     /// One row per event: the states in the order of [`State::ALL`], `-` where it can't happen.
-    const TABLE: [(Event, &str); 14] = [
+    const TABLE: [(Event, &str); 13] = [
         // create starting started suspng suspnd stopping stopped restrt updtng destrng destrd failed
         (
             Event::StartBegun,
@@ -237,7 +234,6 @@ mod tests {
             Event::Halted,
             "- - stopped stopped - stopped - - stopped - - -",
         ),
-        (Event::GaveUp, "- - - - - - failed - - - - -"),
         (
             Event::RestartBegun,
             "- - restarting - restarting - - - - - - -",

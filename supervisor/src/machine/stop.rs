@@ -1,25 +1,24 @@
-//! Stopping, restarting, updating and destroying, and what to do when a VMM ends by itself.
+//! Stopping, restarting, updating and destroying.
 
 use std::fs;
 use std::io;
 use std::time::Duration;
 
-use guest_protocol::{Exit, Request};
-use machine_api::{EventRequest, EventType, ExitEvent, MachineConfig, Operation, RestartPolicy};
+use guest_protocol::Request;
+use machine_api::{EventType, Operation};
 use tokio::time::{Instant, sleep, timeout};
-use vmm_control::ExitReason;
 
 use crate::guest::{GuestAddress, GuestError};
 use crate::machine::config::StopOrder;
 use crate::machine::driver::{Attended, Driver, Effect};
 use crate::machine::handle::{Envelope, Order, Update};
-use crate::machine::publish::{Note, Source};
+use crate::machine::publish::Note;
 use crate::machine::readiness::chain;
 use crate::machine::state::{Event, State};
 use crate::machine::timing::Trace;
 use crate::machine::{MachineError, record};
-use crate::vmm_process::VmmExit;
-use crate::{clock, exhausted, fail_point};
+use crate::store::MachineRecord;
+use crate::{exhausted, fail_point};
 
 /// Deadline for guest-init to take the order to power off.
 const ORDER_LIMIT: Duration = Duration::from_secs(3);
@@ -27,13 +26,6 @@ const ORDER_LIMIT: Duration = Duration::from_secs(3);
 const ORDER_PAUSE: Duration = Duration::from_millis(100);
 /// What a guest may take to power off once its main process has ended.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(10);
-/// How long to wait for the main process's exit, which arrives before the VMM ends.
-const MAIN_EXIT_LIMIT: Duration = Duration::from_millis(200);
-/// Waits of the restart policy.
-const RESTART_FIRST: Duration = Duration::from_millis(500);
-const RESTART_MOST: Duration = Duration::from_secs(60);
-/// A machine that ran this long begins its count of restarts anew.
-const STABLE: Duration = Duration::from_secs(60);
 
 impl Driver {
     /// Stops the machine, or drops its image.
@@ -45,17 +37,11 @@ impl Driver {
     ) -> Option<Envelope> {
         let begun_from = envelope.as_ref().and_then(|envelope| envelope.begun_from);
         let previous = begun_from.unwrap_or(self.record.state);
-        let note = Note {
-            source: Source::User,
-            ..Note::default()
-        };
         let begun = match begun_from {
             Some(_) => Ok(()),
             None => {
-                self.transition(Event::StopBegun, note, |record| {
-                    record.facts.stop_requested = true;
-                })
-                .await
+                let note = Note::by(envelope.as_ref());
+                self.transition(Event::StopBegun, note, forgo_restart).await
             }
         };
         if let Err(error) = begun {
@@ -88,8 +74,12 @@ impl Driver {
             message,
             ..Note::default()
         };
-        self.transition_soon(Event::Halted, note, |record| record.vmm = None);
+        self.transition_soon(Event::Halted, note, |record| {
+            record.vmm = None;
+            record.facts.destroy_due = record.config.auto_destroy;
+        });
         self.settle(None);
+        self.destroy_if_due("stop.halted").await;
         None
     }
 
@@ -139,18 +129,6 @@ impl Driver {
         None
     }
 
-    /// Adds the exit of the main process as an event, where it was heard of.
-    async fn note_main_exit(&mut self, requested: bool) -> Option<Exit> {
-        let exit = self.session.as_ref()?.main_exit(MAIN_EXIT_LIMIT).await?;
-        let event = exit_event(Some(exit), requested, false);
-        let request = EventRequest {
-            exit_event: Some(event),
-            restart_count: None,
-        };
-        self.add_request_event(EventType::Exit, request);
-        Some(exit)
-    }
-
     /// Removes the image; it must not be resumed any more.
     pub(super) fn drop_image(&mut self) -> Result<(), MachineError> {
         self.record.image_generation = None;
@@ -170,14 +148,14 @@ impl Driver {
         envelope: Envelope,
     ) -> Option<Envelope> {
         if !matches!(self.record.state, State::Started | State::Suspended) {
-            return self.start(Source::User, trace, Some(envelope)).await;
+            return self.start(trace, Some(envelope)).await;
         }
         let previous = self.record.state;
-        let note = Note {
-            source: Source::User,
-            ..Note::default()
-        };
-        if let Err(error) = self.transition(Event::RestartBegun, note, |_| {}).await {
+        let note = Note::by(Some(&envelope));
+        let begun = self.transition(Event::RestartBegun, note, |record| {
+            record.facts.restarts = 0;
+        });
+        if let Err(error) = begun.await {
             let _ = envelope.reply.send(Err(error));
             return None;
         }
@@ -199,7 +177,7 @@ impl Driver {
             self.add_event(EventType::Warning, chain(&error));
         }
         fail_point::reach("restart.ended");
-        Box::pin(self.start(Source::Supervisor, Trace::begin(), None)).await
+        Box::pin(self.start(Trace::begin(), None)).await
     }
 
     /// Takes a new configuration.
@@ -225,16 +203,15 @@ impl Driver {
             }
         };
         let previous = self.record.state;
-        let note = Note {
-            source: Source::User,
-            ..Note::default()
-        };
+        let note = Note::by(Some(&envelope));
         let begun = self.transition(Event::UpdateBegun, note, |record| {
             record.config = config;
             record.image_ref = image;
             record.name = name.unwrap_or_else(|| record.name.clone());
             record.instance_id = record::new_ulid();
             record.facts.skip_launch = skip_launch;
+            record.facts.restarts = 0;
+            record.facts.restart_due = false;
             record.facts.image_unusable = Some("configuration changed".to_owned());
         });
         if let Err(error) = begun.await {
@@ -258,7 +235,7 @@ impl Driver {
         }
         fail_point::reach("update.ended");
         if !self.record.facts.skip_launch {
-            return Box::pin(self.start(Source::User, Trace::begin(), None)).await;
+            return Box::pin(self.start(Trace::begin(), None)).await;
         }
         let note = Note {
             kind: Some(EventType::Update),
@@ -287,10 +264,7 @@ impl Driver {
         let begun_from = envelope.as_ref().and_then(|envelope| envelope.begun_from);
         let previous = begun_from.unwrap_or(self.record.state);
         if self.record.state != State::Destroying {
-            let note = Note {
-                source: Source::User,
-                ..Note::default()
-            };
+            let note = Note::by(envelope.as_ref());
             if let Err(error) = self.transition(Event::DestroyBegun, note, |_| {}).await {
                 if let Some(envelope) = envelope {
                     let _ = envelope.reply.send(Err(error));
@@ -332,89 +306,12 @@ impl Driver {
             }
         }
     }
-
-    /// The VMM ended without a transition under way that expects it.
-    pub(super) async fn note_vmm_end(&mut self, exit: VmmExit) -> Option<Envelope> {
-        let main = match &self.session {
-            Some(session) => session.main_exit(MAIN_EXIT_LIMIT).await,
-            None => None,
-        };
-        self.kill_vmm().await;
-        let ran = self.started_at.map(|started| started.elapsed());
-        let clean = match main {
-            Some(main) => main.code == Some(0),
-            None => exit.reason() == Some(ExitReason::GuestPowerOff),
-        };
-        let restarts = if ran.is_some_and(|ran| ran > STABLE) {
-            0
-        } else {
-            self.record.facts.restarts
-        };
-        let wait = restart_wait(&self.record.config, clean, restarts);
-        let requested = self.record.facts.stop_requested;
-        let event = exit_event(main, requested, wait.is_some());
-        let note = Note {
-            kind: Some(EventType::Exit),
-            source: Source::Guest,
-            message: Some(exit.in_words()),
-            request: Some(EventRequest {
-                exit_event: Some(event),
-                restart_count: Some(restarts),
-            }),
-            ..Note::default()
-        };
-        self.log.add_note(&exit.in_words());
-        self.transition_soon(Event::Halted, note, |record| {
-            record.vmm = None;
-            record.facts.restart_due = wait.is_some();
-            record.facts.restarts = if wait.is_some() {
-                restarts + 1
-            } else {
-                restarts
-            };
-        });
-        self.settle(Some(&exit.in_words()));
-        match wait {
-            Some(wait) => self.restart_at = Some(Instant::now() + wait),
-            None if self.record.config.auto_destroy => self.destroy(None).await,
-            None if !clean && gave_up(&self.record.config, restarts) => {
-                let message = format!("gave up after {restarts} restarts");
-                let note = Note {
-                    message: Some(message),
-                    ..Note::default()
-                };
-                self.transition_soon(Event::GaveUp, note, |_| {});
-            }
-            None => {}
-        }
-        None
-    }
 }
 
-impl Driver {
-    /// A restart by policy that failed, such as for want of processes, is not the last one.
-    pub(super) fn plan_another_restart(&mut self) {
-        let rests = matches!(self.record.state, State::Stopped | State::Failed);
-        let facts = &mut self.record.facts;
-        if !rests || facts.stop_requested {
-            return;
-        }
-        let wait = restart_wait(&self.record.config, false, facts.restarts);
-        facts.restart_due = wait.is_some();
-        facts.restarts += u32::from(wait.is_some());
-        self.restart_at = wait.map(|wait| Instant::now() + wait);
-        self.store_record_soon();
-    }
-
-    /// Goes on waiting for a restart that an earlier supervisor had planned.
-    pub(crate) fn resume_restart(&mut self) {
-        let facts = &self.record.facts;
-        if facts.restart_due && matches!(self.record.state, State::Stopped | State::Failed) {
-            let restarts = facts.restarts.saturating_sub(1);
-            let wait = restart_wait(&self.record.config, false, restarts);
-            self.restart_at = wait.map(|wait| Instant::now() + wait);
-        }
-    }
+/// Somebody wants the machine to rest: the restart policy has no say any more.
+pub(super) fn forgo_restart(record: &mut MachineRecord) {
+    record.facts.stop_requested = true;
+    record.facts.restart_due = false;
 }
 
 /// Orders the guest to power off. While the supervisor itself has no descriptor for that, it is
@@ -439,90 +336,9 @@ async fn ask_to_power_off(
     }
 }
 
-/// When the restart policy starts a machine again, if it does.
-fn restart_wait(config: &MachineConfig, clean: bool, restarts: u32) -> Option<Duration> {
-    let restart = config.restart.clone().unwrap_or_default();
-    let wanted = match restart.policy {
-        RestartPolicy::No => false,
-        RestartPolicy::Always => true,
-        RestartPolicy::OnFailure => {
-            !clean && restart.max_retries.is_none_or(|most| restarts < most)
-        }
-    };
-    wanted.then(|| {
-        RESTART_FIRST
-            .saturating_mul(1 << restarts.min(16))
-            .min(RESTART_MOST)
-    })
-}
-
-fn gave_up(config: &MachineConfig, restarts: u32) -> bool {
-    let restart = config.restart.clone().unwrap_or_default();
-    restart.policy == RestartPolicy::OnFailure
-        && restart.max_retries.is_some_and(|most| restarts >= most)
-}
-
-fn exit_event(exit: Option<Exit>, requested_stop: bool, restarting: bool) -> ExitEvent {
-    ExitEvent {
-        exit_code: exit.and_then(|exit| exit.code).unwrap_or(-1),
-        signal: exit.map_or(-1, |exit| exit.signal.unwrap_or(0)),
-        oom_killed: exit.is_some_and(|exit| exit.oom_killed),
-        requested_stop,
-        restarting,
-        exited_at: clock::realtime_ms(),
-    }
-}
-
 fn remove_tree(path: &std::path::Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use machine_api::Restart;
-
-    use super::*;
-
-    fn config(policy: RestartPolicy, max_retries: Option<u32>) -> MachineConfig {
-        let restart = Some(Restart {
-            policy,
-            max_retries,
-        });
-        MachineConfig {
-            restart,
-            ..MachineConfig::default()
-        }
-    }
-
-    #[test]
-    fn policies_restart_what_they_should() {
-        use RestartPolicy::{Always, No, OnFailure};
-        let restarts = |policy, clean| restart_wait(&config(policy, None), clean, 0).is_some();
-        assert_eq!([restarts(No, false), restarts(No, true)], [false, false]);
-        assert_eq!(
-            [restarts(Always, false), restarts(Always, true)],
-            [true, true]
-        );
-        assert_eq!(
-            [restarts(OnFailure, false), restarts(OnFailure, true)],
-            [true, false]
-        );
-    }
-
-    #[test]
-    fn retries_end_and_waits_grow() {
-        let limited = config(RestartPolicy::OnFailure, Some(2));
-        assert!(restart_wait(&limited, false, 1).is_some());
-        assert!(restart_wait(&limited, false, 2).is_none());
-        assert!(gave_up(&limited, 2));
-        let endless = config(RestartPolicy::Always, None);
-        let waits: Vec<_> = (0..9)
-            .map(|n| restart_wait(&endless, false, n).unwrap())
-            .collect();
-        assert!(waits.is_sorted());
-        assert_eq!(waits[8], RESTART_MOST);
     }
 }

@@ -10,7 +10,7 @@ use vmm_control::{ExitReason, Reply, RequestBody, SuspendFigures};
 use crate::fail_point;
 use crate::machine::driver::{Attended, Driver, Effect};
 use crate::machine::handle::{Envelope, Granted, Order, Until};
-use crate::machine::publish::{Note, Source};
+use crate::machine::publish::Note;
 use crate::machine::readiness::chain;
 use crate::machine::state::Event;
 use crate::machine::timing::Trace;
@@ -28,10 +28,7 @@ impl Driver {
     /// Suspends a started machine.
     pub(super) async fn suspend(&mut self, trace: Trace, envelope: Envelope) -> Option<Envelope> {
         let previous = self.record.state;
-        let note = Note {
-            source: Source::User,
-            ..Note::default()
-        };
+        let note = Note::by(Some(&envelope));
         if let Err(error) = self.transition(Event::SuspendBegun, note, |_| {}).await {
             let _ = envelope.reply.send(Err(error));
             return None;
@@ -154,9 +151,10 @@ impl Driver {
         match interrupt {
             Some(envelope) if cancelled && matches!(envelope.order, Order::Start) => {
                 let start = StartKind::SuspendCancelled;
+                fail_point::reach("suspend.cancelled");
                 self.record.facts.last_start = Some(start.clone());
                 let note = Note {
-                    source: Source::User,
+                    source: envelope.source(),
                     start: Some(start.clone()),
                     message: Some("a start broke the suspend off".to_owned()),
                     ..Note::default()

@@ -73,6 +73,8 @@ pub(crate) struct Facts {
     pub(crate) skip_launch: bool,
     /// Its VMM ended and the restart policy will start it again.
     pub(crate) restart_due: bool,
+    /// It has ended and is to be removed, as its configuration wants.
+    pub(crate) destroy_due: bool,
     /// Ports that are published now.
     pub(crate) published: Vec<PublishedPort>,
     /// First generation in which leaked sockets were seen, while they are.

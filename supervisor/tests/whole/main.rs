@@ -4,6 +4,7 @@
 
 mod access;
 mod crash;
+mod ending;
 mod reach;
 mod stage;
 mod tls;

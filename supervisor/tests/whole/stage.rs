@@ -88,6 +88,18 @@ impl Stage {
 
     /// Starts a (further) supervisor on the same state.
     pub(crate) fn start(&mut self, flags: &[&str]) {
+        self.spawn(flags);
+        poll("the API", || {
+            UnixStream::connect(self.state().join("api.sock")).ok()
+        });
+    }
+
+    /// Starts one that dies at that step, maybe before it serves.
+    pub(crate) fn start_to_die(&mut self, step: &str) {
+        self.spawn(&["--fail-point", step]);
+    }
+
+    fn spawn(&mut self, flags: &[&str]) {
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -115,9 +127,6 @@ impl Stage {
             .spawn()
             .unwrap();
         self.child = Some(child);
-        poll("the API", || {
-            UnixStream::connect(self.state().join("api.sock")).ok()
-        });
     }
 
     /// Kills the supervisor and starts one that dies at that step.
@@ -128,6 +137,12 @@ impl Stage {
 
     /// Sends a request that may get no answer, waits for the death and starts a new supervisor.
     pub(crate) fn crash_by(&mut self, method: &str, path: &str, body: Option<Value>) {
+        let _request = self.send(method, path, body);
+        self.follow_crash();
+    }
+
+    /// Sends a request that may get no answer; it stands as long as what is returned.
+    pub(crate) fn send(&self, method: &str, path: &str, body: Option<Value>) -> UnixStream {
         let socket = self.state().join("api.sock");
         let body = body.map(|body| body.to_string()).unwrap_or_default();
         let length = body.len();
@@ -135,6 +150,11 @@ impl Stage {
             format!("{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
         let mut stream = UnixStream::connect(socket).unwrap();
         let _ = stream.write_all((head + &body).as_bytes());
+        stream
+    }
+
+    /// Waits for the death and starts a new supervisor.
+    pub(crate) fn follow_crash(&mut self) {
         let mut child = self.child.take().unwrap();
         poll("the crash", || child.try_wait().unwrap());
         self.start(&[]);

@@ -27,7 +27,7 @@ const STEPS: &[(&str, &str)] = &[
         "starting stopping restarting updating destroying",
     ),
     ("stopping", "stopped destroying"),
-    ("stopped", "starting updating destroying failed"),
+    ("stopped", "starting updating destroying"),
     ("restarting", "starting stopping destroying"),
     ("updating", "starting stopped destroying"),
     ("destroying", "destroyed"),
