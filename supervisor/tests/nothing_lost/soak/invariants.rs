@@ -97,6 +97,9 @@ impl Soak {
             let sockets = ["c.sock", "v.sock"].map(|name| folder.join(name).exists());
             let vmms = self.site.vmms();
             let vmms = vmms.iter().filter(|vmm| vmm.machine == id).count();
+            if machine["config"]["auto_destroy"] == true && state == "stopped" {
+                self.fail(format!("{id} has ended and was not removed"));
+            }
             let started = state == "started";
             let found = (image, sockets, vmms);
             let expected = (state == "suspended", [started; 2], usize::from(started));

@@ -25,7 +25,7 @@ const CLIENTS: u64 = 6;
 #[derive(Debug, Clone, Default)]
 struct Known {
     id: Option<String>,
-    /// A destroy was asked for: from then on it may be gone.
+    /// A destroy was asked for, or comes with its end: from then on it may be gone.
     doomed: bool,
 }
 
@@ -164,6 +164,9 @@ impl Soak {
     fn create(&self, name: &str, rng: &mut SmallRng) {
         let behaviour = ["", "", "", "", "rst=2", "fail-suspend", "slow-suspend"];
         let policy = ["no", "always", "on-failure"];
+        // Left to itself, it goes when it ends.
+        let ephemeral = rng.random_bool(0.15);
+        let policy = if ephemeral { &policy[..1] } else { &policy };
         let body = json!({
             "name": name,
             "skip_launch": rng.random_bool(0.2),
@@ -172,12 +175,14 @@ impl Soak {
                 "init": {"exec": ["main"]},
                 "restart": {"policy": policy[rng.random_range(0..policy.len())]},
                 "stop_config": {"timeout": "1s"},
+                "auto_destroy": ephemeral,
             },
         });
-        self.known
-            .lock()
-            .unwrap()
-            .insert(name.to_owned(), Known::default());
+        let known = Known {
+            doomed: ephemeral,
+            ..Known::default()
+        };
+        self.known.lock().unwrap().insert(name.to_owned(), known);
         self.count("create");
         match self.call("POST", MACHINES, Some(&body)) {
             Some((200, machine)) => {
