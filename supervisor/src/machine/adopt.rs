@@ -184,11 +184,10 @@ impl Driver {
             Err(error) => {
                 tracing::warn!(machine_id = self.record.id, %error, "cannot reach a saving VMM");
                 let vmm = self.vmm.clone()?;
-                let exit = match tokio::time::timeout(GREETING_LIMIT, vmm.exited()).await {
-                    Ok(exit) => exit,
-                    Err(_) => self.kill_vmm().await.unwrap_or_else(unseen),
-                };
-                self.vmm = None;
+                let ended = tokio::time::timeout(GREETING_LIMIT, vmm.exited()).await;
+                // Killing what has ended is harmless, and takes its sockets along.
+                let killed = self.kill_vmm().await;
+                let exit = ended.ok().or(killed).unwrap_or_else(unseen);
                 if exit.reason() == Some(ExitReason::Suspended)
                     && self.dir.image_manifest().exists()
                 {

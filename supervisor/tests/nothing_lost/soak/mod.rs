@@ -358,10 +358,14 @@ impl Soak {
             "all machines to come to rest",
             || {
                 let list = self.site.list();
-                let passing =
-                    |machine: &&Value| machine["state"].as_str().unwrap().ends_with("ing");
-                let working = list.iter().filter(passing).count();
-                (working == 0).then_some(())
+                let vmms = self.site.vmms();
+                let working = |machine: &&Value| {
+                    let (id, state) = (&machine["id"], machine["state"].as_str().unwrap());
+                    // The end of one that was killed at last takes a moment to be told.
+                    let ended = state == "started" && !vmms.iter().any(|vmm| vmm.machine == *id);
+                    state.ends_with("ing") || ended
+                };
+                (list.iter().filter(working).count() == 0).then_some(())
             },
         );
         self.count_to(
