@@ -80,7 +80,7 @@ fn status_explains_the_attempts_of_the_last_resume() {
 fn status_shows_events_with_duration_and_exit() {
     let mut web = machine(WEB, "web", "stopped");
     let exit = json!({"exit_code": 137, "signal": 9, "oom_killed": true, "requested_stop": false,
-                      "restarting": false, "exited_at": 0});
+                      "restarting": false, "exited_at": "1970-01-01T00:00:01Z"});
     web["events"] = json!([
         {"id": "2", "type": "exit", "status": "stopped", "source": "guest", "timestamp": 1000,
          "request": {"exit_event": exit}},

@@ -175,13 +175,18 @@ fn is_given_up(config: &MachineConfig, clean: bool, restarts: u32) -> bool {
 }
 
 fn exit_event(exit: Option<Exit>, requested_stop: bool, restarting: bool) -> ExitEvent {
+    // What a VMM ends with says nothing to users: both pairs are the main process's.
+    let exit_code = exit.and_then(|exit| exit.code).unwrap_or(-1);
+    let signal = exit.map_or(-1, |exit| exit.signal.unwrap_or(0));
     ExitEvent {
-        exit_code: exit.and_then(|exit| exit.code).unwrap_or(-1),
-        signal: exit.map_or(-1, |exit| exit.signal.unwrap_or(0)),
+        exit_code,
+        signal,
+        guest_exit_code: exit_code,
+        guest_signal: signal,
         oom_killed: exit.is_some_and(|exit| exit.oom_killed),
         requested_stop,
         restarting,
-        exited_at: clock::realtime_ms(),
+        exited_at: clock::rfc3339_ms(clock::realtime_ms()),
     }
 }
 

@@ -8,6 +8,7 @@ mod config;
 mod duration;
 pub mod exec_stream;
 mod machine;
+mod moment;
 mod request;
 mod timing;
 mod token;

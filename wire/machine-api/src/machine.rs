@@ -238,14 +238,26 @@ pub struct ExitEvent {
     pub exit_code: i32,
     /// Signal that killed it; 0 if none; -1 if not known.
     pub signal: i32,
+    /// The same as the guest tells it; -1 if it has none, or did not tell.
+    #[serde(default = "untold")]
+    pub guest_exit_code: i32,
+    /// The same as the guest tells it; 0 if none; -1 if it did not tell.
+    #[serde(default = "untold")]
+    pub guest_signal: i32,
     /// The guest's out-of-memory killer did it.
     pub oom_killed: bool,
     /// A user asked for it.
     pub requested_stop: bool,
     /// The supervisor starts it again.
     pub restarting: bool,
-    /// Milliseconds since 1970.
-    pub exited_at: i64,
+    /// RFC 3339, UTC.
+    #[serde(deserialize_with = "crate::moment::read")]
+    pub exited_at: String,
+}
+
+/// What events that were stored by earlier supervisors say of it.
+const fn untold() -> i32 {
+    -1
 }
 
 /// *Extension*: warm or cold, and why.

@@ -31,8 +31,9 @@ fn machine() -> Value {
         "events": [{
             "id": "01", "type": "exit", "status": "stopped", "source": "guest", "timestamp": 5,
             "request": {"exit_event": {
-                "exit_code": 137, "signal": 9, "oom_killed": true, "requested_stop": false,
-                "restarting": true, "exited_at": 5
+                "exit_code": 137, "signal": 9, "guest_exit_code": 137, "guest_signal": 9,
+                "oom_killed": true, "requested_stop": false, "restarting": true,
+                "exited_at": "2026-11-23T12:00:00.000000Z"
             }, "restart_count": 1}
         }],
         "checks": [{"name": "web", "status": "passing", "output": "", "updated_at": "x"}],
@@ -60,7 +61,9 @@ fn events_carry_exit_information_where_that_api_has_it() {
     let exit = ExitEvent {
         exit_code: -1,
         signal: 15,
-        exited_at: 9,
+        guest_exit_code: -1,
+        guest_signal: 15,
+        exited_at: "2026-11-23T12:00:00.000000Z".to_owned(),
         ..ExitEvent::default()
     };
     let event = MachineEvent {
@@ -81,12 +84,24 @@ fn events_carry_exit_information_where_that_api_has_it() {
     let expected = json!({
         "id": "02", "type": "exit", "status": "stopped", "source": "guest", "timestamp": 9,
         "request": {"exit_event": {
-            "exit_code": -1, "signal": 15, "oom_killed": false, "requested_stop": false,
-            "restarting": false, "exited_at": 9
+            "exit_code": -1, "signal": 15, "guest_exit_code": -1, "guest_signal": 15,
+            "oom_killed": false, "requested_stop": false, "restarting": false,
+            "exited_at": "2026-11-23T12:00:00.000000Z"
         }},
         "start": {"kind": "resumed"}
     });
     assert_eq!(serde_json::to_value(&event).unwrap(), expected);
+}
+
+#[test]
+fn exits_that_an_earlier_supervisor_stored_are_read() {
+    let stored = json!({
+        "exit_code": 137, "signal": 9, "oom_killed": true, "requested_stop": false,
+        "restarting": false, "exited_at": 1_653_047_897_299_i64
+    });
+    let exit: ExitEvent = serde_json::from_value(stored).unwrap();
+    assert_eq!(exit.exited_at, "2022-05-20T11:58:17.299Z");
+    assert_eq!((exit.guest_exit_code, exit.guest_signal), (-1, -1));
 }
 
 #[test]
