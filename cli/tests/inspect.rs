@@ -147,9 +147,9 @@ fn logs_can_not_drive_the_terminal() {
 fn processes_are_a_table() {
     let api = Api::with_web("started");
     let process = json!([{"pid": 1, "command": "/init", "cpu": 2, "rss": 3_145_728,
-                          "listen_sockets": [80]}]);
+                          "listen_sockets": [{"proto": "tcp", "address": "[::]:80"}]}]);
     api.answers(&format!("GET /{WEB}/ps"), 200, process);
-    let golden = "PID  CPU   MEMORY  LISTENS  COMMAND\n  1   2s  3.0 MiB  80       /init\n";
+    let golden = "PID  CPU   MEMORY  LISTENS  COMMAND\n  1   2s  3.0 MiB  [::]:80  /init\n";
     assert_eq!(api.mctl(&["ps", "web"]).out, golden);
 }
 

@@ -1,25 +1,30 @@
-//! The processes of the guest, and the TCP ports on which they listen.
+//! The processes of the guest, and the TCP sockets on which they listen.
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
-use guest_protocol::ProcessEntry;
+use guest_protocol::{ListeningSocket, ProcessEntry};
 
-use crate::procfs::TICK_MS;
+use crate::output::realtime_ns;
+use crate::procfs::{TICK_MS, uptime_ms};
 
 const PAGE_KIB: u64 = 4;
 
-/// Longest command line that is told; a list of all processes has to fit into one frame.
-const COMMAND_CHARACTERS: usize = 256;
+/// Longest command line or directory that is told; a list of all processes has to fit into one
+/// frame.
+const TOLD_CHARACTERS: usize = 256;
+/// Most sockets that are told of a process, for the same reason.
+const TOLD_SOCKETS: usize = 32;
 
 /// State of a listening socket in `/proc/net/tcp`.
 const LISTEN: &str = "0A";
 
 /// Lists all processes by pid. Those that end meanwhile are left out.
 pub(crate) fn list() -> io::Result<Vec<ProcessEntry>> {
-    let ports = listening_ports();
+    let listeners = listeners();
     let mut processes = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
@@ -27,7 +32,7 @@ pub(crate) fn list() -> io::Result<Vec<ProcessEntry>> {
             .file_name()
             .and_then(|name| name.to_str())
             .is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
-        if is_process && let Some(process) = read_process(&path, &ports) {
+        if is_process && let Some(process) = read_process(&path, &listeners) {
             processes.push(process);
         }
     }
@@ -35,15 +40,19 @@ pub(crate) fn list() -> io::Result<Vec<ProcessEntry>> {
     Ok(processes)
 }
 
-fn read_process(directory: &Path, ports: &HashMap<u64, u16>) -> Option<ProcessEntry> {
+fn read_process(directory: &Path, listeners: &HashMap<u64, SocketAddr>) -> Option<ProcessEntry> {
     let stat = fs::read(directory.join("stat")).ok()?;
     let mut process = parse_stat(&String::from_utf8_lossy(&stat))?;
     let command_line = fs::read(directory.join("cmdline")).unwrap_or_default();
     if let Some(command) = join_arguments(&command_line) {
         process.command = command;
     }
-    if !ports.is_empty() {
-        process.listening_ports = ports_of(directory, ports);
+    if let Ok(cwd) = fs::read_link(directory.join("cwd")) {
+        let characters = cwd.to_string_lossy();
+        process.directory = characters.chars().take(TOLD_CHARACTERS).collect();
+    }
+    if !listeners.is_empty() {
+        process.listening = sockets_of(directory, listeners);
     }
     Some(process)
 }
@@ -56,6 +65,9 @@ fn parse_stat(stat: &str) -> Option<ProcessEntry> {
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
     let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
     let ticks = number(11)?.saturating_add(number(12)?);
+    let started_ms = number(19)?.saturating_mul(TICK_MS);
+    let running_s = uptime_ms().saturating_sub(started_ms) / 1_000;
+    let now_s = realtime_ns() / 1_000_000_000;
     Some(ProcessEntry {
         pid: pid.parse().ok()?,
         parent_pid: fields.get(1)?.parse().ok()?,
@@ -63,7 +75,10 @@ fn parse_stat(stat: &str) -> Option<ProcessEntry> {
         state: (*fields.first()?).to_owned(),
         cpu_ms: ticks.saturating_mul(TICK_MS),
         rss_kib: number(21)?.saturating_mul(PAGE_KIB),
-        listening_ports: Vec::new(),
+        directory: String::new(),
+        started_at_s: now_s.saturating_sub(running_s),
+        running_s,
+        listening: Vec::new(),
     })
 }
 
@@ -71,7 +86,7 @@ fn parse_stat(stat: &str) -> Option<ProcessEntry> {
 fn join_arguments(command_line: &[u8]) -> Option<String> {
     let end = command_line.iter().rposition(|byte| *byte != 0)?;
     let text = String::from_utf8_lossy(command_line.get(..=end)?);
-    let characters = text.chars().take(COMMAND_CHARACTERS);
+    let characters = text.chars().take(TOLD_CHARACTERS);
     Some(
         characters
             .map(|c| if c == '\0' { ' ' } else { c })
@@ -79,40 +94,65 @@ fn join_arguments(command_line: &[u8]) -> Option<String> {
     )
 }
 
-/// Listening TCP ports by the inode of their socket.
-fn listening_ports() -> HashMap<u64, u16> {
-    let mut ports = HashMap::new();
+/// Addresses of listening TCP sockets by the inode of the socket.
+fn listeners() -> HashMap<u64, SocketAddr> {
+    let mut listeners = HashMap::new();
     for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
         // A kernel without IPv6 has only one of them.
         let text = fs::read_to_string(table).unwrap_or_default();
-        ports.extend(text.lines().skip(1).filter_map(parse_listener));
+        listeners.extend(text.lines().skip(1).filter_map(parse_listener));
     }
-    ports
+    listeners
 }
 
 /// Reads a line of `/proc/net/tcp`: index, local address, remote address, state, five fields
 /// that do not matter here, inode.
-fn parse_listener(line: &str) -> Option<(u64, u16)> {
+fn parse_listener(line: &str) -> Option<(u64, SocketAddr)> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     if *fields.get(3)? != LISTEN {
         return None;
     }
-    let (_, port) = fields.get(1)?.rsplit_once(':')?;
-    let inode = fields.get(9)?.parse().ok()?;
-    Some((inode, u16::from_str_radix(port, 16).ok()?))
+    let (address, port) = fields.get(1)?.rsplit_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let address = SocketAddr::new(parse_address(address)?, port);
+    Some((fields.get(9)?.parse().ok()?, address))
 }
 
-fn ports_of(directory: &Path, ports: &HashMap<u64, u16>) -> Vec<u16> {
+/// The kernel prints an address as words of 32 bits in the order of its processor's bytes.
+fn parse_address(hexadecimal: &str) -> Option<IpAddr> {
+    let word = |index: usize| {
+        let digits = hexadecimal.get(8 * index..8 * (index + 1))?;
+        Some(u32::from_str_radix(digits, 16).ok()?.to_ne_bytes())
+    };
+    match hexadecimal.len() {
+        8 => Some(Ipv4Addr::from(word(0)?).into()),
+        32 => {
+            let mut bytes = [0; 16];
+            for (index, part) in bytes.chunks_exact_mut(4).enumerate() {
+                part.copy_from_slice(&word(index)?);
+            }
+            Some(Ipv6Addr::from(bytes).into())
+        }
+        _ => None,
+    }
+}
+
+fn sockets_of(directory: &Path, listeners: &HashMap<u64, SocketAddr>) -> Vec<ListeningSocket> {
     let Ok(descriptors) = fs::read_dir(directory.join("fd")) else {
         return Vec::new();
     };
-    let mut own: Vec<u16> = descriptors
+    let mut own: Vec<ListeningSocket> = descriptors
         .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
         .filter_map(|target| parse_socket_link(target.to_str()?))
-        .filter_map(|inode| ports.get(&inode).copied())
+        .filter_map(|inode| listeners.get(&inode))
+        .map(|address| ListeningSocket {
+            protocol: "tcp".to_owned(),
+            address: address.to_string(),
+        })
         .collect();
     own.sort_unstable();
     own.dedup();
+    own.truncate(TOLD_SOCKETS);
     own
 }
 
@@ -141,6 +181,7 @@ mod tests {
         assert_eq!((process.pid, process.parent_pid), (42, 7));
         assert_eq!(process.command, "[a) (b c)]");
         assert_eq!((process.cpu_ms, process.rss_kib), (150, 100));
+        assert!(process.running_s > 0);
     }
 
     #[test]
@@ -153,22 +194,39 @@ mod tests {
     #[test]
     fn only_listening_sockets_count() {
         let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1 0000000000000000 100 0 0 10 0";
-        assert_eq!(parse_listener(line), Some((4242, 8080)));
+        let address = "127.0.0.1:8080".parse().unwrap();
+        assert_eq!(parse_listener(line), Some((4242, address)));
         assert_eq!(parse_listener(&line.replace(" 0A ", " 01 ")), None);
         assert_eq!(parse_listener("sl local_address"), None);
     }
 
     #[test]
+    fn addresses_are_those_of_the_kernel() {
+        let read = |text| parse_address(text).map(|address| address.to_string());
+        assert_eq!(read("00000000").as_deref(), Some("0.0.0.0"));
+        assert_eq!(read("0100007F").as_deref(), Some("127.0.0.1"));
+        let loopback = "00000000000000000000000001000000";
+        assert_eq!(read(loopback).as_deref(), Some("::1"));
+        for nonsense in ["", "0100007", "0100007G", "ééééé", "0100007F00"] {
+            assert_eq!(read(nonsense), None, "{nonsense}");
+        }
+    }
+
+    #[test]
     fn our_own_process_is_listed_with_its_port() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let address = listener.local_addr().unwrap().to_string();
 
         let processes = list().unwrap();
 
         let own_pid = std::process::id().cast_signed();
         let own = processes.iter().find(|process| process.pid == own_pid);
         let own = own.expect("this process is missing");
-        assert!(own.listening_ports.contains(&port));
+        assert!(own.listening.iter().any(|socket| socket.address == address));
+        let directory = std::env::current_dir().unwrap();
+        assert_eq!(Path::new(&own.directory), directory);
+        let now_s = realtime_ns() / 1_000_000_000;
+        assert!(own.running_s < now_s && own.started_at_s.abs_diff(now_s - own.running_s) < 5);
         assert_eq!(
             own.command.split(' ').next(),
             std::env::args().next().as_deref()

@@ -22,12 +22,13 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
     }
     let mut table = Table::new([">PID", ">CPU", ">MEMORY", "LISTENS", "COMMAND"]);
     for process in processes {
-        let ports: Vec<String> = process.listen_sockets.iter().map(u16::to_string).collect();
+        let sockets = process.listen_sockets.iter();
+        let sockets: Vec<&str> = sockets.map(|socket| socket.address.as_str()).collect();
         table.row([
             process.pid.to_string().into(),
             format!("{}s", process.cpu).into(),
             bytes(process.rss).into(),
-            ports.join(",").into(),
+            sockets.join(",").into(),
             process.command.into(),
         ]);
     }

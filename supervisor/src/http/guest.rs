@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use axum::Json;
-use guest_protocol::{ExecSpec, Reply, Request};
-use machine_api::{ErrorBody, ExecRequest, ExecResponse, ListedProcess, Ok as Done, SignalRequest};
+use guest_protocol::{ExecSpec, ListeningSocket, Reply, Request};
+use machine_api::{
+    ErrorBody, ExecRequest, ExecResponse, ListedProcess, ListenSocket, Ok as Done, SignalRequest,
+};
 use tokio::time::timeout;
 
 use super::error::ApiError;
@@ -156,10 +158,19 @@ pub(super) async fn processes(
         command: process.command,
         cpu: process.cpu_ms / 1_000,
         rss: process.rss_kib.saturating_mul(1_024),
-        listen_sockets: process.listening_ports,
-        ..ListedProcess::default()
+        directory: process.directory,
+        rtime: process.running_s,
+        stime: process.started_at_s,
+        listen_sockets: process.listening.into_iter().map(listen_socket).collect(),
     });
     Ok(Json(listed.collect()))
+}
+
+fn listen_socket(socket: ListeningSocket) -> ListenSocket {
+    ListenSocket {
+        proto: socket.protocol,
+        address: socket.address,
+    }
 }
 
 #[cfg(test)]

@@ -20,9 +20,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use guest_protocol::{
-    Call, CpuSample, Decoded, Exit, FileKind, Frame, GuestStatus, MainProcess, MainProcessState,
-    OpenVsocks, OutputRecord, OutputSource, Refusal, RefusalKind, Reply as GuestReply,
-    Request as GuestRequest, StreamEnd,
+    Call, CpuSample, Decoded, Exit, FileKind, Frame, GuestStatus, ListeningSocket, MainProcess,
+    MainProcessState, OpenVsocks, OutputRecord, OutputSource, ProcessEntry, Refusal, RefusalKind,
+    Reply as GuestReply, Request as GuestRequest, StreamEnd,
 };
 use serde::{Deserialize, Serialize};
 use vmm_control::{
@@ -465,7 +465,7 @@ fn answer(vmm: &Arc<Vmm>, guest: &mut Conversation, request: GuestRequest) {
         }
         GuestRequest::Processes => {
             guest.send(&GuestReply::Processes {
-                processes: Vec::new(),
+                processes: vec![process()],
             });
         }
         GuestRequest::Signal { .. } => {
@@ -495,6 +495,24 @@ fn answer(vmm: &Arc<Vmm>, guest: &mut Conversation, request: GuestRequest) {
             guest.send_data(&content);
             guest.send(&StreamEnd::Complete { bytes: size_bytes });
         }
+    }
+}
+
+fn process() -> ProcessEntry {
+    ProcessEntry {
+        pid: 1,
+        parent_pid: 0,
+        command: "/init".to_owned(),
+        state: "S".to_owned(),
+        cpu_ms: 2_000,
+        rss_kib: 3,
+        directory: "/srv".to_owned(),
+        started_at_s: 1_800_000_000,
+        running_s: 7,
+        listening: vec![ListeningSocket {
+            protocol: "tcp".to_owned(),
+            address: "[::]:80".to_owned(),
+        }],
     }
 }
 

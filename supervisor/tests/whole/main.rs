@@ -6,6 +6,7 @@ mod access;
 mod crash;
 mod ending;
 mod reach;
+mod fly_clients;
 mod stage;
 mod tls;
 

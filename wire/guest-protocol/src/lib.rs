@@ -12,9 +12,9 @@ mod message;
 
 pub use frame::{Decoded, Frame, FrameError, HEADER_BYTES, MAX_PAYLOAD_BYTES, decode, encode};
 pub use message::{
-    Call, CpuSample, ExecSpec, Exit, FileKind, GuestStatus, MainProcess, MainProcessState,
-    OpenVsocks, OutputRecord, OutputSource, ProcessEntry, Refusal, RefusalKind, Reply, Request,
-    StreamEnd, TerminalSize, VsockCount, Wake,
+    Call, CpuSample, ExecSpec, Exit, FileKind, GuestStatus, ListeningSocket, MainProcess,
+    MainProcessState, OpenVsocks, OutputRecord, OutputSource, ProcessEntry, Refusal, RefusalKind,
+    Reply, Request, StreamEnd, TerminalSize, VsockCount, Wake,
 };
 
 /// Version of this protocol. Both ends refuse a call of another version.

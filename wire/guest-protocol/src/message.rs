@@ -328,9 +328,27 @@ pub struct ProcessEntry {
     pub cpu_ms: u64,
     /// Resident memory in KiB.
     pub rss_kib: u64,
-    /// TCP ports on which it listens.
+    /// Its working directory; empty where it can't be read.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub directory: String,
+    /// When it was started, in seconds since 1970 by the guest's clock.
+    #[serde(default)]
+    pub started_at_s: u64,
+    /// How long it has run, in seconds; a suspend does not count.
+    #[serde(default)]
+    pub running_s: u64,
+    /// Sockets on which it listens.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub listening_ports: Vec<u16>,
+    pub listening: Vec<ListeningSocket>,
+}
+
+/// A socket on which a process listens.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ListeningSocket {
+    /// `tcp`.
+    pub protocol: String,
+    /// Address and port, such as `127.0.0.1:80` or `[::]:80`.
+    pub address: String,
 }
 
 /// What [`Request::ReadFile`] found.

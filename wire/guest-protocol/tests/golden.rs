@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use guest_protocol::{
-    Call, CpuSample, ExecSpec, Exit, FileKind, GuestStatus, MainProcess, MainProcessState,
-    OpenVsocks, OutputRecord, OutputSource, ProcessEntry, Refusal, RefusalKind, Reply, Request,
-    StreamEnd, TerminalSize, VERSION, VsockCount, Wake,
+    Call, CpuSample, ExecSpec, Exit, FileKind, GuestStatus, ListeningSocket, MainProcess,
+    MainProcessState, OpenVsocks, OutputRecord, OutputSource, ProcessEntry, Refusal, RefusalKind,
+    Reply, Request, StreamEnd, TerminalSize, VERSION, VsockCount, Wake,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -222,12 +222,20 @@ fn the_other_replies_look_like_this() {
                 state: "S".into(),
                 cpu_ms: 10,
                 rss_kib: 400,
-                listening_ports: vec![80],
+                directory: "/srv".into(),
+                started_at_s: 1_800_000_000,
+                running_s: 7,
+                listening: vec![ListeningSocket {
+                    protocol: "tcp".into(),
+                    address: "0.0.0.0:80".into(),
+                }],
             }],
         },
         concat!(
             r#"{"type":"processes","processes":[{"pid":2,"parent_pid":1,"command":"nginx","#,
-            r#""state":"S","cpu_ms":10,"rss_kib":400,"listening_ports":[80]}]}"#
+            r#""state":"S","cpu_ms":10,"rss_kib":400,"directory":"/srv","#,
+            r#""started_at_s":1800000000,"running_s":7,"#,
+            r#""listening":[{"protocol":"tcp","address":"0.0.0.0:80"}]}]}"#
         ),
     );
 }

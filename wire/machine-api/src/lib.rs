@@ -23,8 +23,8 @@ pub use machine::{
 };
 pub use request::{
     CreateMachine, ExecRequest, ExecResponse, FileWritten, Lease, LeaseRequest, LeaseResponse,
-    ListedProcess, LogLine, LogSource, MetadataValue, Ok, SignalRequest, StartResponse,
-    StopRequest, UpdateMachine, Usage,
+    ListedProcess, ListenSocket, LogLine, LogSource, MetadataValue, Ok, SignalRequest,
+    StartResponse, StopRequest, UpdateMachine, Usage,
 };
 pub use timing::{
     Attempt, AttemptOutcome, GuestSockets, GuestView, HostInfo, Operation, PhaseTime, SocketCount,

@@ -171,22 +171,31 @@ pub struct ListedProcess {
     pub pid: i32,
     /// Its command line.
     pub command: String,
-    /// Its directory; empty where not known.
+    /// Its working directory; empty where not known.
     #[serde(default)]
     pub directory: String,
     /// CPU time in seconds.
     pub cpu: u64,
     /// Resident memory in bytes.
     pub rss: u64,
-    /// Seconds of real time; 0 where not known.
+    /// Seconds that it has run; 0 where not known.
     #[serde(default)]
     pub rtime: u64,
-    /// CPU time waited for, in seconds; 0 where not known.
+    /// When it was started, in seconds since 1970; 0 where not known.
     #[serde(default)]
     pub stime: u64,
-    /// Ports on which it listens.
+    /// Sockets on which it listens.
     #[serde(default)]
-    pub listen_sockets: Vec<u16>,
+    pub listen_sockets: Vec<ListenSocket>,
+}
+
+/// A socket of a [`ListedProcess`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ListenSocket {
+    /// `tcp`.
+    pub proto: String,
+    /// Address and port, such as `127.0.0.1:80` or `[::]:80`.
+    pub address: String,
 }
 
 /// *Extension*: one line of `…/logs` (a JSON object per line).
