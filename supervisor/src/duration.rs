@@ -44,6 +44,31 @@ pub(crate) fn parse(text: &str) -> Result<Duration, InvalidDuration> {
     }
 }
 
+/// A duration as Go's `Duration.String` writes it, which this module reads, too.
+pub(crate) fn in_go(duration: Duration) -> String {
+    let (seconds, nanoseconds) = (duration.as_secs(), duration.subsec_nanos());
+    if seconds == 0 {
+        let part = |unit: u32, digits: usize| {
+            let text = format!("{}.{:0digits$}", nanoseconds / unit, nanoseconds % unit);
+            text.trim_end_matches('0').trim_end_matches('.').to_owned()
+        };
+        return match nanoseconds {
+            0 => "0s".to_owned(),
+            1..1_000 => format!("{nanoseconds}ns"),
+            1_000..1_000_000 => format!("{}µs", part(1_000, 3)),
+            _ => format!("{}ms", part(1_000_000, 6)),
+        };
+    }
+    let (hours, minutes) = (seconds / 3_600, seconds / 60 % 60);
+    let rest = format!("{}.{nanoseconds:09}", seconds % 60);
+    let rest = rest.trim_end_matches('0').trim_end_matches('.');
+    match (hours, minutes) {
+        (0, 0) => format!("{rest}s"),
+        (0, minutes) => format!("{minutes}m{rest}s"),
+        (hours, minutes) => format!("{hours}h{minutes}m{rest}s"),
+    }
+}
+
 /// Digits with at most one point among them.
 fn number(text: &str) -> Option<f64> {
     let plain = text
@@ -88,6 +113,24 @@ mod tests {
     fn what_is_practically_endless_is_a_year() {
         for text in ["99999999999d", "300d300d", &"9".repeat(400)] {
             assert_eq!(parse(text), Ok(MAX), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn go_spells_it_so_and_it_is_read_again() {
+        for (nanoseconds, text) in [
+            (0, "0s"),
+            (7, "7ns"),
+            (1_500, "1.5µs"),
+            (250_000_000, "250ms"),
+            (1_500_000_000, "1.5s"),
+            (10_000_000_000, "10s"),
+            (90_000_000_000, "1m30s"),
+            (3_600_000_000_000, "1h0m0s"),
+        ] {
+            let duration = Duration::from_nanos(nanoseconds);
+            assert_eq!(in_go(duration), text);
+            assert_eq!(parse(text), Ok(duration));
         }
     }
 

@@ -11,14 +11,17 @@ use serde::Deserialize;
 /// The image of machines that name none.
 pub(crate) const DEFAULT_IMAGE: &str = "default";
 
+/// The tag of images that name none.
+const LATEST: &str = "latest";
+
 /// Version of `image.json` that we read.
 const SCHEMA: u32 = 1;
 
 /// Why a machine can't be made from an image.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ImageError {
-    /// The name can't be a folder's.
-    #[error("{name:?} is no image name")]
+    /// It is no reference, or its name can't be a folder's.
+    #[error("{name:?} is no image: it is written [REGISTRY/][PATH/]NAME[:TAG][@DIGEST]")]
     Name {
         /// As given.
         name: String,
@@ -46,6 +49,16 @@ pub(crate) enum ImageError {
         path: PathBuf,
         /// What is wrong.
         source: serde_json::Error,
+    },
+    /// It is another one than was meant.
+    #[error("image {name:?} has digest {found}, not {wanted}")]
+    Digest {
+        /// The image.
+        name: String,
+        /// Its digest.
+        found: String,
+        /// As given.
+        wanted: String,
     },
     /// A newer program made it.
     #[error("image {name:?} has schema {found}, this supervisor knows {SCHEMA}")]
@@ -94,15 +107,12 @@ impl ImageStore {
         Self { root }
     }
 
-    /// Finds an image by the name a user wrote: `default`, `default:latest`, or nothing.
+    /// Finds an image by the reference that a user wrote, or the default one by an empty one.
     pub(crate) fn find(&self, written: &str) -> Result<Image, ImageError> {
-        let name = written.strip_suffix(":latest").unwrap_or(written);
-        let name = if name.is_empty() { DEFAULT_IMAGE } else { name };
-        if !is_name(name) {
-            return Err(ImageError::Name {
-                name: name.to_owned(),
-            });
-        }
+        let reference = Reference::parse(written).ok_or_else(|| ImageError::Name {
+            name: written.to_owned(),
+        })?;
+        let name = &reference.folder();
         let folder = self.root.join(name);
         let path = folder.join("image.json");
         let text = fs::read(&path).map_err(|source| match source.kind() {
@@ -126,14 +136,22 @@ impl ImageStore {
                 found: description.schema,
             });
         }
+        let found = digest(&description);
+        if let Some(wanted) = reference.digest.filter(|wanted| *wanted != found) {
+            return Err(ImageError::Digest {
+                name: name.to_owned(),
+                found,
+                wanted: wanted.to_owned(),
+            });
+        }
         Ok(Image {
             kernel: folder.join(file_name(&description.kernel, "kernel")),
             initramfs: folder.join(file_name(&description.initramfs, "initramfs")),
             reference: ImageRef {
                 registry: "local".to_owned(),
-                repository: name.to_owned(),
-                tag: "latest".to_owned(),
-                digest: digest(&description),
+                repository: reference.name.to_owned(),
+                tag: reference.tag.to_owned(),
+                digest: found,
             },
         })
     }
@@ -147,11 +165,69 @@ impl ImageStore {
             .flatten()
             .filter(|entry| entry.path().join("image.json").is_file())
             .filter_map(|entry| entry.file_name().into_string().ok())
-            .filter(|name| is_name(name))
+            .filter(|name| Reference::parse(name).is_some_and(|image| image.folder() == *name))
             .collect();
         names.sort();
         names
     }
+}
+
+/// An image as a user wrote it: `[REGISTRY/][PATH/]NAME[:TAG][@DIGEST]`, where the first part may
+/// have a port. `http::bounds` tells clients this grammar.
+#[derive(Debug, PartialEq, Eq)]
+struct Reference<'a> {
+    name: &'a str,
+    tag: &'a str,
+    digest: Option<&'a str>,
+}
+
+impl<'a> Reference<'a> {
+    fn parse(written: &'a str) -> Option<Self> {
+        let (rest, digest) = match written.split_once('@') {
+            Some((rest, digest)) => (
+                rest,
+                Some(digest).filter(|digest| is_digest(digest))?.into(),
+            ),
+            None => (written, None),
+        };
+        let (path, last) = match rest.rsplit_once('/') {
+            Some((path, last)) => (Some(path), last),
+            None => (None, rest),
+        };
+        let (name, tag) = last.split_once(':').unwrap_or((last, LATEST));
+        let empty = written.is_empty().then_some(DEFAULT_IMAGE);
+        let reference = Self {
+            name: empty.unwrap_or(name),
+            tag,
+            digest,
+        };
+        let left_out = path.is_none_or(|path| {
+            path.split('/').enumerate().all(|(index, part)| {
+                let host = part.split_once(':').filter(|_| index == 0);
+                let host = host.filter(|(_, port)| port.parse::<u16>().is_ok());
+                is_name(host.map_or(part, |(host, _)| host))
+            })
+        });
+        (left_out && is_name(reference.name) && is_name(tag)).then_some(reference)
+    }
+
+    /// Its folder in the store.
+    fn folder(&self) -> String {
+        if self.tag == LATEST {
+            self.name.to_owned()
+        } else {
+            format!("{}:{}", self.name, self.tag)
+        }
+    }
+}
+
+/// Such as `sha256:` and digits; ours may have two, with a `+` between.
+fn is_digest(text: &str) -> bool {
+    text.split_once(':').is_some_and(|(kind, digits)| {
+        let plain =
+            |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric());
+        plain(kind) && digits.split('+').all(plain)
+    })
 }
 
 fn is_name(name: &str) -> bool {
@@ -196,7 +272,9 @@ mod tests {
     #[test]
     fn names_can_not_leave_the_store() {
         let store = ImageStore::new(PathBuf::from("/nowhere"));
-        for name in ["../x", "a/b", ".", "..", ".hidden", "a b"] {
+        for name in [
+            "../x", "a//b", ".", "..", ".hidden", "a b", "a:", "a:b:c", "a:../b", "@", "a@b",
+        ] {
             assert!(
                 matches!(store.find(name), Err(ImageError::Name { .. })),
                 "{name}"
@@ -207,5 +285,42 @@ mod tests {
             Err(ImageError::Missing { .. })
         ));
         assert_eq!(file_name("../../etc/passwd", "kernel"), "kernel");
+    }
+
+    #[test]
+    fn references_of_registries_name_folders_of_the_store() {
+        for (written, folder) in [
+            ("", "default"),
+            ("default", "default"),
+            ("default:latest", "default"),
+            ("registry.fly.io/shop:deployment-01H", "shop:deployment-01H"),
+            ("localhost:5000/team/shop", "shop"),
+            ("local/default:latest@sha256:0a+1b", "default"),
+        ] {
+            let reference = Reference::parse(written).unwrap();
+            assert_eq!(reference.folder(), folder, "{written}");
+        }
+    }
+
+    #[test]
+    fn a_tag_is_another_image_and_a_digest_must_be_the_images_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = ImageStore::new(folder.path().to_owned());
+        for name in ["shop", "shop:v2"] {
+            let text = format!(
+                r#"{{"schema":1,"kernel":"k","initramfs":"i","inputs_sha256":"{}"}}"#,
+                name.len()
+            );
+            fs::create_dir(folder.path().join(name)).unwrap();
+            fs::write(folder.path().join(name).join("image.json"), text).unwrap();
+        }
+        assert_eq!(store.names(), ["shop", "shop:v2"]);
+        let found = store.find("registry.fly.io/shop:v2").unwrap().reference;
+        assert_eq!((&*found.repository, &*found.tag), ("shop", "v2"));
+        assert!(store.find("shop@sha256:4").is_ok());
+        let other = store.find("shop@sha256:7").unwrap_err();
+        assert!(matches!(other, ImageError::Digest { .. }), "{other}");
+        let missing = store.find("shop:v3").unwrap_err();
+        assert!(matches!(missing, ImageError::Missing { .. }), "{missing}");
     }
 }

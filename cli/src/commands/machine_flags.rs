@@ -160,7 +160,7 @@ fn publish(services: &mut Vec<Service>, ports: Vec<PublishedPort>) {
         let port = Port {
             port: host,
             address,
-            handlers: vec![],
+            ..Port::default()
         };
         match services
             .iter_mut()

@@ -65,6 +65,7 @@ pub(super) fn signal() -> Value {
     json!({"type": null, "anyOf": [
         {"type": "string", "enum": names},
         {"type": "string", "pattern": number},
+        {"type": "integer", "minimum": 1, "maximum": 64},
     ]})
 }
 
@@ -104,11 +105,6 @@ fn keywords() -> Vec<(&'static str, &'static str, Value)> {
         ("CreateMachine", "lease_ttl", ttl.clone()),
         ("CreateMachine", "name", name.clone()),
         (
-            "CreateMachine",
-            "region",
-            json!({"enum": ["", "local", null]}),
-        ),
-        (
             "CreateToken",
             "name",
             json!({"minLength": 1, "maxLength": 128}),
@@ -129,12 +125,14 @@ fn keywords() -> Vec<(&'static str, &'static str, Value)> {
         ("Mount", "path", json!({"pattern": "^/."})),
         ("Mount", "volume", json!({"pattern": "^/"})),
         ("Port", "address", address),
-        ("Port", "handlers", json!({"maxItems": 0})),
+        ("Port", "end_port", port.clone()),
+        ("Port", "handlers", json!({"items": {"enum": ["http"]}})),
         ("Port", "port", json!({"maximum": u16::MAX})),
+        ("Port", "start_port", port.clone()),
         (
             "Service",
             "autostop",
-            json!({"enum": ["off", "stop", "suspend", null]}),
+            json!({"type": null, "enum": [true, false, "off", "stop", "suspend", null]}),
         ),
         ("Service", "idle_timeout", body_duration()),
         ("Service", "internal_port", port),

@@ -162,7 +162,10 @@ fn image(error: &ImageError, message: String) -> ApiError {
             ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "image_missing", message)
                 .hint("`mctl doctor` says how to make the default image")
         }
-        ImageError::Read { .. } | ImageError::Description { .. } | ImageError::Schema { .. } => {
+        ImageError::Read { .. }
+        | ImageError::Description { .. }
+        | ImageError::Digest { .. }
+        | ImageError::Schema { .. } => {
             ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "image_unusable", message)
         }
     }

@@ -10,6 +10,7 @@ use super::Api;
 use super::error::ApiError;
 use super::extract::{App, JsonBody, Nonce, Params, Target, is_set};
 use super::lease;
+use super::normal::normalise;
 use crate::machine::handle::{Order, Update};
 use crate::machine::{Until, config};
 
@@ -20,8 +21,9 @@ use crate::machine::{Until, config};
 pub(super) async fn create(
     _: App,
     State(api): State<Api>,
-    JsonBody(request): JsonBody<CreateMachine>,
+    JsonBody(mut request): JsonBody<CreateMachine>,
 ) -> Result<Json<Machine>, ApiError> {
+    normalise(&mut request.config)?;
     let (skip_launch, ttl) = (request.skip_launch, request.lease_ttl);
     let handle = api
         .registry
@@ -114,8 +116,9 @@ pub(super) async fn update(
     State(api): State<Api>,
     Target(handle): Target,
     Nonce(nonce): Nonce,
-    JsonBody(request): JsonBody<UpdateMachine>,
+    JsonBody(mut request): JsonBody<UpdateMachine>,
 ) -> Result<Json<Machine>, ApiError> {
+    normalise(&mut request.config)?;
     config::check(&request.config).map_err(crate::machine::MachineError::from)?;
     if let Some(name) = &request.name {
         api.registry.check_name(name, Some(handle.id()))?;

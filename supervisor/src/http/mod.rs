@@ -3,6 +3,7 @@
 //! Handlers verify, convert and forward. Requests over the Unix socket are trusted, as its mode
 //! says who may open it; those over TCP carry a bearer token, with TLS or without.
 
+mod apps;
 mod auth;
 mod body;
 mod bounds;
@@ -22,6 +23,7 @@ mod machines;
 mod metadata;
 mod metrics;
 mod ndjson;
+mod normal;
 mod openapi;
 mod serve;
 mod tcp;
@@ -111,9 +113,11 @@ pub(crate) fn router(api: Api, access: Access) -> Router {
         .layer(DefaultBodyLimit::disable());
     let machine = machine.merge(files);
     let app = Router::new()
+        .route("/", get(apps::show))
         .route("/machines", get(machines::list).post(machines::create))
         .nest("/machines/{machine}", machine);
     let guarded = Router::new()
+        .route("/v1/apps", get(apps::list))
         .nest("/v1/apps/{app}", app)
         .route("/v1/host", get(host::info))
         .route("/v1/tokens", get(tokens::list).post(tokens::create))

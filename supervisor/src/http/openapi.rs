@@ -7,7 +7,7 @@ use serde_json::Value;
 use utoipa::OpenApi;
 
 use super::{
-    description, events, exec_stream, files, guest, host, inspect, lease, lifecycle, logs,
+    apps, description, events, exec_stream, files, guest, host, inspect, lease, lifecycle, logs,
     machines, metadata, metrics, tokens, usage,
 };
 
@@ -19,6 +19,8 @@ use super::{
         description = "In the shape of the Fly Machines API"
     ),
     paths(
+        apps::list,
+        apps::show,
         machines::create,
         machines::list,
         machines::show,

@@ -124,11 +124,12 @@ fn check_service(service: &Service) -> Result<(), FieldProblem> {
         return Err(field("internal_port", "0 is no port"));
     }
     for port in &service.ports {
-        if !port.handlers.is_empty() {
-            return Err(field(
-                "ports.handlers",
-                "only raw TCP is carried; leave it empty",
-            ));
+        if let Some(other) = port.handlers.iter().find(|name| *name != "http") {
+            let problem = format!(
+                "{other:?} is not done here: bytes are carried as they are, so leave it out and \
+                 let the program in the guest do it"
+            );
+            return Err(field("ports.handlers", problem));
         }
         if let Some(address) = &port.address {
             address

@@ -56,16 +56,6 @@ impl Registry {
         if let Some(name) = &request.name {
             self.check_name(name, None)?;
         }
-        if let Some(region) = request
-            .region
-            .as_deref()
-            .filter(|region| !region.is_empty())
-            && region != "local"
-        {
-            return Err(MachineError::Invalid(format!(
-                "region {region:?}: only local is there"
-            )));
-        }
         let image = self.host.images.find(&request.config.image)?;
         let record = record::new(app, request.name, request.config, image.reference);
         // In a task of its own: a client that goes away would otherwise leave it half made.

@@ -11,7 +11,9 @@ use utoipa::ToSchema;
 /// What a machine is made of.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MachineConfig {
-    /// Name of an image in this host's image store; `default` if empty.
+    /// An image of this host's store, `[REGISTRY/][PATH/]NAME[:TAG][@DIGEST]`; `default` if empty.
+    /// The store is flat: registry and path are left out. `NAME` and `NAME:latest` are the image of
+    /// that name, any other tag the image that is named `NAME:TAG`. A digest has to be its own.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub image: String,
     /// CPUs and memory.
@@ -154,14 +156,20 @@ pub enum RestartPolicy {
     Always,
     /// After a code other than 0, a signal, or a lost VMM.
     #[default]
+    // Go writes a policy that was not chosen so.
+    #[serde(alias = "")]
     OnFailure,
 }
 
 /// How `stop` ends the main process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StopConfig {
-    /// Signal name such as `SIGINT`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Signal name such as `SIGINT`, or its number.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::lenient::maybe_signal"
+    )]
     pub signal: Option<String>,
     /// Duration such as `5s`.
     #[serde(
@@ -183,8 +191,13 @@ pub struct Service {
     /// Ports on the host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<Port>,
-    /// `off`, `stop` or `suspend` after an idle time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// `off`, `stop` or `suspend` after an idle time; `false` is off, `true` is stop.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::lenient::autostop",
+        serialize_with = "crate::lenient::write_autostop"
+    )]
     pub autostop: Option<String>,
     /// Start on the next connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -205,8 +218,16 @@ pub struct Service {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Port {
     /// TCP port; 0 lets the host choose.
+    #[serde(default)]
     pub port: u16,
-    /// Handlers of that API; only an empty list (raw TCP) is honoured.
+    /// In place of `port`: first of a range. The supervisor keeps and shows each port by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_port: Option<u16>,
+    /// Last of the range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_port: Option<u16>,
+    /// Handlers of that API: `http` is carried as raw TCP, as nothing is. `tls` is refused: there
+    /// are no certificates for ports of guests, so the program in the guest has to speak it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub handlers: Vec<String>,
     /// *Extension*: host address; 127.0.0.1 if not given.

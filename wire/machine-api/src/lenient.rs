@@ -61,9 +61,7 @@ pub(crate) fn signal<'de, D: Deserializer<'de>>(body: D) -> Result<String, D::Er
 }
 
 /// The same where it need not be given.
-pub(crate) fn maybe_signal<'de, D: Deserializer<'de>>(
-    body: D,
-) -> Result<Option<String>, D::Error> {
+pub(crate) fn maybe_signal<'de, D: Deserializer<'de>>(body: D) -> Result<Option<String>, D::Error> {
     let written = Option::<Signal>::deserialize(body)?;
     Ok(written.map(Signal::into_text))
 }

@@ -4,15 +4,18 @@
 //! (<https://docs.machines.dev>), so that clients written for it work unchanged; what is ours is
 //! marked *extension* and lives under names that API does not use. Types only: no I/O.
 
+mod app;
 mod config;
 mod duration;
 pub mod exec_stream;
+mod lenient;
 mod machine;
 mod moment;
 mod request;
 mod timing;
 mod token;
 
+pub use app::{App, AppList, AppOrganization, ListedApp};
 pub use config::{
     Check, CheckKind, Guest, Init, MachineConfig, Mount, Port, PortPolicy, Restart, RestartPolicy,
     Service, ServiceConcurrency, StopConfig, VsockOptions,
@@ -33,7 +36,8 @@ pub use timing::{
 
 pub use token::{CreateToken, CreatedToken, Token, TokenScope};
 
-/// The only app of a host, until there are more.
+/// The only app of a host. That API sorts machines into apps; a host has one of them, which needs
+/// not be made and can't be removed.
 pub const DEFAULT_APP: &str = "default";
 
 /// Request header that carries a lease's nonce.

@@ -11,7 +11,7 @@ pub struct CreateMachine {
     /// Chosen by the supervisor if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Kept for that API; only `local` or nothing.
+    /// Kept for that API: a host is one region, and machines are made there whatever it says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
     /// What it is made of.
@@ -66,8 +66,12 @@ pub struct StartResponse {
 /// `…/stop`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StopRequest {
-    /// Signal name such as `SIGTERM`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Signal name such as `SIGTERM`, or its number.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::lenient::maybe_signal"
+    )]
     pub signal: Option<String>,
     /// Duration such as `30s`; then it is killed.
     #[serde(
@@ -81,7 +85,8 @@ pub struct StopRequest {
 /// `…/signal`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SignalRequest {
-    /// Signal name such as `SIGHUP`.
+    /// Signal name such as `SIGHUP`, or its number.
+    #[serde(deserialize_with = "crate::lenient::signal")]
     pub signal: String,
 }
 
