@@ -169,6 +169,14 @@ impl Driver {
         self.show(Some(event));
     }
 
+    /// Adds the event of a new version.
+    pub(super) fn add_launch(&mut self) {
+        let event = record::launch();
+        let change = Change::Event(self.record.id.clone(), Box::new(event.clone()));
+        self.commit_soon("store an event", vec![change]);
+        self.show(Some(event));
+    }
+
     /// Adds a warning, unless it is the newest event already: what is tried again and again is
     /// told once.
     pub(super) fn warn_once(&mut self, message: &str) {

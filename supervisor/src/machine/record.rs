@@ -60,6 +60,16 @@ pub(crate) fn event(kind: EventType, message: String) -> MachineEvent {
     }
 }
 
+/// The event of a new version. Clients of that API count starts since it.
+pub(crate) fn launch() -> MachineEvent {
+    MachineEvent {
+        status: State::Created.name().to_owned(),
+        source: "user".to_owned(),
+        message: None,
+        ..event(EventType::Launch, String::new())
+    }
+}
+
 /// 26 characters: 48 bits of time and 80 random ones, so that they sort by time.
 pub(crate) fn new_ulid() -> String {
     let time = u128::try_from(clock::realtime_ms()).unwrap_or(0) << 80;

@@ -71,9 +71,10 @@ impl Registry {
             source,
         })?;
         fail_point::reach("create.directory");
-        let driver = Driver::new(self.host.clone(), record.clone(), Vec::new());
+        let launch = record::launch();
+        let driver = Driver::new(self.host.clone(), record.clone(), vec![launch.clone()]);
         let stored = match &driver {
-            Ok(_) => self.store(&record).await,
+            Ok(_) => self.store(&record, launch).await,
             Err(_) => Ok(()),
         };
         let failed = match (stored, driver) {
@@ -116,10 +117,11 @@ impl Registry {
         }
     }
 
-    async fn store(&self, record: &MachineRecord) -> Result<(), StoreError> {
+    async fn store(&self, record: &MachineRecord, launch: MachineEvent) -> Result<(), StoreError> {
         let changes = vec![
             Change::NewMachine(Box::new(record.clone())),
             Change::Version(Box::new(record.clone())),
+            Change::Event(record.id.clone(), Box::new(launch)),
         ];
         self.host.store.commit("store the machine", changes).await
     }

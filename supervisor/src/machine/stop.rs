@@ -218,6 +218,7 @@ impl Driver {
             let _ = envelope.reply.send(Err(error));
             return None;
         }
+        self.add_launch();
         fail_point::reach("update.stored");
         self.admitted(Some(envelope), previous);
         self.carry_out_update(&mut trace).await
