@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hyper::Method;
-use machine_api::{Lease, LeaseRequest, LeaseResponse, MetadataValue, Ok as Done};
+use machine_api::{Lease, LeaseRequest, LeaseResponse, MetadataValue};
 
 use crate::call::{Call, escaped};
 use crate::machines::of;
@@ -19,7 +19,7 @@ impl Client {
             .map(|answer| answer.data)
     }
 
-    /// The standing lease, without its nonce.
+    /// The standing lease; with its nonce for who may change machines.
     pub async fn lease(&self, id: &str) -> Result<Lease, Error> {
         let what = format!("look up the lease of {id}");
         let call = Call::new(Method::GET, of(id, "/lease"), what);
@@ -32,7 +32,7 @@ impl Client {
     pub async fn release_lease(&self, id: &str) -> Result<(), Error> {
         let what = format!("release the lease of {id}");
         let call = Call::new(Method::DELETE, of(id, "/lease"), what);
-        self.json::<Done>(call).await.map(drop)
+        self.done(call).await
     }
 
     /// All metadata.
@@ -49,14 +49,14 @@ impl Client {
             value: value.to_owned(),
         };
         let call = Call::new(Method::POST, metadata_key(id, key), what).body(&body);
-        self.json::<Done>(call).await.map(drop)
+        self.done(call).await
     }
 
     /// Removes one value.
     pub async fn delete_metadata(&self, id: &str, key: &str) -> Result<(), Error> {
         let what = format!("delete metadata {key} of {id}");
         let call = Call::new(Method::DELETE, metadata_key(id, key), what);
-        self.json::<Done>(call).await.map(drop)
+        self.done(call).await
     }
 
     /// Takes a machine out of the routing of new connections, or brings it back.
@@ -64,7 +64,7 @@ impl Client {
         let verb = if cordoned { "cordon" } else { "uncordon" };
         let what = format!("{verb} machine {id}");
         let call = Call::new(Method::POST, of(id, &format!("/{verb}")), what);
-        self.json::<Done>(call).await.map(drop)
+        self.done(call).await
     }
 }
 

@@ -88,6 +88,16 @@ impl Client {
         self.decode(what, deadline, answer).await
     }
 
+    /// Calls where a success tells nothing.
+    pub(crate) async fn done(&self, call: Call) -> Result<(), Error> {
+        let (what, deadline) = (call.what.clone(), call.deadline);
+        let answer = self.open(call).await?;
+        let rest = collect(&what, answer);
+        within(&what, "the rest of an answer", deadline, rest)
+            .await?
+            .map(drop)
+    }
+
     /// Reads a successful answer to its end.
     pub(crate) async fn decode<T: DeserializeOwned>(
         &self,

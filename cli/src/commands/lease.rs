@@ -3,15 +3,16 @@
 use std::time::Duration;
 
 use clap::Subcommand;
+use client::ErrorKind;
 use machine_api::{Lease, LeaseRequest};
 
 use crate::error::CommandError;
-use crate::machine_ref;
 use crate::output::Table;
 use crate::session::Session;
 use crate::span::{at_second, parse_duration};
+use crate::{machine_ref, transition};
 
-/// Take, refresh, show and release the lease on a machine
+/// Take, refresh, show, release and clear the lease on a machine
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The nonce that `acquire` prints goes into --lease or MCTL_LEASE of later calls.
@@ -58,6 +59,13 @@ enum Verb {
         /// Id, beginning of an id, or name
         machine: String,
     },
+    /// Take a machine's lease away from whoever holds it
+    #[command(after_help = "Example:\n  mctl lease clear web")]
+    Clear {
+        /// Id, beginning of an id, or name; may be left out if there is only one machine
+        #[arg(value_name = "MACHINE")]
+        machines: Vec<String>,
+    },
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
@@ -80,7 +88,28 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
             let id = machine_ref::find(session, Some(&machine)).await?.id;
             Ok(session.client.release_lease(&id).await?)
         }
+        Verb::Clear { machines } => clear(session, &machines).await,
     }
+}
+
+async fn clear(session: &Session, machines: &[String]) -> Result<(), CommandError> {
+    let machines = machine_ref::find_all(session, machines).await?;
+    transition::for_each(session, machines, async |machine| {
+        let label = transition::label(&machine);
+        let lease = match session.client.lease(&machine.id).await {
+            Ok(lease) => lease,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                session.output.note(&format!("{label}: not leased"));
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let holder = session.client.clone().with_lease_nonce(Some(lease.nonce));
+        holder.release_lease(&machine.id).await?;
+        session.output.note(&format!("{label}: lease cleared"));
+        Ok(())
+    })
+    .await
 }
 
 async fn take(

@@ -161,9 +161,10 @@ fn equal(a: &[u8; 32], b: &[u8; 32]) -> bool {
 /// Lets a request through if its connection or its token allows it.
 pub(super) async fn check(
     State((api, access)): State<(Api, Access)>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
+    let mut allowed = TokenScope::Write;
     if access == Access::Network {
         let header = request
             .headers()
@@ -179,7 +180,9 @@ pub(super) async fn check(
         if scope == TokenScope::Read && !only_looks(&request) {
             return Err(ApiError::forbidden());
         }
+        allowed = scope;
     }
+    request.extensions_mut().insert(allowed);
     Ok(next.run(request).await)
 }
 

@@ -102,7 +102,7 @@ fn keywords() -> Vec<(&'static str, &'static str, Value)> {
         ("Check", "path", printable),
         ("Check", "port", port.clone()),
         ("Check", "timeout", body_duration()),
-        ("CreateMachine", "lease_ttl", ttl.clone()),
+        ("CreateMachine", "lease_ttl", json!({"maximum": 86_400})),
         ("CreateMachine", "name", name.clone()),
         (
             "CreateToken",
@@ -147,6 +147,7 @@ fn keywords() -> Vec<(&'static str, &'static str, Value)> {
         ("StopConfig", "timeout", body_duration()),
         ("StopRequest", "signal", signal()),
         ("StopRequest", "timeout", body_duration()),
+        ("UpdateMachine", "lease_ttl", json!({"maximum": 86_400})),
         ("UpdateMachine", "name", name),
     ]
 }

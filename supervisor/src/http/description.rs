@@ -8,6 +8,7 @@ use machine_api::{DEFAULT_APP, LEASE_NONCE_HEADER, MachineState};
 use serde_json::{Map, Value, json};
 
 use super::bounds;
+use super::wait::SETTLED;
 
 /// Adds to the description that the macros made.
 pub(super) fn complete(mut description: Value) -> Value {
@@ -65,7 +66,8 @@ impl<'a> Place<'a> {
     /// Whether a lease decides who may do it.
     fn heeds_leases(&self) -> bool {
         let guests = ["Machines_exec", "Files_write"];
-        self.path.contains("{machine}") && self.method != "get" && !guests.contains(&&*self.id)
+        let free = self.tag == "metadata" || guests.contains(&&*self.id);
+        self.path.contains("{machine}") && self.method != "get" && !free
     }
 
     /// The successes that the macros know, and the refusals that the handlers can come to.
@@ -179,7 +181,12 @@ fn bound_parameters(operation: &mut Value) {
                 let states = MachineState::ALL.map(MachineState::name).join("|");
                 json!({"pattern": format!("^({states})?(,({states})?)*$")})
             }
-            "state" => json!({"type": "string", "enum": MachineState::ALL}),
+            "state" => {
+                let states = MachineState::ALL.map(MachineState::name);
+                let names: Vec<&str> = states.into_iter().chain([SETTLED]).collect();
+                json!({"type": "array", "items": {"type": "string", "enum": names}})
+            }
+            "ttl" => json!({"type": "integer", "minimum": 1, "maximum": 86_400}),
             "timeout" => bounds::duration(),
             _ => continue,
         };

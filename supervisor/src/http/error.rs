@@ -30,6 +30,12 @@ impl ApiError {
         Self { status, body }
     }
 
+    /// The same about what it is a part of.
+    pub(super) fn about(mut self, whole: &str) -> Self {
+        self.body.error = format!("{whole}: {}", self.body.error);
+        self
+    }
+
     fn hint(mut self, hint: &str) -> Self {
         self.body.hint = Some(hint.to_owned());
         self

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Query, RawPathParams, Request};
 use axum::http::request::Parts;
-use machine_api::{DEFAULT_APP, LEASE_NONCE_HEADER};
+use machine_api::{DEFAULT_APP, LEASE_NONCE_HEADER, TokenScope};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
@@ -92,6 +92,18 @@ impl FromRequestParts<Api> for Nonce {
                 .and_then(|value| value.to_str().ok())
                 .map(str::to_owned),
         ))
+    }
+}
+
+/// What the request's token, or the socket, allows.
+pub(super) struct Scope(pub(super) TokenScope);
+
+impl FromRequestParts<Api> for Scope {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, ApiError> {
+        let scope = parts.extensions.get::<TokenScope>().copied();
+        Ok(Self(scope.unwrap_or(TokenScope::Read)))
     }
 }
 

@@ -125,9 +125,11 @@ pub(super) async fn signal(
         .ok_or_else(|| ApiError::invalid(format!("unknown signal {:?}", request.signal)))?;
     let live = handle.live_soon().await?;
     // Changes nothing of the record; the driver looks at the lease.
-    handle
-        .request(Order::Edit(Box::new(|_| Ok(None))), Until::Admitted, nonce)
-        .await?;
+    let admission = Order::Look {
+        as_holder: true,
+        look: Box::new(|_| Ok(())),
+    };
+    handle.request(admission, Until::Admitted, nonce).await?;
     let order = live.address.order(Request::Signal { signal });
     ask(&handle, "take the signal", ASK_LIMIT, order).await?;
     Ok(Json(Done { ok: true }))

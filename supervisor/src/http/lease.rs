@@ -1,14 +1,17 @@
 //! Leases: who may change a machine for a while.
 
-use axum::Json;
-use axum::extract::State;
-use machine_api::{ErrorBody, Lease, LeaseRequest, LeaseResponse, Ok as Done};
+use std::collections::HashMap;
 
-use super::Api;
+use axum::Json;
+use axum::http::StatusCode;
+use machine_api::{
+    ErrorBody, Lease, LeaseReleased, LeaseRequest, LeaseResponse, Ok as Done, TokenScope,
+};
+
 use super::error::ApiError;
-use super::extract::{Nonce, OptionalBody, Target};
+use super::extract::{Nonce, OptionalBody, Params, Scope, Target};
 use crate::clock;
-use crate::machine::handle::Order;
+use crate::machine::handle::{Look, Order};
 use crate::machine::{Handle, MachineError, Until, record};
 use crate::store::LeaseFact;
 
@@ -38,6 +41,22 @@ fn success(data: Lease) -> Json<LeaseResponse> {
     })
 }
 
+/// The time of a lease that comes with a create or an update: none where it is zero.
+pub(super) fn ttl_beside(ttl_s: Option<u32>) -> Result<Option<u32>, ApiError> {
+    let wanted = ttl_s.filter(|ttl_s| *ttl_s > 0);
+    check_ttl(wanted.unwrap_or(TTL_S)).map_err(|error| error.about("lease_ttl"))?;
+    Ok(wanted)
+}
+
+fn check_ttl(ttl_s: u32) -> Result<(), ApiError> {
+    if (1..=TTL_MOST_S).contains(&ttl_s) {
+        return Ok(());
+    }
+    Err(ApiError::invalid(format!(
+        "ttl: {ttl_s} is not 1 to {TTL_MOST_S} seconds"
+    )))
+}
+
 /// Takes a lease, or refreshes the one of `nonce`.
 pub(super) async fn acquire(
     handle: &Handle,
@@ -46,11 +65,7 @@ pub(super) async fn acquire(
     nonce: Option<String>,
 ) -> Result<Lease, ApiError> {
     let ttl_s = ttl_s.unwrap_or(TTL_S);
-    if !(1..=TTL_MOST_S).contains(&ttl_s) {
-        return Err(ApiError::invalid(format!(
-            "ttl: {ttl_s} is not 1 to {TTL_MOST_S} seconds"
-        )));
-    }
+    check_ttl(ttl_s)?;
     let (sender, taken) = tokio::sync::oneshot::channel();
     let edit = Order::LeaseEdit(Box::new(move |record| {
         let now_ms = clock::realtime_ms();
@@ -80,37 +95,50 @@ pub(super) async fn acquire(
     taken.await.map_err(|_| MachineError::ShuttingDown.into())
 }
 
-/// Takes a lease; with its nonce in the header, refreshes it.
+/// Takes a lease; with its nonce in the header, refreshes it. Clients of that API give the time in
+/// the query or in the body.
 #[utoipa::path(post, operation_id = "Machines_lease_take", path = "/v1/apps/{app}/machines/{machine}/lease", tag = "lease",
-    params(("app" = String, Path), ("machine" = String, Path)),
+    params(("app" = String, Path), ("machine" = String, Path), ("ttl" = Option<u32>, Query)),
     request_body = Option<LeaseRequest>,
-    responses((status = 200, body = LeaseResponse), (status = "default", body = ErrorBody)))]
+    responses((status = 201, body = LeaseResponse, description = "taken"),
+        (status = 200, body = LeaseResponse, description = "refreshed"),
+        (status = "default", body = ErrorBody)))]
 pub(super) async fn take(
     Target(handle): Target,
     Nonce(nonce): Nonce,
+    Params(query): Params<HashMap<String, String>>,
     OptionalBody(request): OptionalBody<LeaseRequest>,
-) -> Result<Json<LeaseResponse>, ApiError> {
+) -> Result<(StatusCode, Json<LeaseResponse>), ApiError> {
     let description = request.description.unwrap_or_default();
-    acquire(&handle, request.ttl, description, nonce)
-        .await
-        .map(success)
+    let ttl_s = query.get("ttl").map(|text| text.parse()).transpose();
+    let ttl_s = ttl_s.map_err(|_| ApiError::invalid("ttl: a number of seconds is needed"))?;
+    let status = match nonce {
+        Some(_) => StatusCode::OK,
+        None => StatusCode::CREATED,
+    };
+    let lease = acquire(&handle, ttl_s.or(request.ttl), description, nonce).await?;
+    Ok((status, success(lease)))
 }
 
-/// Shows the lease, without its nonce.
+/// Shows the lease, and to who may change machines its nonce.
 #[utoipa::path(get, operation_id = "Machines_lease_show", path = "/v1/apps/{app}/machines/{machine}/lease", tag = "lease",
     params(("app" = String, Path), ("machine" = String, Path)),
     responses((status = 200, body = LeaseResponse), (status = "default", body = ErrorBody)))]
 pub(super) async fn show(
-    State(_): State<Api>,
     Target(handle): Target,
+    Scope(scope): Scope,
 ) -> Result<Json<LeaseResponse>, ApiError> {
     let (sender, found) = tokio::sync::oneshot::channel();
-    let look = Order::LeaseEdit(Box::new(move |record| {
+    let look: Look = Box::new(move |record| {
         let lease = record.facts.standing_lease(clock::realtime_ms());
         let lease = lease.ok_or_else(|| MachineError::NoLease(record.id.clone()))?;
-        let _ = sender.send(shown(lease, false));
-        Ok(None)
-    }));
+        let _ = sender.send(shown(lease, scope == TokenScope::Write));
+        Ok(())
+    });
+    let look = Order::Look {
+        as_holder: false,
+        look,
+    };
     handle.request(look, Until::Admitted, None).await?;
     Ok(success(
         found.await.map_err(|_| MachineError::ShuttingDown)?,
@@ -120,11 +148,11 @@ pub(super) async fn show(
 /// Gives the lease of the header's nonce back.
 #[utoipa::path(delete, operation_id = "Machines_lease_release", path = "/v1/apps/{app}/machines/{machine}/lease", tag = "lease",
     params(("app" = String, Path), ("machine" = String, Path)),
-    responses((status = 200, body = Done), (status = "default", body = ErrorBody)))]
+    responses((status = 200, body = LeaseReleased), (status = "default", body = ErrorBody)))]
 pub(super) async fn release(
     Target(handle): Target,
     Nonce(nonce): Nonce,
-) -> Result<Json<Done>, ApiError> {
+) -> Result<Json<LeaseReleased>, ApiError> {
     let release = Order::LeaseEdit(Box::new(move |record| {
         match record.facts.standing_lease(clock::realtime_ms()) {
             Some(lease) if nonce.as_ref() == Some(&lease.nonce) => {
@@ -135,5 +163,8 @@ pub(super) async fn release(
         }
     }));
     handle.request(release, Until::Admitted, None).await?;
-    Ok(Json(Done { ok: true }))
+    Ok(Json(LeaseReleased {
+        status: "success".to_owned(),
+        data: Done { ok: true },
+    }))
 }

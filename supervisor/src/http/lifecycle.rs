@@ -5,10 +5,8 @@ use std::collections::HashMap;
 use axum::Json;
 use machine_api::{ErrorBody, MachineState, Ok as Done, StartResponse, StopRequest};
 
-use super::WAIT_MOST;
 use super::error::ApiError;
-use super::extract::{Nonce, OptionalBody, Params, Target, is_set, seconds};
-use super::machines::state;
+use super::extract::{Nonce, OptionalBody, Params, Target, is_set};
 use crate::machine::config::{StopOrder, stop_order};
 use crate::machine::handle::Order;
 use crate::machine::{Handle, MachineError, Until};
@@ -105,26 +103,6 @@ pub(super) async fn restart(
     let force = is_set(query.get("force_stop").map(String::as_str))?;
     handle
         .request(Order::Restart { stop, force }, until(&query)?, nonce)
-        .await?;
-    Ok(Json(Done { ok: true }))
-}
-
-/// Waits until a machine is in `state` (started unless given), of version `instance_id` if given,
-/// for `timeout` seconds (60 unless given).
-#[utoipa::path(get, operation_id = "Machines_wait", path = "/v1/apps/{app}/machines/{machine}/wait", tag = "lifecycle",
-    params(("app" = String, Path), ("machine" = String, Path), ("state" = Option<String>, Query),
-        ("instance_id" = Option<String>, Query), ("timeout" = Option<String>, Query)),
-    responses((status = 200, body = Done), (status = "default", body = ErrorBody)))]
-pub(super) async fn wait(
-    Target(handle): Target,
-    Params(query): Query,
-) -> Result<Json<Done>, ApiError> {
-    let name = query.get("state").map_or("started", String::as_str);
-    let wanted = state(name).ok_or_else(|| ApiError::invalid(format!("no state {name:?}")))?;
-    let limit = seconds(query.get("timeout").map_or("60", String::as_str))?.min(WAIT_MOST);
-    let instance = query.get("instance_id").filter(|id| !id.is_empty());
-    handle
-        .wait(wanted, instance.map(String::as_str), limit)
         .await?;
     Ok(Json(Done { ok: true }))
 }

@@ -24,7 +24,8 @@ pub(super) async fn create(
     JsonBody(mut request): JsonBody<CreateMachine>,
 ) -> Result<Json<Machine>, ApiError> {
     normalise(&mut request.config)?;
-    let (skip_launch, ttl) = (request.skip_launch, request.lease_ttl);
+    let skip_launch = request.skip_launch;
+    let ttl = lease::ttl_beside(request.lease_ttl)?;
     let handle = api
         .registry
         .create(machine_api::DEFAULT_APP, request)
@@ -123,6 +124,14 @@ pub(super) async fn update(
     if let Some(name) = &request.name {
         api.registry.check_name(name, Some(handle.id()))?;
     }
+    let nonce = match lease::ttl_beside(request.lease_ttl)? {
+        Some(ttl) => {
+            let lease = lease::acquire(&handle, Some(ttl), String::new(), nonce).await?;
+            Some(lease.nonce)
+        }
+        None => nonce,
+    };
+    let shown = request.lease_ttl.and(nonce.clone());
     let update = Update {
         config: request.config,
         name: request.name,
@@ -132,7 +141,10 @@ pub(super) async fn update(
     handle
         .request(Order::Update(Box::new(update)), Until::Admitted, nonce)
         .await?;
-    Ok(Json(Machine::clone(&handle.view())))
+    Ok(Json(Machine {
+        nonce: shown,
+        ..Machine::clone(&handle.view())
+    }))
 }
 
 /// Removes a machine; with `force` also one that runs. Clients of that API write `kill`, too.

@@ -1,12 +1,14 @@
-//! Metadata: free pairs that change without a new version.
+//! Metadata: free pairs that change without a new version, and by whoever may change machines: clients
+//! of that API show no lease for them.
 
 use std::collections::BTreeMap;
 
 use axum::Json;
-use machine_api::{ErrorBody, MetadataValue, Ok as Done};
+use axum::http::StatusCode;
+use machine_api::{ErrorBody, MetadataValue};
 
 use super::error::ApiError;
-use super::extract::{JsonBody, Key, Nonce, Target};
+use super::extract::{JsonBody, Key, Target};
 use crate::machine::Until;
 use crate::machine::config::check_metadata;
 use crate::machine::handle::Order;
@@ -37,36 +39,31 @@ pub(super) async fn show(
 #[utoipa::path(post, operation_id = "Machines_metadata_set", path = "/v1/apps/{app}/machines/{machine}/metadata/{key}", tag = "metadata",
     params(("app" = String, Path), ("machine" = String, Path), ("key" = String, Path)),
     request_body = MetadataValue,
-    responses((status = 200, body = Done), (status = "default", body = ErrorBody)))]
+    responses((status = 204, description = "done"), (status = "default", body = ErrorBody)))]
 pub(super) async fn set(
     Target(handle): Target,
-    Nonce(nonce): Nonce,
     Key(key): Key,
     JsonBody(MetadataValue { value }): JsonBody<MetadataValue>,
-) -> Result<Json<Done>, ApiError> {
-    let edit = Order::Edit(Box::new(move |record| {
+) -> Result<StatusCode, ApiError> {
+    let edit = Order::LeaseEdit(Box::new(move |record| {
         record.config.metadata.insert(key, value);
         check_metadata(&record.config.metadata)?;
         Ok(None)
     }));
-    handle.request(edit, Until::Admitted, nonce).await?;
-    Ok(Json(Done { ok: true }))
+    handle.request(edit, Until::Admitted, None).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Removes a value; success if it is not there.
 #[utoipa::path(delete, operation_id = "Machines_metadata_remove", path = "/v1/apps/{app}/machines/{machine}/metadata/{key}",
     tag = "metadata",
     params(("app" = String, Path), ("machine" = String, Path), ("key" = String, Path)),
-    responses((status = 200, body = Done), (status = "default", body = ErrorBody)))]
-pub(super) async fn remove(
-    Target(handle): Target,
-    Nonce(nonce): Nonce,
-    Key(key): Key,
-) -> Result<Json<Done>, ApiError> {
-    let edit = Order::Edit(Box::new(move |record| {
+    responses((status = 204, description = "done"), (status = "default", body = ErrorBody)))]
+pub(super) async fn remove(Target(handle): Target, Key(key): Key) -> Result<StatusCode, ApiError> {
+    let edit = Order::LeaseEdit(Box::new(move |record| {
         record.config.metadata.remove(&key);
         Ok(None)
     }));
-    handle.request(edit, Until::Admitted, nonce).await?;
-    Ok(Json(Done { ok: true }))
+    handle.request(edit, Until::Admitted, None).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

@@ -30,6 +30,7 @@ mod tcp;
 mod tls;
 mod tokens;
 mod usage;
+mod wait;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,7 +85,7 @@ pub(crate) fn router(api: Api, access: Access) -> Router {
         .route("/suspend", post(lifecycle::suspend))
         .route("/restart", post(lifecycle::restart))
         .route("/signal", post(guest::signal))
-        .route("/wait", get(lifecycle::wait))
+        .route("/wait", get(wait::wait))
         .route("/cordon", post(lifecycle::cordon))
         .route("/uncordon", post(lifecycle::uncordon))
         .route("/exec", post(guest::exec))

@@ -8,7 +8,7 @@ use utoipa::OpenApi;
 
 use super::{
     apps, description, events, exec_stream, files, guest, host, inspect, lease, lifecycle, logs,
-    machines, metadata, metrics, tokens, usage,
+    machines, metadata, metrics, tokens, usage, wait,
 };
 
 /// All operations.
@@ -30,7 +30,7 @@ use super::{
         lifecycle::stop,
         lifecycle::suspend,
         lifecycle::restart,
-        lifecycle::wait,
+        wait::wait,
         lifecycle::cordon,
         lifecycle::uncordon,
         guest::exec,

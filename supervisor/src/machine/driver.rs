@@ -265,7 +265,9 @@ impl Driver {
                 self.destroy(Some(envelope)).await;
                 None
             }
-            Order::Checked { .. } | Order::Edit(_) | Order::LeaseEdit(_) => None,
+            Order::Checked { .. } | Order::Edit(_) | Order::LeaseEdit(_) | Order::Look { .. } => {
+                None
+            }
         }
     }
 
@@ -314,7 +316,12 @@ impl Driver {
 
     /// Answers what needs no transition; returns what does.
     pub(super) async fn answer_at_once(&mut self, envelope: Envelope) -> Option<Envelope> {
-        if !matches!(envelope.order, Order::LeaseEdit(_))
+        let for_all = match envelope.order {
+            Order::LeaseEdit(_) => true,
+            Order::Look { as_holder, .. } => !as_holder,
+            _ => false,
+        };
+        if !for_all
             && let Some(lease) = self.record.facts.standing_lease(clock::realtime_ms())
             && let Claim::User(nonce) = &envelope.claim
             && nonce.as_ref() != Some(&lease.nonce)
@@ -371,6 +378,7 @@ impl Driver {
         let previous_state = view::wire_state(self.record.state);
         let answer = match envelope.order {
             Order::Edit(edit) | Order::LeaseEdit(edit) => self.apply_edit(edit).await,
+            Order::Look { look, .. } => look(&self.record),
             Order::Checked { generation, status } => {
                 self.note_check(generation, status);
                 Ok(())

@@ -36,7 +36,7 @@ pub(crate) enum MachineError {
         expires_at_s: i64,
     },
     /// The machine has no lease, or another one.
-    #[error("machine {0} has no lease of that nonce")]
+    #[error("machine {0}: lease not found")]
     NoLease(String),
     /// It was admitted and then did not come about.
     #[error("machine {id} is {state} now: {message}")]
@@ -54,7 +54,7 @@ pub(crate) enum MachineError {
         /// The machine.
         id: String,
         /// What was waited for.
-        wanted: MachineState,
+        wanted: String,
         /// Where it is.
         state: MachineState,
         /// How long was waited.

@@ -1,7 +1,6 @@
 //! The way to a machine for everybody but its driver: send a request, look at what is published.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use machine_api::{CheckStatus, Machine, MachineConfig, MachineEvent, MachineState, StartKind};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -56,6 +55,13 @@ pub(crate) enum Order {
     Edit(Edit),
     /// The same, whoever holds the lease: for what checks that by itself.
     LeaseEdit(Edit),
+    /// Look at the record.
+    Look {
+        /// Only for who may change the machine, too.
+        as_holder: bool,
+        /// What is looked at.
+        look: Look,
+    },
 }
 
 /// A new version of a machine.
@@ -75,6 +81,9 @@ pub(crate) struct Update {
 pub(crate) type Edit =
     Box<dyn FnOnce(&mut MachineRecord) -> Result<Option<MachineEvent>, MachineError> + Send>;
 
+/// A look at the record, which is neither changed nor stored.
+pub(crate) type Look = Box<dyn FnOnce(&MachineRecord) -> Result<(), MachineError> + Send>;
+
 impl std::fmt::Debug for Order {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -86,6 +95,7 @@ impl std::fmt::Debug for Order {
             Self::Destroy { .. } => "Destroy",
             Self::Checked { .. } => "Checked",
             Self::Edit(_) | Self::LeaseEdit(_) => "Edit",
+            Self::Look { .. } => "Look",
         })
     }
 }
@@ -100,7 +110,9 @@ impl Order {
             Self::Restart { .. } => Wish::Restart,
             Self::Update(_) => Wish::Update,
             Self::Destroy { force } => Wish::Destroy { force: *force },
-            Self::Checked { .. } | Self::Edit(_) | Self::LeaseEdit(_) => return None,
+            Self::Checked { .. } | Self::Edit(_) | Self::LeaseEdit(_) | Self::Look { .. } => {
+                return None;
+            }
         })
     }
 }
@@ -323,30 +335,6 @@ impl Handle {
             }
             Err(_) => Err(MachineError::ShuttingDown),
         }
-    }
-
-    /// Waits until the machine is in `wanted`, of version `instance` if given. Returns its view.
-    pub(crate) async fn wait(
-        &self,
-        wanted: MachineState,
-        instance: Option<&str>,
-        limit: Duration,
-    ) -> Result<Arc<Machine>, MachineError> {
-        let mut view = self.view.clone();
-        let reached = |machine: &Arc<Machine>| {
-            machine.state == wanted && instance.is_none_or(|id| machine.instance_id == id)
-        };
-        let found = match timeout(limit, view.wait_for(reached)).await {
-            Ok(Ok(found)) => Some(found.clone()),
-            // The driver is gone and with it any further change.
-            Ok(Err(_)) | Err(_) => None,
-        };
-        found.ok_or_else(|| MachineError::WaitDeadline {
-            id: self.id.clone(),
-            wanted,
-            state: self.view().state,
-            seconds: limit.as_secs(),
-        })
     }
 
     /// A refusal in the machine's present state.

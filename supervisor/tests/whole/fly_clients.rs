@@ -107,3 +107,145 @@ fn the_host_has_one_app() {
     let (status, answer) = stage.call("GET", "/v1/apps/shop", None);
     assert_eq!((status, &answer["status"]), (404, &json!("not_found")));
 }
+
+#[test]
+fn waits_name_versions_states_and_events_as_fly_clients_do() {
+    let stage = Stage::new();
+    let id = stage.started("");
+    let wait = |query: &str| {
+        let path = format!("{MACHINES}/{id}/wait?timeout=0.05&{query}");
+        let (status, answer) = stage.call("GET", &path, None);
+        (
+            status,
+            answer["error"].as_str().unwrap_or_default().to_owned(),
+        )
+    };
+    let machine = stage.ask("GET", &id, "", None);
+    let version = machine["instance_id"].as_str().unwrap();
+    assert_eq!(wait(&format!("version={version}")).0, 200);
+    assert_eq!(wait("version=another").0, 408);
+    assert_eq!(wait("state=stopped&state=started").0, 200);
+    assert_eq!(wait("state=settled").0, 200);
+    let (status, error) = wait("state=stopped&state=suspended");
+    assert_eq!(status, 408);
+    assert!(
+        error.contains("was not stopped or suspended within"),
+        "{error}"
+    );
+    assert_eq!(wait("state=nowhere").0, 400);
+    let newest = machine["events"][0]["id"].as_str().unwrap();
+    assert_eq!(wait(&format!("from_event_id={newest}")).0, 408);
+    stage.ask("POST", &id, "/suspend?wait=true", None);
+    stage.ask("POST", &id, "/start?wait=true", None);
+    assert_eq!(wait(&format!("from_event_id={newest}")).0, 200);
+    assert_eq!(
+        wait(&format!("from_event_id={newest}&state=suspended")).0,
+        200
+    );
+    assert_eq!(wait("state=suspended").0, 408);
+}
+
+#[test]
+fn a_lease_is_taken_shown_and_given_back_as_fly_clients_do() {
+    let stage = Stage::new();
+    let id = stage.started("");
+    let lease = format!("{MACHINES}/{id}/lease");
+    let (status, answer) = stage.call("GET", &lease, None);
+    assert_eq!(status, 404);
+    assert!(
+        answer["error"]
+            .as_str()
+            .unwrap()
+            .contains(" lease not found")
+    );
+    let (status, taken) = stage.call("POST", &format!("{lease}?ttl=600"), None);
+    assert_eq!((status, &taken["status"]), (201, &json!("success")));
+    let before = stage.ask("GET", &id, "", None);
+    let (_, shown) = stage.call("GET", &lease, None);
+    assert_eq!(shown, taken);
+    // Neither a look nor a signal changes the machine.
+    let signalled = stage.call(
+        "POST",
+        &format!("{MACHINES}/{id}/signal"),
+        Some(json!({"signal": 10})),
+    );
+    assert_eq!(
+        (signalled.0, &signalled.1["status"]),
+        (409, &json!("lease_held"))
+    );
+    assert_eq!(stage.ask("GET", &id, "", None), before);
+    assert_eq!(stage.call("POST", &format!("{lease}?ttl=0"), None).0, 400);
+    // Metadata are anybody's.
+    let key = format!("{MACHINES}/{id}/metadata/team");
+    assert_eq!(
+        stage.call("POST", &key, Some(json!({"value": "shop"}))).0,
+        204
+    );
+    assert_eq!(stage.call("GET", &key, None).1["value"], "shop");
+    assert_eq!(stage.call("DELETE", &key, None).0, 204);
+    let nonce = taken["data"]["nonce"].as_str().unwrap();
+    let (status, refreshed) =
+        stage.call_with(&[("fly-machine-lease-nonce", nonce)], "POST", &lease, None);
+    assert_eq!((status, &refreshed["data"]["nonce"]), (200, &json!(nonce)));
+    let (status, released) = stage.call_with(
+        &[("fly-machine-lease-nonce", nonce)],
+        "DELETE",
+        &lease,
+        None,
+    );
+    assert_eq!(status, 200);
+    assert_eq!(released, json!({"status": "success", "data": {"ok": true}}));
+}
+
+#[test]
+fn a_signal_of_the_leases_holder_leaves_the_machine_as_it_was() {
+    let stage = Stage::new();
+    let id = stage.started("");
+    let before = stage.ask("GET", &id, "", None);
+    stage.ask("POST", &id, "/signal", Some(json!({"signal": "SIGUSR1"})));
+    assert_eq!(stage.ask("GET", &id, "", None), before);
+}
+
+#[test]
+fn a_version_begins_with_a_launch() {
+    let stage = Stage::new();
+    let id = stage.started("");
+    let kinds = |events: &serde_json::Value| -> Vec<String> {
+        let events = events.as_array().unwrap().iter();
+        let shown = |event: &serde_json::Value| {
+            let text = |name: &str| event[name].as_str().unwrap().to_owned();
+            format!("{} {} {}", text("type"), text("status"), text("source"))
+        };
+        events.map(shown).collect()
+    };
+    let events = kinds(&stage.ask("GET", &id, "/events", None));
+    assert_eq!(events.last().unwrap(), "launch created user");
+    stage.ask("POST", &id, "", Some(json!({"config": {}})));
+    let machine = stage.reach(&id, "started");
+    let events = kinds(&machine["events"]);
+    let launch = events.iter().position(|one| one == "launch created user");
+    let start = events
+        .iter()
+        .position(|one| one.starts_with("start started"));
+    assert!(start.unwrap() < launch.unwrap(), "{events:?}");
+    assert_eq!(kinds(&stage.ask("GET", &id, "/events", None)), events);
+}
+
+#[test]
+fn a_lease_that_can_not_be_taken_makes_no_machine() {
+    let stage = Stage::new();
+    let create = |ttl: u32| {
+        let body = json!({"config": {}, "skip_launch": true, "lease_ttl": ttl});
+        stage.call("POST", MACHINES, Some(body))
+    };
+    let (status, answer) = create(86_401);
+    assert_eq!(status, 400);
+    assert!(answer["error"].as_str().unwrap().starts_with("lease_ttl"));
+    assert_eq!(stage.call("GET", MACHINES, None).1, json!([]));
+    let (status, machine) = create(0);
+    assert_eq!((status, &machine["nonce"]), (200, &json!(null)));
+    let id = machine["id"].as_str().unwrap();
+    assert!(create(60).1["nonce"].is_string());
+    let update = json!({"config": {}, "skip_launch": true, "lease_ttl": 60});
+    assert!(stage.ask("POST", id, "", Some(update))["nonce"].is_string());
+}

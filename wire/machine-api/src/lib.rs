@@ -25,9 +25,9 @@ pub use machine::{
     MachineState, MachineVersion, PublishedPort, StartKind,
 };
 pub use request::{
-    CreateMachine, ExecRequest, ExecResponse, FileWritten, Lease, LeaseRequest, LeaseResponse,
-    ListedProcess, ListenSocket, LogLine, LogSource, MetadataValue, Ok, SignalRequest,
-    StartResponse, StopRequest, UpdateMachine, Usage,
+    CreateMachine, ExecRequest, ExecResponse, FileWritten, Lease, LeaseReleased, LeaseRequest,
+    LeaseResponse, ListedProcess, ListenSocket, LogLine, LogSource, MetadataValue, Ok,
+    SignalRequest, StartResponse, StopRequest, UpdateMachine, Usage,
 };
 pub use timing::{
     Attempt, AttemptOutcome, GuestSockets, GuestView, HostInfo, Operation, PhaseTime, SocketCount,

@@ -59,7 +59,7 @@ pub struct Machine {
     /// *Extension*: process id of its VMM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm_pid: Option<u32>,
-    /// Nonce of the current lease, in the answer to a create with `lease_ttl`.
+    /// Nonce of the current lease, in the answer to a create or update with `lease_ttl`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonce: Option<String>,
 }

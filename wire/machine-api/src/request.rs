@@ -19,7 +19,7 @@ pub struct CreateMachine {
     /// Do not start it.
     #[serde(default)]
     pub skip_launch: bool,
-    /// Take a lease of that many seconds with it.
+    /// Take a lease of that many seconds with it; 0 takes none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_ttl: Option<u32>,
 }
@@ -38,6 +38,9 @@ pub struct UpdateMachine {
     /// Do not start it.
     #[serde(default)]
     pub skip_launch: bool,
+    /// Take a lease of that many seconds before it, or refresh the one that is held; 0 does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_ttl: Option<u32>,
 }
 
 /// Answer where there is nothing to tell.
@@ -137,7 +140,7 @@ pub struct LeaseRequest {
 /// A lease.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Lease {
-    /// Sent in [`crate::LEASE_NONCE_HEADER`]. Shown only to who took it.
+    /// Sent in [`crate::LEASE_NONCE_HEADER`]. Shown to who may change machines.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub nonce: String,
     /// Seconds since 1970.
@@ -160,6 +163,15 @@ pub struct LeaseResponse {
     pub status: String,
     /// The lease.
     pub data: Lease,
+}
+
+/// Answer to `DELETE …/lease`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LeaseReleased {
+    /// `success`.
+    pub status: String,
+    /// That it is done.
+    pub data: Ok,
 }
 
 /// `POST …/metadata/{key}`.
