@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use guest_protocol::{FileKind, Frame, Refusal, RefusalKind, Reply, StreamEnd};
+use guest_protocol::{FileKind, Frame, LaunchFile, Refusal, RefusalKind, Reply, StreamEnd, base64};
 
 use crate::connection::{Connection, ConnectionError, Message};
 use crate::server::refusal;
@@ -44,6 +44,19 @@ impl FileError {
         };
         refusal(kind, self)
     }
+}
+
+/// Puts a file in place before the main process starts. It is small, and nothing else is under way.
+pub(crate) fn put(file: &LaunchFile) -> Result<(), Refusal> {
+    let content = base64::decode(&file.content).ok_or_else(|| Refusal {
+        kind: RefusalKind::Invalid,
+        message: format!("the content of {:?} is no base64", file.path),
+    })?;
+    let written = IncomingFile::create(&file.path, file.mode).and_then(|mut incoming| {
+        incoming.append(&content)?;
+        incoming.finish()
+    });
+    written.map_err(|error| error.refusal())
 }
 
 /// Sends the file at `path`.

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use guest_protocol::{
-    Call, ExecSpec, GuestStatus, Refusal, RefusalKind, Reply, Request, VERSION, Wake,
+    Call, ExecSpec, GuestStatus, LaunchFile, Refusal, RefusalKind, Reply, Request, VERSION, Wake,
 };
 use nix::unistd::Pid;
 use serde::Deserialize;
@@ -169,6 +169,7 @@ impl Server {
         &self,
         main: &ExecSpec,
         mounts: &[(String, String, bool)],
+        launch_files: &[LaunchFile],
         hostname: &str,
     ) -> Reply {
         if self.main.is_absent() {
@@ -187,6 +188,9 @@ impl Server {
                 if let Err(error) = self.kernel.mount(device, target, *read_only) {
                     return Reply::Refused(refusal(RefusalKind::Failed, &error));
                 }
+            }
+            if let Some(refusal) = launch_files.iter().find_map(|file| files::put(file).err()) {
+                return Reply::Refused(refusal);
             }
         }
         match self
@@ -291,8 +295,9 @@ async fn dispatch(
         Request::Launch {
             main,
             mounts,
+            files,
             hostname,
-        } => server.launch(&main, &mounts, &hostname).await,
+        } => server.launch(&main, &mounts, &files, &hostname).await,
         Request::Signal { signal } => server.signal_main(signal),
         Request::PowerOff { signal, timeout_ms } => server.order_power_off(signal, timeout_ms),
         Request::Processes => match processes::list() {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use guest_protocol::{ExecSpec, Request};
-use machine_api::{Check, CheckKind, CheckStatus};
+use machine_api::{Check, CheckHeader, CheckKind, CheckStatus, MachineConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -40,7 +40,7 @@ pub(crate) async fn serve(handle: Handle) {
     let mut view = handle.watch();
     let mut running: Option<(BTreeMap<String, Check>, GuestAddress, JoinSet<()>)> = None;
     loop {
-        let checks = view.borrow_and_update().config.checks.clone();
+        let checks = all(&view.borrow_and_update().config);
         let address = live
             .borrow_and_update()
             .as_ref()
@@ -60,6 +60,31 @@ pub(crate) async fn serve(handle: Handle) {
             changed = live.changed() => if changed.is_err() { return },
         }
     }
+}
+
+/// A machine's own checks and those of its services, by name.
+fn all(config: &MachineConfig) -> BTreeMap<String, Check> {
+    let mut checks = config.checks.clone();
+    let services = config.services.iter();
+    let of_services =
+        services.flat_map(|service| service.checks.iter().map(move |check| (service, check)));
+    for (number, (service, check)) in of_services.enumerate() {
+        let port = check.port.unwrap_or(service.internal_port);
+        let kind = match check.kind {
+            CheckKind::Tcp => "tcp",
+            CheckKind::Http => "http",
+            CheckKind::Exec => "exec",
+        };
+        let port_given = Check {
+            port: Some(port),
+            ..check.clone()
+        };
+        checks.insert(
+            format!("servicecheck-{number:02}-{kind}-{port}"),
+            port_given,
+        );
+    }
+    checks
 }
 
 fn begin(handle: &Handle, checks: &BTreeMap<String, Check>, address: &GuestAddress) -> JoinSet<()> {
@@ -170,9 +195,7 @@ async fn http(check: &Check, address: &GuestAddress, port: u16) -> Result<String
         .as_deref()
         .filter(|path| path.starts_with('/'))
         .unwrap_or("/");
-    let request = format!(
-        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nuser-agent: mctl\r\nconnection: close\r\n\r\n"
-    );
+    let request = request_of(check, &method, path);
     let broke = |error: std::io::Error| format!("the connection broke: {error}");
     writer.write_all(request.as_bytes()).await.map_err(broke)?;
     while !answer.contains(&b'\n') && answer.len() < ANSWER_BYTES {
@@ -181,6 +204,24 @@ async fn http(check: &Check, address: &GuestAddress, port: u16) -> Result<String
         }
     }
     status_of(&answer)
+}
+
+/// A whole request; headers of the check win over ours.
+fn request_of(check: &Check, method: &str, path: &str) -> String {
+    let mut request = format!("{method} {path} HTTP/1.1\r\n");
+    for (name, value) in [("host", "localhost"), ("user-agent", "mctl")] {
+        let given = |header: &CheckHeader| header.name.eq_ignore_ascii_case(name);
+        if !check.headers.iter().any(given) {
+            request.push_str(&format!("{name}: {value}\r\n"));
+        }
+    }
+    for header in &check.headers {
+        for value in &header.values {
+            request.push_str(&format!("{}: {value}\r\n", header.name));
+        }
+    }
+    request.push_str("connection: close\r\n\r\n");
+    request
 }
 
 /// The verdict on an HTTP answer by its first line.
@@ -203,6 +244,23 @@ fn status_of(answer: &[u8]) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn services_bring_their_checks_and_headers_are_sent() {
+        let config = serde_json::from_value(serde_json::json!({"services": [{
+            "internal_port": 80, "checks": [
+                {"type": "tcp"},
+                {"type": "http", "port": 81, "headers": [{"name": "Host", "values": ["shop"]}]},
+            ],
+        }]}));
+        let checks = all(&config.unwrap());
+        let names: Vec<&String> = checks.keys().collect();
+        assert_eq!(names, ["servicecheck-00-tcp-80", "servicecheck-01-http-81"]);
+        assert_eq!(
+            request_of(&checks["servicecheck-01-http-81"], "GET", "/"),
+            "GET / HTTP/1.1\r\nuser-agent: mctl\r\nHost: shop\r\nconnection: close\r\n\r\n"
+        );
+    }
 
     #[test]
     fn an_http_answer_is_judged_by_its_status() {

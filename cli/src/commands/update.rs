@@ -57,7 +57,7 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
         // What was shown and agreed to is a change of this version.
         current_version: Some(machine.instance_id.clone()),
         skip_launch: args.skip_start,
-        lease_ttl: None,
+        ..UpdateMachine::default()
     };
     let updated = session.client.update(&machine.id, &update).await?;
     session

@@ -149,6 +149,7 @@ impl Firecracker {
         let launch = Request::Launch {
             main,
             mounts: Vec::new(),
+            files: Vec::new(),
             hostname: "peer".to_owned(),
         };
         machine.call(launch, "start the counter").await?;

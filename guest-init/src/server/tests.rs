@@ -286,6 +286,7 @@ fn launch(script: &str) -> Request {
     Request::Launch {
         main: shell(script),
         mounts: Vec::new(),
+        files: Vec::new(),
         hostname: "guest".to_owned(),
     }
 }

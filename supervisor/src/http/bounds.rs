@@ -13,9 +13,11 @@ const C_STRING: &str = r"^[^\x00]*$";
 /// Schemas of what clients send. Null means there that a property is not given: Go writes it so.
 const SENT: &[&str] = &[
     "Check",
+    "CheckHeader",
     "CreateMachine",
     "CreateToken",
     "ExecRequest",
+    "File",
     "Guest",
     "Init",
     "LeaseRequest",
@@ -101,6 +103,17 @@ fn keywords() -> Vec<(&'static str, &'static str, Value)> {
         ("Check", "method", printable.clone()),
         ("Check", "path", printable),
         ("Check", "port", port.clone()),
+        ("Check", "protocol", json!({"enum": ["", "http", null]})),
+        (
+            "CheckHeader",
+            "name",
+            json!({"pattern": "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"}),
+        ),
+        (
+            "CheckHeader",
+            "values",
+            json!({"items": {"pattern": "^[ -~]*$"}}),
+        ),
         ("Check", "timeout", body_duration()),
         ("CreateMachine", "lease_ttl", json!({"maximum": 86_400})),
         ("CreateMachine", "name", name.clone()),
@@ -110,6 +123,16 @@ fn keywords() -> Vec<(&'static str, &'static str, Value)> {
             json!({"minLength": 1, "maxLength": 128}),
         ),
         ("ExecRequest", "command", words.clone()),
+        (
+            "File",
+            "guest_path",
+            json!({"pattern": r"^/([^\x00]*[^\x00/])$"}),
+        ),
+        (
+            "File",
+            "raw_value",
+            json!({"pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"}),
+        ),
         ("Guest", "kernel_args", line),
         ("Init", "cmd", words.clone()),
         ("Init", "entrypoint", words.clone()),

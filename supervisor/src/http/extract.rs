@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use super::Api;
 use super::body;
 use super::error::ApiError;
+use super::unsupported;
 use crate::duration;
 use crate::machine::Handle;
 use crate::machine::config::METADATA_CHARACTERS;
@@ -141,6 +142,20 @@ impl<T: DeserializeOwned> FromRequest<Api> for JsonBody<T> {
 
     async fn from_request(request: Request<Body>, api: &Api) -> Result<Self, ApiError> {
         parse(&read(request, api).await?).map(Self)
+    }
+}
+
+/// A JSON body with a machine's configuration, all of which is honoured.
+pub(super) struct ConfiguredBody<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequest<Api> for ConfiguredBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request<Body>, api: &Api) -> Result<Self, ApiError> {
+        let bytes = read(request, api).await?;
+        let whole = parse(&bytes)?;
+        unsupported::check(&serde_json::from_slice(&bytes).unwrap_or_default())?;
+        Ok(Self(whole))
     }
 }
 

@@ -115,7 +115,8 @@ pub(super) async fn cordon(
     Target(handle): Target,
     Nonce(nonce): Nonce,
 ) -> Result<Json<Done>, ApiError> {
-    set_cordoned(&handle, nonce, true).await
+    set_cordoned(&handle, nonce, true).await?;
+    Ok(Json(Done { ok: true }))
 }
 
 /// Brings a machine back into the routing of new connections.
@@ -126,14 +127,16 @@ pub(super) async fn uncordon(
     Target(handle): Target,
     Nonce(nonce): Nonce,
 ) -> Result<Json<Done>, ApiError> {
-    set_cordoned(&handle, nonce, false).await
+    set_cordoned(&handle, nonce, false).await?;
+    Ok(Json(Done { ok: true }))
 }
 
-async fn set_cordoned(
+/// Takes a machine out of the routing of new connections, or brings it back.
+pub(super) async fn set_cordoned(
     handle: &Handle,
     nonce: Option<String>,
     cordoned: bool,
-) -> Result<Json<Done>, ApiError> {
+) -> Result<(), ApiError> {
     if handle.view().state == MachineState::Destroyed {
         return Err(MachineError::NotFound(handle.id().to_owned()).into());
     }
@@ -142,5 +145,5 @@ async fn set_cordoned(
         Ok(None)
     }));
     handle.request(edit, Until::Admitted, nonce).await?;
-    Ok(Json(Done { ok: true }))
+    Ok(())
 }

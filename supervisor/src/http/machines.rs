@@ -8,8 +8,9 @@ use machine_api::{CreateMachine, ErrorBody, Machine, MachineState, Ok as Done, U
 
 use super::Api;
 use super::error::ApiError;
-use super::extract::{App, JsonBody, Nonce, Params, Target, is_set};
+use super::extract::{App, ConfiguredBody, Nonce, Params, Target, is_set};
 use super::lease;
+use super::lifecycle::set_cordoned;
 use super::normal::normalise;
 use crate::machine::handle::{Order, Update};
 use crate::machine::{Until, config};
@@ -21,15 +22,19 @@ use crate::machine::{Until, config};
 pub(super) async fn create(
     _: App,
     State(api): State<Api>,
-    JsonBody(mut request): JsonBody<CreateMachine>,
+    ConfiguredBody(mut request): ConfiguredBody<CreateMachine>,
 ) -> Result<Json<Machine>, ApiError> {
     normalise(&mut request.config)?;
     let skip_launch = request.skip_launch;
+    let cordoned = request.skip_service_registration;
     let ttl = lease::ttl_beside(request.lease_ttl)?;
     let handle = api
         .registry
         .create(machine_api::DEFAULT_APP, request)
         .await?;
+    if cordoned {
+        set_cordoned(&handle, None, true).await?;
+    }
     let lease = match ttl {
         Some(ttl) => Some(lease::acquire(&handle, Some(ttl), String::new(), None).await?),
         None => None,
@@ -117,7 +122,7 @@ pub(super) async fn update(
     State(api): State<Api>,
     Target(handle): Target,
     Nonce(nonce): Nonce,
-    JsonBody(mut request): JsonBody<UpdateMachine>,
+    ConfiguredBody(mut request): ConfiguredBody<UpdateMachine>,
 ) -> Result<Json<Machine>, ApiError> {
     normalise(&mut request.config)?;
     config::check(&request.config).map_err(crate::machine::MachineError::from)?;
@@ -132,6 +137,9 @@ pub(super) async fn update(
         None => nonce,
     };
     let shown = request.lease_ttl.and(nonce.clone());
+    if request.skip_service_registration {
+        set_cordoned(&handle, nonce.clone(), true).await?;
+    }
     let update = Update {
         config: request.config,
         name: request.name,

@@ -29,6 +29,7 @@ mod serve;
 mod tcp;
 mod tls;
 mod tokens;
+mod unsupported;
 mod usage;
 mod wait;
 

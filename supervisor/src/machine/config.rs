@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use guest_protocol::{ExecSpec, Request, TerminalSize};
-use machine_api::{Check, CheckKind, MachineConfig, Service, StopConfig};
+use guest_protocol::{ExecSpec, LaunchFile, Request, TerminalSize, base64};
+use machine_api::{Check, CheckHeader, CheckKind, File, MachineConfig, Service, StopConfig};
 
 use crate::duration;
 
@@ -14,6 +14,8 @@ pub(crate) const METADATA_PAIRS: usize = 256;
 pub(crate) const METADATA_CHARACTERS: usize = 4096;
 /// Most mounts of a machine: guest-init knows their disks as `/dev/vda` to `/dev/vdz`.
 pub(crate) const MOUNTS: usize = 26;
+/// Most base64 of all files of a machine: it has to fit into the message that starts the main process.
+const FILES_BYTES: usize = 768 << 10;
 /// Time that a main process has to end unless the configuration says otherwise.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most time that it may be given.
@@ -70,6 +72,7 @@ pub(crate) fn check(config: &MachineConfig) -> Result<(), InvalidConfig> {
         check_check(check)
             .map_err(|(field, problem)| invalid(format!("checks.{name}.{field}"), problem))?;
     }
+    check_files(&config.files)?;
     check_mounts(config)
 }
 
@@ -148,6 +151,14 @@ fn check_service(service: &Service) -> Result<(), FieldProblem> {
     if let Some(idle) = &service.idle_timeout {
         duration::parse(idle).map_err(|error| field("idle_timeout", error))?;
     }
+    for (index, check) in service.checks.iter().enumerate() {
+        let check = Check {
+            port: check.port.or(Some(service.internal_port)),
+            ..check.clone()
+        };
+        check_check(&check)
+            .map_err(|(name, problem)| (format!("checks[{index}].{name}"), problem))?;
+    }
     let kind = service
         .concurrency
         .as_ref()
@@ -195,6 +206,50 @@ fn check_check(check: &Check) -> Result<(), FieldProblem> {
     };
     if !printable(&check.method) || !printable(&check.path) {
         return Err(field("path", "only printable ASCII can be asked for"));
+    }
+    if !matches!(check.protocol.as_deref(), None | Some("" | "http")) {
+        let problem = "the guest's loopback is asked without TLS; only http is possible";
+        return Err(field("protocol", problem));
+    }
+    if !check.headers.iter().all(is_header) {
+        return Err(field(
+            "headers",
+            "a name is a word, a value is printable ASCII",
+        ));
+    }
+    Ok(())
+}
+
+fn is_header(header: &CheckHeader) -> bool {
+    let word = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    let printable = |c: char| c == ' ' || c.is_ascii_graphic();
+    let mut values = header.values.iter();
+    !header.name.is_empty()
+        && header.name.chars().all(word)
+        && values.all(|value| value.chars().all(printable))
+}
+
+fn check_files(files: &[File]) -> Result<(), InvalidConfig> {
+    let size: usize = files.iter().map(|file| file.raw_value.len()).sum();
+    if size > FILES_BYTES {
+        let problem = format!("more than {} KiB of base64", FILES_BYTES >> 10);
+        return Err(invalid("files", problem));
+    }
+    for (index, file) in files.iter().enumerate() {
+        let at = |name: &str| format!("files[{index}].{name}");
+        let path = &file.guest_path;
+        if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
+            return Err(invalid(
+                at("guest_path"),
+                "an absolute path of a file is needed",
+            ));
+        }
+        if base64::decode(&file.raw_value).is_none() {
+            return Err(invalid(at("raw_value"), "it is no base64"));
+        }
+        if file.mode > 0o7777 {
+            return Err(invalid(at("mode"), "more than permission bits"));
+        }
     }
     Ok(())
 }
@@ -318,7 +373,7 @@ pub(crate) fn launch_request(config: &MachineConfig, hostname: &str) -> Option<R
     } else {
         init.exec
     };
-    if argv.is_empty() && config.mounts.is_empty() {
+    if argv.is_empty() && config.mounts.is_empty() && config.files.is_empty() {
         return None;
     }
     let mounts = config
@@ -346,9 +401,15 @@ pub(crate) fn launch_request(config: &MachineConfig, hostname: &str) -> Option<R
             rows: 24,
         }),
     };
+    let files = config.files.iter().map(|file| LaunchFile {
+        path: file.guest_path.clone(),
+        mode: if file.mode == 0 { 0o644 } else { file.mode },
+        content: file.raw_value.clone(),
+    });
     Some(Request::Launch {
         main,
         mounts,
+        files: files.collect(),
         hostname: hostname.to_owned(),
     })
 }

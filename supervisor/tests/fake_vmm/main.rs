@@ -408,7 +408,12 @@ fn answer(vmm: &Arc<Vmm>, guest: &mut Conversation, request: GuestRequest) {
         GuestRequest::Status => {
             guest.send(&GuestReply::Status(status(vmm)));
         }
-        GuestRequest::Launch { main, .. } => {
+        GuestRequest::Launch { main, files, .. } => {
+            for file in files {
+                let content = guest_protocol::base64::decode(&file.content).unwrap();
+                let mut known = vmm.files.lock().unwrap();
+                known.insert(file.path, (file.mode, content));
+            }
             let mut state = vmm.guest.lock().unwrap();
             // The same order again, from a new supervisor, finds it running.
             if state.launched.as_ref() != Some(&main.argv) {

@@ -249,3 +249,57 @@ fn a_lease_that_can_not_be_taken_makes_no_machine() {
     let update = json!({"config": {}, "skip_launch": true, "lease_ttl": 60});
     assert!(stage.ask("POST", id, "", Some(update))["nonce"].is_string());
 }
+
+#[test]
+fn files_are_in_the_guest_and_services_are_checked() {
+    let stage = Stage::new();
+    let config = json!({
+        "files": [{"guest_path": "/etc/motd", "raw_value": "ImhlbGxvIg=="}],
+        "services": [{"internal_port": 80, "checks": [{"type": "tcp", "interval": "200ms"}]}],
+    });
+    let body = json!({"config": config, "skip_service_registration": true});
+    let (status, machine) = stage.call("POST", MACHINES, Some(body));
+    assert_eq!(
+        (status, &machine["cordoned"]),
+        (200, &json!(true)),
+        "{machine}"
+    );
+    let id = machine["id"].as_str().unwrap();
+    stage.reach(id, "started");
+    let content = stage.ask("GET", id, "/files?path=/etc/motd", None);
+    assert!(content.as_str().unwrap().contains("\"hello\""), "{content}");
+    let check = crate::stage::poll("the check", || {
+        let machine = stage.ask("GET", id, "", None);
+        machine["checks"].get(0).cloned()
+    });
+    assert_eq!(check["name"], "servicecheck-00-tcp-80");
+    assert_eq!(check["status"], "passing");
+}
+
+#[test]
+fn what_is_not_honoured_is_refused_by_its_name() {
+    let stage = Stage::new();
+    let refusal = |config| {
+        let body = json!({"config": config, "skip_launch": true});
+        let (status, answer) = stage.call("POST", MACHINES, Some(body));
+        assert_eq!(status, 400, "{answer}");
+        answer["error"]
+            .as_str()
+            .unwrap()
+            .split(": ")
+            .next()
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(refusal(json!({"schedule": "daily"})), "config.schedule");
+    let file = json!({"guest_path": "/etc/motd", "raw_value": "%"});
+    assert_eq!(
+        refusal(json!({"files": [file]})),
+        "config.files[0].raw_value"
+    );
+    let check = json!({"type": "http", "port": 443, "protocol": "https"});
+    assert_eq!(
+        refusal(json!({"checks": {"web": check}})),
+        "config.checks.web.protocol"
+    );
+}

@@ -7,14 +7,15 @@
 //! [`Frame::Json`] holding a [`Call`]. guest-init answers with one [`Frame::Json`] holding a
 //! [`Reply`]. Requests whose doc says *streams* go on after [`Reply::Streaming`]: see each.
 
+pub mod base64;
 mod frame;
 mod message;
 
 pub use frame::{Decoded, Frame, FrameError, HEADER_BYTES, MAX_PAYLOAD_BYTES, decode, encode};
 pub use message::{
-    Call, CpuSample, ExecSpec, Exit, FileKind, GuestStatus, ListeningSocket, MainProcess,
-    MainProcessState, OpenVsocks, OutputRecord, OutputSource, ProcessEntry, Refusal, RefusalKind,
-    Reply, Request, StreamEnd, TerminalSize, VsockCount, Wake,
+    Call, CpuSample, ExecSpec, Exit, FileKind, GuestStatus, LaunchFile, ListeningSocket,
+    MainProcess, MainProcessState, OpenVsocks, OutputRecord, OutputSource, ProcessEntry, Refusal,
+    RefusalKind, Reply, Request, StreamEnd, TerminalSize, VsockCount, Wake,
 };
 
 /// Version of this protocol. Both ends refuse a call of another version.

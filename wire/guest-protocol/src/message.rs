@@ -42,6 +42,9 @@ pub enum Request {
         /// Block devices to mount before it, in order: (device, mount point, read only).
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         mounts: Vec<(String, String, bool)>,
+        /// Files to write after that and before the main process starts.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        files: Vec<LaunchFile>,
         /// Host name of the guest.
         hostname: String,
     },
@@ -104,6 +107,17 @@ pub enum Request {
         /// Permission bits, such as 0o644.
         mode: u32,
     },
+}
+
+/// A file that is there before the main process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaunchFile {
+    /// Absolute path; missing parents are made.
+    pub path: String,
+    /// Permission bits, such as 0o644.
+    pub mode: u32,
+    /// What is in it, in [`crate::base64`].
+    pub content: String,
 }
 
 /// A process to run.

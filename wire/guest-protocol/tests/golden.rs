@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use guest_protocol::{
-    Call, CpuSample, ExecSpec, Exit, FileKind, GuestStatus, ListeningSocket, MainProcess,
-    MainProcessState, OpenVsocks, OutputRecord, OutputSource, ProcessEntry, Refusal, RefusalKind,
-    Reply, Request, StreamEnd, TerminalSize, VERSION, VsockCount, Wake,
+    Call, CpuSample, ExecSpec, Exit, FileKind, GuestStatus, LaunchFile, ListeningSocket,
+    MainProcess, MainProcessState, OpenVsocks, OutputRecord, OutputSource, ProcessEntry, Refusal,
+    RefusalKind, Reply, Request, StreamEnd, TerminalSize, VERSION, VsockCount, Wake,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -78,10 +78,20 @@ fn requests_for_processes_look_like_this() {
         &Request::Launch {
             main: exec_spec(),
             mounts: vec![("/dev/vda".into(), "/data".into(), true)],
+            files: vec![LaunchFile {
+                path: "/etc/motd".into(),
+                mode: 0o644,
+                content: "aGVsbG8=".into(),
+            }],
             hostname: "web".into(),
         },
         &format!(
-            r#"{{"type":"launch","main":{spec},"mounts":[["/dev/vda","/data",true]],"hostname":"web"}}"#
+            concat!(
+                r#"{{"type":"launch","main":{},"mounts":[["/dev/vda","/data",true]],"#,
+                r#""files":[{{"path":"/etc/motd","mode":420,"content":"aGVsbG8="}}],"#,
+                r#""hostname":"web"}}"#
+            ),
+            spec
         ),
     );
     check(

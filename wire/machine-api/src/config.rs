@@ -1,7 +1,7 @@
 //! A machine's configuration as its user writes it (`fly.MachineConfig`).
 //!
-//! Unknown fields are ignored on the way in, as that API does; what this host can't honour is
-//! refused by the supervisor with the field's name, never dropped silently.
+//! Fields that nobody knows are ignored on the way in, as that API does; what this host can't honour
+//! is refused by the supervisor with the field's name, never dropped silently.
 
 use std::collections::BTreeMap;
 
@@ -46,6 +46,9 @@ pub struct MachineConfig {
     /// Disks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
+    /// Files that are in the guest before its main process starts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<File>,
     /// *Extension*: how this machine's vsock behaves; for experiments such as the matrix.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockOptions>,
@@ -212,6 +215,10 @@ pub struct Service {
     /// Bounds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<ServiceConcurrency>,
+    /// Checks of this service, shown as `servicecheck-<number>-<type>-<port>`; on its internal port
+    /// unless they name another.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<Check>,
 }
 
 /// A port on the host.
@@ -285,12 +292,31 @@ pub struct Check {
     /// HTTP path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// HTTP headers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<CheckHeader>,
+    /// `http`; the guest's loopback is asked without TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+    /// Kept for that API; there is no TLS to verify.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_skip_verify: Option<bool>,
     /// *Extension*: command of an `exec` check.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
     /// `informational` (default) or `readiness`.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "kind")]
     pub purpose: Option<String>,
+}
+
+/// A header of an HTTP check.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckHeader {
+    /// Its name.
+    pub name: String,
+    /// Sent once per value.
+    #[serde(default)]
+    pub values: Vec<String>,
 }
 
 /// Kinds of [`Check`].
@@ -304,6 +330,28 @@ pub enum CheckKind {
     Http,
     /// *Extension*: runs a command and wants exit code 0.
     Exec,
+}
+
+/// A file in the guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct File {
+    /// Absolute path in the guest; missing parents are made.
+    pub guest_path: String,
+    /// What is in it, in base64.
+    #[serde(default)]
+    pub raw_value: String,
+    /// Permission bits; 0 is 0644.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schema(maximum = 4095)]
+    pub mode: u32,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes the field by reference"
+)]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// A disk of the machine.

@@ -17,8 +17,8 @@ mod token;
 
 pub use app::{App, AppList, AppOrganization, ListedApp};
 pub use config::{
-    Check, CheckKind, Guest, Init, MachineConfig, Mount, Port, PortPolicy, Restart, RestartPolicy,
-    Service, ServiceConcurrency, StopConfig, VsockOptions,
+    Check, CheckHeader, CheckKind, File, Guest, Init, MachineConfig, Mount, Port, PortPolicy,
+    Restart, RestartPolicy, Service, ServiceConcurrency, StopConfig, VsockOptions,
 };
 pub use machine::{
     CheckStatus, ErrorBody, EventRequest, EventType, ExitEvent, ImageRef, Machine, MachineEvent,

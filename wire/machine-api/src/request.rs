@@ -19,6 +19,9 @@ pub struct CreateMachine {
     /// Do not start it.
     #[serde(default)]
     pub skip_launch: bool,
+    /// Make it cordoned: new connections are not routed to it.
+    #[serde(default)]
+    pub skip_service_registration: bool,
     /// Take a lease of that many seconds with it; 0 takes none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_ttl: Option<u32>,
@@ -38,6 +41,9 @@ pub struct UpdateMachine {
     /// Do not start it.
     #[serde(default)]
     pub skip_launch: bool,
+    /// Cordon it with this: new connections are not routed to it.
+    #[serde(default)]
+    pub skip_service_registration: bool,
     /// Take a lease of that many seconds before it, or refresh the one that is held; 0 does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_ttl: Option<u32>,

@@ -42,6 +42,7 @@ fn disks_are_mounted_before_it_starts() {
         let request = Request::Launch {
             main: shell("true"),
             mounts: vec![("/dev/null".into(), "/data".into(), true)],
+            files: Vec::new(),
             hostname: "web".into(),
         };
         assert_eq!(guest.ask(1, request).await, Reply::Done);
@@ -50,6 +51,33 @@ fn disks_are_mounted_before_it_starts() {
             ["hostname web", "mount /dev/null /data true"]
         );
         guest.server.main().ended().await;
+    });
+}
+
+#[test]
+fn files_are_written_before_it_starts() {
+    with_guest(async |guest: Guest| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("etc/motd").to_str().unwrap().to_owned();
+        let file = |content: &str| LaunchFile {
+            path: path.clone(),
+            mode: 0o600,
+            content: content.into(),
+        };
+        let request = |content| Request::Launch {
+            main: shell(&format!("cat {path}")),
+            mounts: Vec::new(),
+            files: vec![file(content)],
+            hostname: "web".into(),
+        };
+        let refused = guest.ask(1, request("no base64")).await;
+        assert_eq!(kind_of(&refused), Some(RefusalKind::Invalid));
+
+        assert_eq!(guest.ask(1, request("aGVsbG8=")).await, Reply::Done);
+
+        guest.server.main().ended().await;
+        let (records, _) = records(&guest, 0).await;
+        assert_eq!(records[0].text, "hello");
     });
 }
 
