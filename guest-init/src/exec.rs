@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::connection::{Connection, ConnectionError, Message};
+use crate::oom::OomCounter;
 use crate::reaper::{ExitReceiver, Reaper};
 use crate::server::refusal;
 use crate::spawn::{self, Input, Spawned, Streams, signal_group};
@@ -35,6 +36,7 @@ pub(crate) async fn serve(
     spec: &ExecSpec,
     timeout: Option<Duration>,
 ) -> Result<(), ConnectionError> {
+    let oom = OomCounter::start(None);
     let spawned = match spawn::spawn(spec, Input::Ours, None, reaper) {
         Ok(spawned) => spawned,
         Err(error) => {
@@ -64,7 +66,13 @@ pub(crate) async fn serve(
         () = kill_after(timeout, pid, &mut timed_out) => return Ok(()),
     };
     group.leader = None;
-    let exit = Exit { timed_out, ..exit };
+    // Execs are in no group of their own: the guest's count is the nearest there is.
+    let oom_killed = !timed_out && oom.explains(exit);
+    let exit = Exit {
+        timed_out,
+        oom_killed,
+        ..exit
+    };
     connection.send_json(&StreamEnd::Exited(exit)).await
 }
 

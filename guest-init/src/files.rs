@@ -1,4 +1,5 @@
-//! Files out of the guest and into it.
+//! Files out of the guest and into it. What may wait for a disk does so on threads of its own: all
+//! else of guest-init has one thread.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -61,7 +62,9 @@ pub(crate) fn put(file: &LaunchFile) -> Result<(), Refusal> {
 
 /// Sends the file at `path`.
 pub(crate) async fn serve_read(connection: &Connection, path: &str) -> Result<(), ConnectionError> {
-    let (mut file, kind) = match open_to_read(path) {
+    let path = path.to_owned();
+    let wanted = path.clone();
+    let (mut file, kind) = match blocking(move || open_to_read(&wanted)).await {
         Ok(opened) => opened,
         Err(error) => return connection.send_json(&Reply::Refused(error.refusal())).await,
     };
@@ -70,7 +73,14 @@ pub(crate) async fn serve_read(connection: &Connection, path: &str) -> Result<()
     let mut bytes = 0;
     let end = loop {
         // Files of the kernel claim a size of zero, and others may grow: only the end counts.
-        match read_block(&mut file, path) {
+        let read_from = path.clone();
+        let (back, block) = blocking(move || {
+            let block = read_block(&mut file, &read_from);
+            (file, block)
+        })
+        .await;
+        file = back;
+        match block {
             Ok(block) if block.is_empty() => break StreamEnd::Complete { bytes },
             Ok(block) => {
                 bytes += block.len() as u64;
@@ -117,7 +127,8 @@ pub(crate) async fn serve_write(
     path: &str,
     mode: u32,
 ) -> Result<(), ConnectionError> {
-    let incoming = match IncomingFile::create(path, mode) {
+    let path = path.to_owned();
+    let incoming = match blocking(move || IncomingFile::create(&path, mode)).await {
         Ok(incoming) => incoming,
         Err(error) => return connection.send_json(&Reply::Refused(error.refusal())).await,
     };
@@ -142,17 +153,27 @@ async fn receive_file(
         if block.is_empty() {
             break;
         }
-        if let Err(error) = incoming.append(&block) {
+        bytes += block.len() as u64;
+        let (back, appended) = blocking(move || {
+            let appended = incoming.append(&block);
+            (incoming, appended)
+        })
+        .await;
+        incoming = back;
+        if let Err(error) = appended {
             return Ok(Err(error));
         }
-        bytes += block.len() as u64;
     }
-    // Reaching the disk may take long; only this connection waits for it.
-    let finished = tokio::task::spawn_blocking(move || incoming.finish()).await;
-    Ok(match finished {
-        Ok(finished) => finished.map(|()| bytes),
+    let finished = blocking(move || incoming.finish()).await;
+    Ok(finished.map(|()| bytes))
+}
+
+/// Does `work` on another thread; only who awaits it waits for it.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    })
+    }
 }
 
 /// A file beside its final place; removed again unless finished.

@@ -21,6 +21,7 @@ mod modules;
 mod mounts;
 mod netlink;
 mod network;
+mod oom;
 mod output;
 mod output_stream;
 mod processes;

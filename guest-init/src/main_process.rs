@@ -8,23 +8,19 @@
 //! had time to.
 
 use std::cell::{Cell, RefCell};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
 use guest_protocol::{ExecSpec, Exit, MainProcessState, OutputSource, RefusalKind};
-use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tokio::sync::Notify;
 
 use crate::exec::{read_output, read_rest};
+use crate::oom::OomCounter;
 use crate::output::{LineSplitter, OutputBuffer};
-use crate::procfs;
 use crate::reaper::{ExitReceiver, Reaper};
 use crate::spawn::{self, Input, SpawnError, Streams};
-
-/// Exit code by which a shell says that SIGKILL ended its command.
-const SHELL_SIGKILL: i32 = 128 + 9;
 
 /// Time that the supervisor has to ask for the end and the last output.
 const HEARING: Duration = Duration::from_secs(2);
@@ -237,58 +233,5 @@ impl Drop for OutputReader<'_> {
         let readers = &self.main.output_readers;
         readers.set(readers.get().saturating_sub(1));
         self.main.changed.notify_waiters();
-    }
-}
-
-/// Tells whether the kernel's out-of-memory killer struck since it was started.
-#[derive(Debug)]
-struct OomCounter {
-    source: PathBuf,
-    before: u64,
-}
-
-impl OomCounter {
-    /// Counts in the control group, or in the whole guest where there is none.
-    fn start(cgroup: Option<&Path>) -> Self {
-        let source = cgroup
-            .map(|group| group.join("memory.events"))
-            .filter(|events| events.exists())
-            .unwrap_or_else(|| "/proc/vmstat".into());
-        let before = procfs::read_counter(&source, "oom_kill").unwrap_or(0);
-        Self { source, before }
-    }
-
-    fn explains(&self, exit: Exit) -> bool {
-        let was_killed =
-            exit.signal == Some(Signal::SIGKILL as i32) || exit.code == Some(SHELL_SIGKILL);
-        let now = procfs::read_counter(&self.source, "oom_kill").unwrap_or(0);
-        was_killed && now > self.before
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_kill_during_an_oom_event_counts_as_oom_killed() {
-        let group = tempfile::tempdir().unwrap();
-        let events = group.path().join("memory.events");
-        std::fs::write(&events, "oom 1\noom_kill 2\n").unwrap();
-        let oom = OomCounter::start(Some(group.path()));
-        let killed = Exit {
-            signal: Some(9),
-            ..Exit::default()
-        };
-        let failed = Exit {
-            code: Some(1),
-            ..Exit::default()
-        };
-
-        assert!(!oom.explains(killed));
-        std::fs::write(&events, "oom 2\noom_kill 3\n").unwrap();
-
-        assert!(oom.explains(killed));
-        assert!(!oom.explains(failed));
     }
 }

@@ -20,6 +20,8 @@ pub(crate) struct Collected {
     pub(crate) stderr: Vec<u8>,
     /// How it ended.
     pub(crate) exit: Exit,
+    /// One of them was longer than what is kept.
+    pub(crate) truncated: bool,
 }
 
 impl GuestAddress {
@@ -43,8 +45,12 @@ impl GuestAddress {
             let mut collected = Collected::default();
             loop {
                 match reader.next().await? {
-                    Some(OwnedFrame::Stdout(bytes)) => keep(&mut collected.stdout, &bytes),
-                    Some(OwnedFrame::Stderr(bytes)) => keep(&mut collected.stderr, &bytes),
+                    Some(OwnedFrame::Stdout(bytes)) => {
+                        collected.truncated |= !keep(&mut collected.stdout, &bytes);
+                    }
+                    Some(OwnedFrame::Stderr(bytes)) => {
+                        collected.truncated |= !keep(&mut collected.stderr, &bytes);
+                    }
                     Some(OwnedFrame::Json(payload)) => match serde_json::from_slice(&payload) {
                         Ok(StreamEnd::Exited(exit)) => {
                             collected.exit = exit;
@@ -74,7 +80,22 @@ impl GuestAddress {
     }
 }
 
-fn keep(kept: &mut Vec<u8>, bytes: &[u8]) {
+/// Whether all of it could be kept.
+fn keep(kept: &mut Vec<u8>, bytes: &[u8]) -> bool {
     let room = OUTPUT_BYTES.saturating_sub(kept.len());
     kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    bytes.len() <= room
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_kept_is_told() {
+        let mut kept = vec![0; OUTPUT_BYTES - 2];
+        assert!(keep(&mut kept, b"ab"));
+        assert!(!keep(&mut kept, b"c"));
+        assert_eq!(kept.len(), OUTPUT_BYTES);
+    }
 }

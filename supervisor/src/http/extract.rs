@@ -175,8 +175,8 @@ impl<T: DeserializeOwned + Default> FromRequest<Api> for OptionalBody<T> {
     }
 }
 
-async fn read(request: Request<Body>, api: &Api) -> Result<Bytes, ApiError> {
-    match timeout(BODY_LIMIT, Bytes::from_request(request, api)).await {
+async fn read<S: Send + Sync>(request: Request<Body>, state: &S) -> Result<Bytes, ApiError> {
+    match timeout(BODY_LIMIT, Bytes::from_request(request, state)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(_)) => Err(ApiError::too_large()),
         Err(_) => Err(ApiError::too_slow()),
@@ -202,5 +202,26 @@ pub(super) fn is_set(text: Option<&str>) -> Result<bool, ApiError> {
         Some(other) => Err(ApiError::invalid(format!(
             "{other:?} is neither true nor false"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::StatusCode;
+    use axum::response::IntoResponse;
+    use futures_util::stream;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_is_given_up() {
+        let never = stream::pending::<Result<Bytes, std::io::Error>>();
+        let begun = tokio::time::Instant::now();
+        let error = read(Request::new(Body::from_stream(never)), &()).await;
+        let status = error.unwrap_err().into_response().status();
+        assert_eq!(
+            (status, begun.elapsed()),
+            (StatusCode::REQUEST_TIMEOUT, BODY_LIMIT)
+        );
     }
 }

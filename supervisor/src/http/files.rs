@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::{Body, Bytes};
+use axum::body::{Body, BodyDataStream, Bytes};
 use axum::extract::Request;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::response::Response;
@@ -51,11 +51,13 @@ pub(super) async fn read(
         Ok((kind, stream))
     };
     let (kind, guest) = ask(&handle, "open the file", STEP_LIMIT, open).await?;
-    // The other half is kept, so that the guest does not see the end of its client.
-    let pieces = stream::unfold(Some((guest.reader, guest.writer)), async |state| {
-        let (mut reader, writer) = state?;
+    // The other half is kept, so that the guest does not see the end of its client; and while it
+    // is read, the machine is in use.
+    let kept = (guest.writer, handle.activity().begin());
+    let pieces = stream::unfold(Some((guest.reader, kept)), async |state| {
+        let (mut reader, kept) = state?;
         match next_piece(&mut reader).await {
-            Ok(Some(bytes)) => Some((Ok(bytes), Some((reader, writer)))),
+            Ok(Some(bytes)) => Some((Ok(bytes), Some((reader, kept)))),
             Ok(None) => None,
             Err(error) => Some((Err(std::io::Error::other(error)), None)),
         }
@@ -94,6 +96,13 @@ async fn next_piece(reader: &mut GuestReader) -> Result<Option<Bytes>, GuestErro
     }
 }
 
+/// The next piece of a body, which may be of any length but has to come.
+async fn next_upload(body: &mut BodyDataStream) -> Result<Option<Bytes>, ApiError> {
+    let piece = timeout(STEP_LIMIT, body.next()).await;
+    let piece = piece.map_err(|_| ApiError::too_slow())?.transpose();
+    piece.map_err(|_| ApiError::invalid("the body broke off"))
+}
+
 /// Writes a file: whole or not at all.
 #[utoipa::path(put, operation_id = "Files_write", path = "/v1/apps/{app}/machines/{machine}/files", tag = "guest",
     params(("app" = String, Path), ("machine" = String, Path), ("path" = String, Query),
@@ -116,14 +125,14 @@ pub(super) async fn write(
         .and_then(|value| value.to_str().ok());
     let promised = promised.and_then(|text| text.parse::<u64>().ok());
     let live = handle.live_soon().await?;
+    let _busy = handle.activity().begin();
     let open = live.address.open(GuestRequest::WriteFile { path, mode });
     let stream = ask(&handle, "open the file", STEP_LIMIT, open).await?;
     let (mut reader, mut writer) = (stream.reader, stream.writer);
     let mut body = request.into_body().into_data_stream();
     let mut sent = 0_u64;
-    while let Some(piece) = body.next().await {
-        // Dropping the connection without an end makes the guest drop the file.
-        let piece = piece.map_err(|_| ApiError::invalid("the body broke off"))?;
+    // Dropping the connection without an end makes the guest drop the file.
+    while let Some(piece) = next_upload(&mut body).await? {
         for chunk in piece.chunks(PIECE_BYTES) {
             sent += chunk.len() as u64;
             ask(
@@ -161,4 +170,19 @@ pub(super) async fn write(
         source,
     }
     .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_that_stops_coming_is_given_up() {
+        let first = stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"x"))]);
+        let mut body = Body::from_stream(first.chain(stream::pending())).into_data_stream();
+        assert_eq!(next_upload(&mut body).await.unwrap().unwrap(), "x");
+        let begun = tokio::time::Instant::now();
+        assert!(next_upload(&mut body).await.is_err());
+        assert_eq!(begun.elapsed(), STEP_LIMIT);
+    }
 }

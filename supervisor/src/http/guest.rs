@@ -86,6 +86,7 @@ pub(super) async fn exec(
         exit_signal: exit.signal.unwrap_or(0),
         stdout: String::from_utf8_lossy(&collected.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&collected.stderr).into_owned(),
+        truncated: collected.truncated,
     }))
 }
 

@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
-use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, Weak};
 
 use machine_api::LogLine;
 use tokio::sync::watch;
 
-use super::{Growth, MachineLog, StoredLine, older};
+use super::{Growth, MachineLog, Shared, StoredLine, older};
 
 /// Lines handed out at a time.
 const BATCH: usize = 1_000;
@@ -25,7 +25,8 @@ pub(crate) struct LogFilter {
 /// A reader's place in a log.
 #[derive(Debug)]
 pub(crate) struct LogReader {
-    path: PathBuf,
+    /// Not kept alive: with the log its readers end.
+    log: Weak<Shared>,
     file: BufReader<File>,
     /// A line whose end has not been written yet.
     partial: Vec<u8>,
@@ -34,11 +35,36 @@ pub(crate) struct LogReader {
     since: Option<String>,
 }
 
+/// The files of a log at one moment.
+struct Opened {
+    older: Option<File>,
+    file: File,
+    /// How many came before `file`.
+    rotations: u64,
+}
+
+impl Shared {
+    /// Opens the files between two rotations: of a file that is counted wrongly, a reader that
+    /// follows would skip the next one, or read it twice.
+    fn open_to_read(&self) -> io::Result<Opened> {
+        let _no_rotation = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Opened {
+            older: File::open(older(&self.path)).ok(),
+            file: File::open(&self.path)?,
+            rotations: self.grown.borrow().rotations,
+        })
+    }
+}
+
 impl MachineLog {
     /// The lines that are there, and a reader for those to come.
     pub(crate) fn read(&self, filter: &LogFilter) -> io::Result<(Vec<LogLine>, LogReader)> {
+        let Opened {
+            older,
+            file,
+            rotations,
+        } = self.shared.open_to_read()?;
         let grown = self.shared.grown.subscribe();
-        let path = self.shared.path.clone();
         let mut lines = VecDeque::new();
         let keep = filter.tail.unwrap_or(usize::MAX);
         let mut push = |line: LogLine| {
@@ -49,14 +75,13 @@ impl MachineLog {
                 lines.push_back(line);
             }
         };
-        if let Ok(file) = File::open(older(&path)) {
-            let mut reader = LogReader::new(self, file, grown.clone(), filter);
+        if let Some(older) = older {
+            let mut reader = LogReader::new(self, older, rotations, grown.clone(), filter);
             while let Some(line) = reader.next_there()? {
                 push(line);
             }
         }
-        let file = File::open(&path)?;
-        let mut reader = LogReader::new(self, file, grown, filter);
+        let mut reader = LogReader::new(self, file, rotations, grown, filter);
         while let Some(line) = reader.next_there()? {
             push(line);
         }
@@ -68,12 +93,12 @@ impl LogReader {
     fn new(
         log: &MachineLog,
         file: File,
+        rotations: u64,
         grown: watch::Receiver<Growth>,
         filter: &LogFilter,
     ) -> Self {
-        let rotations = grown.borrow().rotations;
         Self {
-            path: log.shared.path.clone(),
+            log: Arc::downgrade(&log.shared),
             file: BufReader::new(file),
             partial: Vec::new(),
             rotations,
@@ -96,9 +121,13 @@ impl LogReader {
                 return Ok(Some(lines));
             }
             if now.rotations > self.rotations {
-                self.file = BufReader::new(File::open(&self.path)?);
+                let Some(log) = self.log.upgrade() else {
+                    return Ok(None);
+                };
+                let opened = log.open_to_read()?;
+                self.file = BufReader::new(opened.file);
                 self.partial.clear();
-                self.rotations = now.rotations;
+                self.rotations = opened.rotations;
                 continue;
             }
             if self.grown.changed().await.is_err() {

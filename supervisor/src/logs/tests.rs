@@ -109,3 +109,30 @@ async fn a_follower_sees_every_line_across_a_rotation() {
     }
     assert_eq!(seen, 1_000);
 }
+
+#[tokio::test]
+async fn a_reader_that_comes_during_a_rotation_neither_skips_nor_doubles() {
+    for _ in 0..8 {
+        let folder = tempfile::tempdir().unwrap();
+        let log = MachineLog::open(&folder.path().join("log")).unwrap();
+        let text = "x".repeat(16_000);
+        let full = 520;
+        for sequence in 0..full {
+            log.add_output(&record(sequence, &text)).unwrap();
+        }
+        let writing = log.clone();
+        let writer = std::thread::spawn(move || {
+            for sequence in full..full + 40 {
+                writing.add_output(&record(sequence, "after")).unwrap();
+                writing.add_output(&record(sequence, "again")).unwrap();
+            }
+        });
+        let (there, mut reader) = log.read(&LogFilter::default()).unwrap();
+        let mut seen = there.len();
+        while seen < 560 {
+            seen += reader.more().await.unwrap().unwrap().len();
+        }
+        writer.join().unwrap();
+        assert_eq!(seen, 560);
+    }
+}

@@ -130,6 +130,10 @@ pub struct ExecResponse {
     /// Standard error; invalid UTF-8 replaced.
     #[serde(default)]
     pub stderr: String,
+    /// *Extension*: either was longer than 4 MiB, and the rest of it is not here. `…/exec/stream`
+    /// has no such bound.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
 }
 
 /// `POST …/lease`.
