@@ -180,3 +180,81 @@ fn what_is_stored_as_a_file_comes_back() {
     let missing = format!("{MACHINES}/{id}/files?path=/none");
     assert_eq!(stage.call("GET", &missing, None).0, 422);
 }
+
+#[test]
+fn the_socket_is_its_owners_or_its_groups() {
+    use std::os::unix::fs::MetadataExt;
+    let mut stage = Stage::new();
+    let socket = stage.folder().join("state/api.sock");
+    let look = || {
+        let metadata = std::fs::metadata(&socket).unwrap();
+        (metadata.mode() & 0o777, metadata.gid())
+    };
+    // It can be connected to right before its mode is set.
+    poll("the mode", || (look().0 == 0o600).then_some(()));
+    let group = rustix::process::getgroups()
+        .unwrap()
+        .last()
+        .map_or(rustix::process::getgid().as_raw(), |group| group.as_raw());
+    stage.kill();
+    stage.start(&["--socket-group", &group.to_string()]);
+    poll("the group", || (look() == (0o660, group)).then_some(()));
+}
+
+#[test]
+fn a_body_beyond_the_bound_is_refused() {
+    let stage = Stage::new();
+    let body = json!({"config": {"env": {"X": "x".repeat(1 << 20)}}});
+    let (status, answer) = stage.call("POST", MACHINES, Some(body));
+    assert_eq!((status, &answer["status"]), (413, &json!("too_large")));
+    assert_eq!(stage.call("GET", MACHINES, None).1, json!([]));
+}
+
+/// A connection that a guest opens to a port of the host ends at a socket of that port beside the
+/// machine's own. The supervisor, whose API is trusted over Unix sockets, has none there.
+#[test]
+fn nobody_listens_where_guests_connect_to() {
+    let stage = Stage::new();
+    let id = stage.started("");
+    let sockets = || {
+        let entries = std::fs::read_dir(stage.directory(&id)).unwrap().flatten();
+        let names = entries.map(|entry| entry.file_name().into_string().unwrap());
+        let port = |name: &str| {
+            name.rsplit_once('_')
+                .is_some_and(|(_, port)| port.parse::<u32>().is_ok())
+        };
+        names.filter(|name| port(name)).collect::<Vec<_>>()
+    };
+    assert_eq!(sockets(), [""; 0]);
+    stage.ask("POST", &id, "/suspend?wait=true", None);
+    stage.ask("POST", &id, "/start?wait=true", None);
+    assert_eq!(sockets(), [""; 0]);
+}
+
+#[test]
+fn a_transfer_of_a_file_keeps_a_machine_awake() {
+    let stage = Stage::new();
+    let service = json!({"internal_port": 80, "autostop": "suspend", "idle_timeout": "300ms"});
+    let (_, machine) = stage.call(
+        "POST",
+        MACHINES,
+        Some(json!({"config": {"services": [service]}})),
+    );
+    let id = machine["id"].as_str().unwrap().to_owned();
+    stage.ask("POST", &id, "/start?wait=true", None);
+    let mut stream = UnixStream::connect(stage.folder().join("state/api.sock")).unwrap();
+    let path = format!("{MACHINES}/{id}/files?path=/data");
+    write!(
+        stream,
+        "PUT {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 40\r\nconnection: close\r\n\r\n"
+    )
+    .unwrap();
+    for _ in 0..40 {
+        std::thread::park_timeout(Duration::from_millis(25));
+        stream.write_all(b"x").unwrap();
+    }
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    stage.reach(&id, "suspended");
+}
