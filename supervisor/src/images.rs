@@ -204,7 +204,7 @@ impl<'a> Reference<'a> {
         let left_out = path.is_none_or(|path| {
             path.split('/').enumerate().all(|(index, part)| {
                 let host = part.split_once(':').filter(|_| index == 0);
-                let host = host.filter(|(_, port)| port.parse::<u16>().is_ok());
+                let host = host.filter(|(_, port)| is_port(port));
                 is_name(host.map_or(part, |(host, _)| host))
             })
         });
@@ -219,6 +219,10 @@ impl<'a> Reference<'a> {
             format!("{}:{}", self.name, self.tag)
         }
     }
+}
+
+fn is_port(text: &str) -> bool {
+    (1..=5).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Such as `sha256:` and digits; ours may have two, with a `+` between.

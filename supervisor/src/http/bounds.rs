@@ -26,6 +26,7 @@ const SENT: &[&str] = &[
     "Port",
     "Restart",
     "Service",
+    "ServiceCheck",
     "ServiceConcurrency",
     "StopConfig",
     "StopRequest",
@@ -35,9 +36,18 @@ const SENT: &[&str] = &[
 
 /// Adds all of them.
 pub(super) fn add(schemas: &mut Map<String, Value>) {
-    for (schema, property, keywords) in keywords() {
+    for (schema, property, keywords) in of_configurations().into_iter().chain(of_requests()) {
         if let Some(schema) = schemas.get_mut(schema) {
             merge(&mut schema["properties"][property], &keywords);
+        }
+    }
+    // What is one schema to the macros is two to clients: a service knows the port of its checks.
+    if let Some(check) = schemas.get("Check").cloned() {
+        schemas.insert("ServiceCheck".to_owned(), check);
+    }
+    for (name, keywords) in choices() {
+        if let Some(schema) = schemas.get_mut(name) {
+            merge(schema, &keywords);
         }
     }
     for name in SENT {
@@ -71,12 +81,90 @@ pub(super) fn signal() -> Value {
     ]})
 }
 
-/// Keywords by schema and property.
-fn keywords() -> Vec<(&'static str, &'static str, Value)> {
+/// What properties have to come together, by schema.
+fn choices() -> Vec<(&'static str, Value)> {
+    let named = named_command();
+    let runs = json!({
+        "properties": {"type": {"const": "exec"}, "command": {"type": "array", "minItems": 1}},
+        "required": ["command"],
+    });
+    let asks = json!({"type": {"enum": ["tcp", "http"]}});
+    let at_port = json!({
+        "properties": {"type": asks["type"], "port": {"type": "integer"}},
+        "required": ["port"],
+    });
+    let command = json!({"properties": {"command": named}, "required": ["command"]});
+    let cmd = json!({
+        "properties": {
+            "command": {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]},
+            "cmd": {"type": "string", "pattern": command_line()},
+        },
+        "required": ["cmd"],
+    });
+    let begins = json!({"type": "array", "prefixItems": [{"type": "string", "minLength": 1}]});
+    let absent = json!({"anyOf": [{"type": "null"}, begins]});
+    let exec = json!({"properties": {"exec": absent}});
+    let entrypoint = json!({"properties": {"entrypoint": absent}});
+    let given = |list: &str| {
+        let some = json!({"type": "array", "minItems": 1});
+        json!({"properties": {list: some}, "required": [list]})
+    };
+    let named_by = json!({"anyOf": [
+        given("exec"),
+        given("entrypoint"),
+        {"properties": {"cmd": absent}},
+    ]});
+    vec![
+        ("Check", json!({"oneOf": [at_port, runs]})),
+        (
+            "ServiceCheck",
+            json!({"oneOf": [{"properties": asks}, runs]}),
+        ),
+        ("ExecRequest", json!({"anyOf": [command, cmd]})),
+        ("Init", json!({"allOf": [exec, entrypoint, named_by]})),
+    ]
+}
+
+/// Program and arguments; the program has a name.
+pub(super) fn named_command() -> Value {
+    json!({
+        "type": "array",
+        "minItems": 1,
+        "prefixItems": [{"type": "string", "minLength": 1}],
+        "items": {"type": "string", "pattern": C_STRING},
+    })
+}
+
+/// The same in one string, split as `guest::split_words` splits it.
+fn command_line() -> String {
+    let plain = r#"[^ \t\n\f\r'"\\\x00]|\\[^\x00]"#;
+    let quoted = |times: char| format!(r#"'[^'\x00]{times}'|"([^"\\\x00]|\\[^\x00]){times}""#);
+    // Empty quotes are no name.
+    format!(
+        r#"^[ \t\n\f\r]*(''|"")*({plain}|{})({plain}|[ \t\n\f\r]|{})*$"#,
+        quoted('+'),
+        quoted('*')
+    )
+}
+
+/// Base64 as `guest_protocol::base64` reads it.
+fn base64() -> String {
+    let digit = r"[A-Za-z0-9+/][\r\n]*";
+    format!(r"^[\r\n]*(({digit}){{4}})*(({digit}){{2}}(=[\r\n]*){{2}}|({digit}){{3}}=[\r\n]*)?$")
+}
+
+/// An image, as `images::Reference` reads it.
+fn image() -> String {
+    let name = "[A-Za-z0-9][A-Za-z0-9._-]{0,127}";
+    let path = format!("({name}(:[0-9]{{1,5}})?/({name}/)*)?");
+    let digest = r"@[A-Za-z0-9]+:[A-Za-z0-9]+(\+[A-Za-z0-9]+)*";
+    format!("^({path}{name}(:{name})?({digest})?)?$")
+}
+
+/// Keywords of a machine's configuration, by schema and property.
+fn of_configurations() -> Vec<(&'static str, &'static str, Value)> {
     let port = json!({"minimum": 1, "maximum": u16::MAX});
     let words = json!({"items": {"pattern": C_STRING}});
-    let name = json!({"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"});
-    let ttl = json!({"minimum": 1, "maximum": 86_400});
     let printable = json!({"pattern": "^[!-~]*$"});
     let env = json!({
         "propertyNames": {"pattern": r"^[^=\x00]+$"},
@@ -115,38 +203,25 @@ fn keywords() -> Vec<(&'static str, &'static str, Value)> {
             json!({"items": {"pattern": "^[ -~]*$"}}),
         ),
         ("Check", "timeout", body_duration()),
-        ("CreateMachine", "lease_ttl", json!({"maximum": 86_400})),
-        ("CreateMachine", "name", name.clone()),
-        (
-            "CreateToken",
-            "name",
-            json!({"minLength": 1, "maxLength": 128}),
-        ),
-        ("ExecRequest", "command", words.clone()),
         (
             "File",
             "guest_path",
             json!({"pattern": r"^/([^\x00]*[^\x00/])$"}),
         ),
-        (
-            "File",
-            "raw_value",
-            json!({"pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"}),
-        ),
+        ("File", "raw_value", json!({"pattern": base64()})),
         ("Guest", "kernel_args", line),
         ("Init", "cmd", words.clone()),
         ("Init", "entrypoint", words.clone()),
         ("Init", "exec", words),
-        ("LeaseRequest", "ttl", ttl),
         ("MachineConfig", "env", env),
+        ("MachineConfig", "image", json!({"pattern": image()})),
         ("MachineConfig", "metadata", metadata),
+        ("Mount", "path", json!({"pattern": r"^/[^\x00]+$"})),
         (
-            "MetadataValue",
-            "value",
-            json!({"maxLength": METADATA_CHARACTERS}),
+            "Mount",
+            "volume",
+            json!({"pattern": r"^/[^\x00]*$", "not": {"pattern": ":ro$"}}),
         ),
-        ("Mount", "path", json!({"pattern": "^/."})),
-        ("Mount", "volume", json!({"pattern": "^/"})),
         ("Port", "address", address),
         ("Port", "end_port", port.clone()),
         ("Port", "handlers", json!({"items": {"enum": ["http"]}})),
@@ -157,7 +232,17 @@ fn keywords() -> Vec<(&'static str, &'static str, Value)> {
             "autostop",
             json!({"type": null, "enum": [true, false, "off", "stop", "suspend", null]}),
         ),
+        (
+            "Service",
+            "checks",
+            json!({"items": {"$ref": "#/components/schemas/ServiceCheck"}}),
+        ),
         ("Service", "idle_timeout", body_duration()),
+        (
+            "Restart",
+            "policy",
+            json!({"$ref": null, "oneOf": null, "enum": ["", "no", "always", "on-failure", null]}),
+        ),
         ("Service", "internal_port", port),
         ("Service", "protocol", json!({"enum": ["", "tcp"]})),
         (
@@ -165,9 +250,30 @@ fn keywords() -> Vec<(&'static str, &'static str, Value)> {
             "type",
             json!({"enum": ["", "connections"]}),
         ),
-        ("SignalRequest", "signal", signal()),
         ("StopConfig", "signal", signal()),
         ("StopConfig", "timeout", body_duration()),
+    ]
+}
+
+/// Keywords of requests, by schema and property.
+fn of_requests() -> Vec<(&'static str, &'static str, Value)> {
+    let name = json!({"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"});
+    let ttl = json!({"minimum": 1, "maximum": 86_400});
+    vec![
+        ("CreateMachine", "lease_ttl", json!({"maximum": 86_400})),
+        ("CreateMachine", "name", name.clone()),
+        (
+            "CreateToken",
+            "name",
+            json!({"minLength": 1, "maxLength": 128}),
+        ),
+        ("LeaseRequest", "ttl", ttl),
+        (
+            "MetadataValue",
+            "value",
+            json!({"maxLength": METADATA_CHARACTERS}),
+        ),
+        ("SignalRequest", "signal", signal()),
         ("StopRequest", "signal", signal()),
         ("StopRequest", "timeout", body_duration()),
         ("UpdateMachine", "lease_ttl", json!({"maximum": 86_400})),

@@ -172,6 +172,9 @@ fn bound_parameters(operation: &mut Value) {
     for parameter in parameters.into_iter().flatten() {
         let keywords = match parameter["name"].as_str().unwrap_or_default() {
             "app" => json!({"enum": [DEFAULT_APP]}),
+            "command" => bounds::named_command(),
+            "env" => json!({"items": {"pattern": r"^[^=\x00]+=[^\x00]*$"}}),
+            "cwd" => json!({"pattern": r"^[^\x00]*$"}),
             "columns" | "rows" => json!({"maximum": u16::MAX}),
             "key" => json!({"minLength": 1, "maxLength": bounds::METADATA_CHARACTERS}),
             "mode" => json!({"pattern": "^[0-7]{1,4}$"}),

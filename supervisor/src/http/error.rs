@@ -51,6 +51,15 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_argument", message.into())
     }
 
+    /// Each part of the request is right, but not together with the others.
+    pub(super) fn contradictory(message: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "contradictory",
+            message.into(),
+        )
+    }
+
     /// The body is larger than accepted.
     pub(super) fn too_large() -> Self {
         let message = "the request's body is too large".to_owned();
@@ -143,6 +152,9 @@ impl From<MachineError> for ApiError {
             E::Failed { state, .. } => plain(S::CONFLICT, "failed").detail("state", state),
             E::WaitDeadline { state, .. } => {
                 plain(S::REQUEST_TIMEOUT, "deadline_exceeded").detail("state", state)
+            }
+            E::Config(invalid) if invalid.absent => {
+                plain(S::UNPROCESSABLE_ENTITY, "volume_missing")
             }
             E::Config(_) | E::Invalid(_) => plain(S::BAD_REQUEST, "invalid_argument"),
             E::Image(error) => image(error, message),

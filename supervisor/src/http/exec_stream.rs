@@ -74,8 +74,13 @@ fn parse(pairs: &[(String, String)]) -> Result<(ExecSpec, u64), ApiError> {
     for pair in all("env") {
         let (key, value) = pair
             .split_once('=')
+            .filter(|(key, value)| !key.is_empty() && !key.contains('\0') && !value.contains('\0'))
             .ok_or_else(|| ApiError::invalid(format!("env: {pair:?} is not K=V")))?;
         env.insert(key.to_owned(), value.to_owned());
+    }
+    let cwd = one("cwd");
+    if cwd.as_ref().is_some_and(|path| path.contains('\0')) {
+        return Err(ApiError::invalid("cwd: zero bytes are not allowed"));
     }
     let terminal = if super::extract::is_set(one("tty").as_deref())? {
         let size = |name, usual| match one(name) {
@@ -102,7 +107,7 @@ fn parse(pairs: &[(String, String)]) -> Result<(ExecSpec, u64), ApiError> {
         ExecSpec {
             argv,
             env,
-            cwd: one("cwd"),
+            cwd,
             terminal,
         },
         timeout_ms,

@@ -45,7 +45,7 @@ fn expand(port: Port, field: &str, ports: &mut Vec<Port>) -> Result<(), ApiError
         }
         (first, last) => (first.unwrap_or(1), last.unwrap_or(u16::MAX)),
     };
-    let refused = |problem: String| ApiError::invalid(format!("{field}: {problem}"));
+    let refused = |problem: String| ApiError::contradictory(format!("{field}: {problem}"));
     if port.port != 0 {
         let problem = "a port and a range of ports can't be given together";
         return Err(refused(problem.to_owned()));

@@ -29,12 +29,15 @@ pub(crate) struct InvalidConfig {
     pub(crate) field: String,
     /// What is wrong with it.
     pub(crate) problem: String,
+    /// It would be right on a host that has what it names.
+    pub(crate) absent: bool,
 }
 
 fn invalid(field: impl Into<String>, problem: impl Into<String>) -> InvalidConfig {
     InvalidConfig {
         field: field.into(),
         problem: problem.into(),
+        absent: false,
     }
 }
 
@@ -79,10 +82,12 @@ pub(crate) fn check(config: &MachineConfig) -> Result<(), InvalidConfig> {
 fn check_strings(config: &MachineConfig) -> Result<(), InvalidConfig> {
     let init = config.init.clone().unwrap_or_default();
     let words = init.exec.iter().chain(&init.entrypoint).chain(&init.cmd);
-    if words.clone().any(|word| word.contains('\0')) {
+    if words.into_iter().any(|word| word.contains('\0')) {
         return Err(invalid("init", "zero bytes are not allowed"));
     }
-    if words.clone().next().is_some_and(String::is_empty) {
+    let first = |words: &[String]| words.first().is_some_and(String::is_empty);
+    let by_cmd = init.exec.is_empty() && init.entrypoint.is_empty();
+    if first(&init.exec) || first(&init.entrypoint) || (by_cmd && first(&init.cmd)) {
         return Err(invalid("init", "the program's name is empty"));
     }
     for (key, value) in &config.env {
@@ -260,23 +265,25 @@ fn check_mounts(config: &MachineConfig) -> Result<(), InvalidConfig> {
     }
     for (index, mount) in config.mounts.iter().enumerate() {
         let at = |name: &str| format!("mounts[{index}].{name}");
-        if !mount.volume.starts_with('/') {
+        if !mount.volume.starts_with('/') || mount.volume.contains('\0') {
             return Err(invalid(
                 at("volume"),
                 "an absolute path of the host is needed",
             ));
         }
-        if !std::path::Path::new(&mount.volume).exists() {
-            return Err(invalid(
-                at("volume"),
-                format!("{} does not exist", mount.volume),
-            ));
-        }
         if mount.volume.ends_with(":ro") {
             return Err(invalid(at("volume"), "a path can't end in :ro"));
         }
-        if !mount.path.starts_with('/') || mount.path == "/" {
+        let path = &mount.path;
+        if !path.starts_with('/') || path == "/" || path.contains('\0') {
             return Err(invalid(at("path"), "an absolute path below / is needed"));
+        }
+        if !std::path::Path::new(&mount.volume).exists() {
+            let problem = format!("{} does not exist", mount.volume);
+            return Err(InvalidConfig {
+                absent: true,
+                ..invalid(at("volume"), problem)
+            });
         }
     }
     Ok(())

@@ -1,16 +1,25 @@
 //! Base64 (RFC 4648, section 4), in which files stand in messages.
 
-/// Decodes `text`; none where it is no base64. Line ends are passed over, padding may be missing.
+/// Decodes `text`; none where it is no base64. Line ends are passed over, as Go does.
 #[must_use]
 pub fn decode(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
+    let digits = text.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n'));
+    let digits: Vec<u8> = digits.collect();
+    let padding = digits
+        .iter()
+        .rev()
+        .take_while(|byte| **byte == b'=')
+        .count();
+    if !digits.len().is_multiple_of(4) || padding > 2 {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(digits.len() / 4 * 3);
     let (mut bits, mut count) = (0_u32, 0);
-    let given = text.trim_end_matches(['=', '\r', '\n']).bytes();
-    for character in given.filter(|character| !matches!(character, b'\r' | b'\n')) {
-        let value = match character {
-            b'A'..=b'Z' => character - b'A',
-            b'a'..=b'z' => character - b'a' + 26,
-            b'0'..=b'9' => character - b'0' + 52,
+    for digit in &digits[..digits.len() - padding] {
+        let value = match digit {
+            b'A'..=b'Z' => digit - b'A',
+            b'a'..=b'z' => digit - b'a' + 26,
+            b'0'..=b'9' => digit - b'0' + 52,
             b'+' => 62,
             b'/' => 63,
             _ => return None,
@@ -22,8 +31,7 @@ pub fn decode(text: &str) -> Option<Vec<u8>> {
             bytes.push(u8::try_from((bits >> count) & 0xff).ok()?);
         }
     }
-    // A rest of six bits is half a byte too few.
-    (count < 6).then_some(bytes)
+    Some(bytes)
 }
 
 #[cfg(test)]
@@ -37,12 +45,16 @@ mod tests {
             ("Zg==", "f"),
             ("Zm8=", "fo"),
             ("Zm9v", "foo"),
-            ("Zm9vYg", "foob"),
-            ("Zm9v\nYmFy\n", "foobar"),
+            ("Zm9vYg==", "foob"),
+            ("Zm9v\r\nYmFy\n", "foobar"),
         ] {
             assert_eq!(decode(text).as_deref(), Some(bytes.as_bytes()), "{text:?}");
         }
-        for nonsense in ["Z", "Zm9vY", "Zm=v", "Zm9-", "é"] {
+    }
+
+    #[test]
+    fn nonsense_is_none() {
+        for nonsense in ["Z", "Zg", "Zg=", "Z===", "====", "Zm=v", "Zm9-", "é"] {
             assert_eq!(decode(nonsense), None, "{nonsense:?}");
         }
     }
