@@ -42,6 +42,9 @@ struct Global {
     /// MCTL_CA_CERT]
     #[arg(long, global = true, value_name = "FILE")]
     ca_cert: Option<PathBuf>,
+    /// App of the machines, as for clients of Fly; a host has one: default
+    #[arg(long, short, global = true, value_name = "APP", value_parser = the_app)]
+    app: Option<String>,
     /// Configuration file [env: MCTL_CONFIG]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -63,6 +66,14 @@ struct Global {
     /// When to use colours [env: NO_COLOR]
     #[arg(long, global = true, value_name = "WHEN")]
     color: Option<ColorChoice>,
+}
+
+/// Only the name of the one app of a host.
+fn the_app(text: &str) -> Result<String, String> {
+    if text == machine_api::DEFAULT_APP {
+        return Ok(text.to_owned());
+    }
+    Err(format!("a host has one app, {}", machine_api::DEFAULT_APP))
 }
 
 /// Parses, runs, reports.
@@ -95,6 +106,8 @@ pub(crate) fn definition() -> clap::Command {
 }
 
 fn start(global: Global, command: Command, output: Output) -> Result<u8, CommandError> {
+    // It has said all that it can by being right.
+    drop(global.app);
     let flags = Flags {
         config: global.config,
         host: global.host,

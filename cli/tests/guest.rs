@@ -168,3 +168,14 @@ fn tokens_are_listed_and_revoked() {
     assert_eq!(api.mctl(&["token", "revoke", "t1"]).code, 2);
     assert_eq!(api.mctl(&["token", "revoke", "t1", "--yes"]).code, 0);
 }
+
+#[test]
+fn exec_takes_a_command_in_one_string() {
+    let api = Api::with_web("started");
+    let ran = api.mctl(&["exec", "web", "cat 'a b'"]);
+    assert_eq!(ran.code, 3, "{}", ran.err);
+    let request = api.request(&format!("GET /v1/apps/default/machines/{WEB}/exec/stream"));
+    assert_eq!(request.query, "command=cat&command=a%20b");
+    let ran = api.mctl(&["exec", "web", "cat 'a"]);
+    assert!(ran.err.contains("a quote is not closed"), "{}", ran.err);
+}

@@ -226,9 +226,18 @@ fn destroy_with_yes_and_force_goes_through() {
 
 #[test]
 fn update_of_metadata_alone_sends_the_whole_configuration() {
-    let api = Api::with_web("stopped");
-    api.answers(&format!("POST /{WEB}"), 200, machine(WEB, "web", "stopped"));
-    let ran = api.mctl(&["update", "web", "--metadata", "foo=bar", "--yes"]);
+    let api = Api::with_web("started");
+    api.answers(&format!("POST /{WEB}"), 200, machine(WEB, "web", "started"));
+    let ran = api.mctl(&[
+        "update",
+        "web",
+        "-a",
+        "default",
+        "--metadata",
+        "foo=bar",
+        "--yes",
+    ]);
+    assert!(ran.err.contains("it is started with that"), "{}", ran.err);
     assert_eq!(ran.code, 0, "{}", ran.err);
     let body = api
         .request(&format!("POST /v1/apps/default/machines/{WEB}"))
@@ -251,5 +260,127 @@ fn a_clone_has_the_configuration_of_its_model() {
     assert_eq!(
         body["config"]["guest"],
         json!({"cpus": 1, "memory_mb": 256})
+    );
+}
+
+#[test]
+fn a_clone_takes_none_of_its_models_ports() {
+    let mut db = machine(DB, "db", "started");
+    let port = json!({"port": 5432, "address": "127.0.0.1"});
+    db["config"]["services"] = json!([{"protocol": "tcp", "internal_port": 5432, "ports": [port]}]);
+    db["config"]["auto_destroy"] = json!(true);
+    let cloned = |arguments: &[&str]| {
+        let api = Api::with(std::slice::from_ref(&db));
+        let ran = api.mctl(&[&["clone", "db", "--skip-start"], arguments].concat());
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        api.request("POST /v1/apps/default/machines").json()["config"].clone()
+    };
+    let config = cloned(&[
+        "--override-cmd",
+        "postgres -D '/my data'",
+        "--clear-auto-destroy",
+    ]);
+    let expected = json!([{"port": 0, "address": "127.0.0.1"}]);
+    assert_eq!(config["services"][0]["ports"], expected);
+    assert_eq!(config["init"]["cmd"], json!(["postgres", "-D", "/my data"]));
+    assert_eq!(config.get("auto_destroy"), None);
+    let config = cloned(&["--port", "6000:5432"]);
+    assert_eq!(config["services"][0]["ports"], json!([{"port": 6000}]));
+}
+
+#[test]
+fn run_takes_a_command_files_and_a_region_as_flyctl_does() {
+    let api = Api::with(&[]);
+    let ran = api.mctl(&[
+        "run",
+        "default",
+        "sleep",
+        "9",
+        "--region",
+        "ord",
+        "--file-literal",
+        "/etc/motd=hello",
+    ]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let body = api.request("POST /v1/apps/default/machines").json();
+    assert_eq!(body["region"], "ord");
+    assert_eq!(body["config"]["image"], "default");
+    assert_eq!(body["config"]["init"]["cmd"], json!(["sleep", "9"]));
+    let file = json!({"guest_path": "/etc/motd", "raw_value": "aGVsbG8="});
+    assert_eq!(body["config"]["files"], json!([file]));
+}
+
+#[test]
+fn update_takes_a_command_in_one_string() {
+    let api = Api::with_web("started");
+    api.answers(&format!("POST /{WEB}"), 200, machine(WEB, "web", "started"));
+    let ran = api.mctl(&[
+        "update",
+        "web",
+        "-C",
+        "sh -c 'echo hi'",
+        "--skip-start",
+        "--yes",
+    ]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let body = api
+        .request(&format!("POST /v1/apps/default/machines/{WEB}"))
+        .json();
+    assert_eq!(
+        body["config"]["init"]["cmd"],
+        json!(["sh", "-c", "echo hi"])
+    );
+}
+
+#[test]
+fn restart_takes_flyctls_flags() {
+    let api = Api::with_web("started");
+    let ran = api.mctl(&["restart", "web", "--time", "7", "--skip-health-checks"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let restart =
+        format!("POST /v1/apps/default/machines/{WEB}/restart?force_stop=false&timeout=7s");
+    assert_eq!(api.changes(), [restart]);
+}
+
+#[test]
+fn wait_keeps_to_the_waiting_time_of_all_verbs() {
+    let ran = Api::with_web("starting").mctl(&["wait", "web", "--wait-timeout", "10ms"]);
+    assert_eq!(ran.code, 6);
+    assert!(ran.err.contains("within 10ms"), "{}", ran.err);
+}
+
+#[test]
+fn a_lease_is_cleared_with_the_nonce_that_is_shown() {
+    let api = Api::with_web("started");
+    let lease =
+        json!({"nonce": "n0nce", "expires_at": 1, "owner": "x", "description": "", "version": "1"});
+    api.answers(
+        &format!("GET /{WEB}/lease"),
+        200,
+        json!({"status": "success", "data": lease}),
+    );
+    let ran = api.mctl(&["lease", "clear", "web"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert_eq!(
+        api.changes(),
+        [format!("DELETE /v1/apps/default/machines/{WEB}/lease")]
+    );
+    let missing = json!({"error": "machine x: lease not found", "status": "no_lease"});
+    api.answers(&format!("GET /{WEB}/lease"), 404, missing);
+    let ran = api.mctl(&["lease", "clear", "web"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.err.contains("not leased"), "{}", ran.err);
+}
+
+#[test]
+fn there_is_one_app() {
+    let api = Api::with_web("started");
+    assert_eq!(api.mctl(&["list", "-a", "default"]).code, 0);
+    let ran = api.mctl(&["list", "--app", "shop"]);
+    assert_eq!(ran.code, 2);
+    assert!(
+        ran.err.contains("a host has one app, default"),
+        "{}",
+        ran.err
     );
 }

@@ -2,7 +2,7 @@
 
 use machine_api::{CreateMachine, MachineState};
 
-use super::machine_flags::MachineFlags;
+use super::machine_flags::{MachineFlags, words};
 use crate::error::CommandError;
 use crate::session::Session;
 use crate::{machine_ref, transition};
@@ -10,8 +10,8 @@ use crate::{machine_ref, transition};
 /// Create another machine with the configuration of an existing one
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Memory is not cloned: the new machine boots. Published ports of the host are taken already, so
-give other ones in a configuration of its own, or clone a machine without any.
+Memory is not cloned: the new machine boots. Published ports of the host are taken already: the
+host chooses other ones, which `mctl status` shows, unless --port gives them all.
 
 Example:
   mctl clone web --name web2")]
@@ -24,6 +24,15 @@ pub(crate) struct Args {
     /// Do not start it
     #[arg(long)]
     skip_start: bool,
+    /// Another command for the main process, in one string
+    #[arg(long, value_name = "CMD")]
+    override_cmd: Option<String>,
+    /// Without a command of its own, so that the image's runs
+    #[arg(long, conflicts_with = "override_cmd")]
+    clear_cmd: bool,
+    /// Keep the new machine once its main process has ended
+    #[arg(long)]
+    clear_auto_destroy: bool,
     #[command(flatten)]
     flags: MachineFlags,
 }
@@ -31,6 +40,20 @@ pub(crate) struct Args {
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
     let model = machine_ref::find(session, args.machine.as_deref()).await?;
     let mut config = model.config;
+    if args.flags.publishes() {
+        config.services.clear();
+    }
+    let services = config.services.iter_mut();
+    for port in services.flat_map(|service| &mut service.ports) {
+        port.port = 0;
+    }
+    if args.clear_cmd {
+        config.init.get_or_insert_default().cmd.clear();
+    }
+    if let Some(line) = &args.override_cmd {
+        config.init.get_or_insert_default().cmd = words("--override-cmd", line)?;
+    }
+    config.auto_destroy &= !args.clear_auto_destroy;
     args.flags.apply(&mut config)?;
     let request = CreateMachine {
         name: args.name,

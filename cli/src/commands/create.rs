@@ -29,6 +29,12 @@ pub(crate) struct NewMachine {
     rm: bool,
     #[command(flatten)]
     flags: MachineFlags,
+    /// Kept for scripts that are written for Fly: a host is one region
+    #[arg(long, short, value_name = "REGION")]
+    region: Option<String>,
+    /// Command for the main process; behind -- where it has flags of its own
+    #[arg(value_name = "CMD", conflicts_with = "command")]
+    words: Vec<String>,
     /// Command for the main process
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
@@ -42,12 +48,14 @@ impl NewMachine {
         if config.image.is_empty() || self.image != "default" {
             config.image = self.image;
         }
-        if !self.command.is_empty() {
-            config.init.get_or_insert_with(Init::default).cmd = self.command;
+        let command = [self.words, self.command].concat();
+        if !command.is_empty() {
+            config.init.get_or_insert_with(Init::default).cmd = command;
         }
         config.auto_destroy |= self.rm;
         Ok(CreateMachine {
             name: self.name,
+            region: self.region,
             config,
             skip_launch,
             ..CreateMachine::default()

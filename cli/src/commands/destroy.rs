@@ -28,10 +28,12 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
         confirm(session, &format!("destroy {}?", labels.join(", ")))?;
     }
     transition::for_each(session, machines, async |machine| {
-        session.client.destroy(&machine.id, args.force).await?;
-        session
-            .output
-            .note(&format!("{}: destroyed", transition::label(&machine)));
+        let label = transition::label(&machine);
+        {
+            let _spinner = session.output.spinner(format!("destroying {label}"));
+            session.client.destroy(&machine.id, args.force).await?;
+        }
+        session.output.note(&format!("{label}: destroyed"));
         if session.output.is_json() {
             session
                 .output

@@ -8,7 +8,7 @@ use machine_api::ExecRequest;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::machine_flags::parse_pair;
+use super::machine_flags::{parse_pair, words};
 use crate::error::CommandError;
 use crate::machine_ref;
 use crate::session::Session;
@@ -24,7 +24,8 @@ The exit code is that of the command, 128 + N if signal N ended it, 125 if mctl 
 With --json the output is collected and printed at the end; a minute is then the usual limit.
 
 Example:
-  mctl exec -it web -- sh")]
+  mctl exec -it web -- sh
+  mctl exec web 'ls -l /etc'")]
 pub(crate) struct Args {
     /// Id, beginning of an id, or name; may be left out if there is only one machine
     machine: Option<String>,
@@ -43,12 +44,18 @@ pub(crate) struct Args {
     /// Kill the command after this time
     #[arg(long, value_name = "TIME", value_parser = crate::span::parse_duration)]
     timeout: Option<Duration>,
+    /// Program and arguments in one string, in place of those behind --
+    #[arg(value_name = "CMD", conflicts_with = "command", requires = "machine")]
+    line: Option<String>,
     /// Program and arguments
-    #[arg(last = true, required = true, value_name = "CMD")]
+    #[arg(last = true, required_unless_present = "line", value_name = "ARGS")]
     command: Vec<String>,
 }
 
-pub(crate) async fn run(session: &Session, args: Args) -> Result<u8, CommandError> {
+pub(crate) async fn run(session: &Session, mut args: Args) -> Result<u8, CommandError> {
+    if let Some(line) = &args.line {
+        args.command = words("CMD", line)?;
+    }
     let id = machine_ref::find(session, args.machine.as_deref())
         .await?
         .id;

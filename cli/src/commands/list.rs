@@ -23,7 +23,7 @@ pub(crate) struct Args {
     #[arg(long, short, value_name = "KEY=VALUE", value_parser = parse_pair)]
     metadata: Vec<(String, String)>,
     /// Destroyed ones too
-    #[arg(long, short)]
+    #[arg(long)]
     all: bool,
     /// Print ids only
     #[arg(long, short)]

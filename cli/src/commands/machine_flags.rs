@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use machine_api::{
-    Guest, Init, MachineConfig, Mount, Port, PortPolicy, Restart, RestartPolicy, Service,
+    File, Guest, Init, MachineConfig, Mount, Port, PortPolicy, Restart, RestartPolicy, Service,
 };
 
 use crate::error::CommandError;
@@ -47,6 +47,12 @@ pub(crate) struct MachineFlags {
     #[arg(long = "disk", short = 'v', alias = "volume", value_name = "FILE:MOUNTPOINT[:ro]",
           value_parser = parse_disk)]
     disks: Vec<Mount>,
+    /// Put a file of this host into the guest before the main process starts; can be repeated
+    #[arg(long, value_name = "GUEST=FILE", value_parser = parse_pair)]
+    file_local: Vec<(String, String)>,
+    /// Put a file with this text into the guest; can be repeated
+    #[arg(long, value_name = "GUEST=TEXT", value_parser = parse_pair)]
+    file_literal: Vec<(String, String)>,
     /// Program to run instead of the image's
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
@@ -95,6 +101,11 @@ enum PolicyName {
 }
 
 impl MachineFlags {
+    /// Whether they publish ports.
+    pub(crate) const fn publishes(&self) -> bool {
+        !self.ports.is_empty()
+    }
+
     /// Changes `config` as the flags say.
     pub(crate) fn apply(self, config: &mut MachineConfig) -> Result<(), CommandError> {
         if let Some(text) = self.machine_config {
@@ -112,6 +123,12 @@ impl MachineFlags {
             config.restart = self.restart;
         }
         config.mounts.extend(self.disks);
+        for (guest_path, local) in self.file_local {
+            put(&mut config.files, guest_path, &read_local(&local)?);
+        }
+        for (guest_path, text) in self.file_literal {
+            put(&mut config.files, guest_path, text.as_bytes());
+        }
         if let Some(program) = self.entrypoint {
             config.init.get_or_insert_with(Init::default).entrypoint = vec![program];
         }
@@ -175,6 +192,52 @@ fn publish(services: &mut Vec<Service>, ports: Vec<PublishedPort>) {
             }),
         }
     }
+}
+
+/// A file of that path, in the place of an earlier one.
+fn put(files: &mut Vec<File>, guest_path: String, content: &[u8]) {
+    files.retain(|file| file.guest_path != guest_path);
+    files.push(File {
+        guest_path,
+        raw_value: base64(content),
+        mode: 0,
+    });
+}
+
+fn read_local(path: &str) -> Result<Vec<u8>, CommandError> {
+    let path = PathBuf::from(path);
+    fs::read(&path).map_err(|source| CommandError::File {
+        what: "read the file for the guest",
+        path,
+        source,
+    })
+}
+
+/// RFC 4648, section 4.
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let byte = |index: usize| u32::from(group.get(index).copied().unwrap_or(0));
+        let bits = (byte(0) << 16) | (byte(1) << 8) | byte(2);
+        for index in 0..4 {
+            let digit = DIGITS[(bits >> (18 - 6 * index)) as usize & 63];
+            text.push(if index > group.len() {
+                '='
+            } else {
+                char::from(digit)
+            });
+        }
+    }
+    text
+}
+
+/// Splits a command in one string.
+pub(crate) fn words(argument: &'static str, line: &str) -> Result<Vec<String>, CommandError> {
+    machine_api::split_words(line).ok_or_else(|| CommandError::Argument {
+        argument,
+        reason: "a quote is not closed".to_owned(),
+    })
 }
 
 fn read_config(text: &str) -> Result<MachineConfig, CommandError> {
@@ -291,6 +354,12 @@ fn checked_duration(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn base64_is_that_of_the_rfc() {
+        let texts = ["", "f", "fo", "foo", "foob"].map(|text| base64(text.as_bytes()));
+        assert_eq!(texts, ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg=="]);
+    }
 
     #[test]
     fn memory_is_read_with_and_without_units() {

@@ -17,18 +17,24 @@ pub(crate) struct Args {
     /// Do not wait for the main process to end: kill it
     #[arg(long)]
     force: bool,
+    /// Kept for scripts that are written for Fly: checks are not waited for
+    #[arg(long, hide = true)]
+    skip_health_checks: bool,
     #[command(flatten)]
     how: How,
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
     let machines = machine_ref::find_all(session, &args.machines).await?;
-    let request = args.how.request();
+    let Args {
+        force,
+        skip_health_checks: _,
+        ref how,
+        ..
+    } = args;
+    let request = how.request();
     transition::for_each(session, machines, async |machine| {
-        session
-            .client
-            .restart(&machine.id, args.force, &request)
-            .await?;
+        session.client.restart(&machine.id, force, &request).await?;
         transition::await_and_report(session, &machine, MachineState::Started).await
     })
     .await

@@ -25,7 +25,7 @@ pub(crate) struct How {
     #[arg(long, short, value_name = "SIGNAL", value_parser = signal_name)]
     signal: Option<String>,
     /// How long it may take before it is killed, such as 10s
-    #[arg(long, value_name = "TIME", value_parser = wire_duration)]
+    #[arg(long, alias = "time", value_name = "TIME", value_parser = wire_duration)]
     timeout: Option<String>,
 }
 

@@ -3,7 +3,7 @@
 use machine_api::{MachineConfig, MachineState, UpdateMachine};
 
 use super::destroy::confirm;
-use super::machine_flags::MachineFlags;
+use super::machine_flags::{MachineFlags, words};
 use crate::error::CommandError;
 use crate::session::Session;
 use crate::{machine_ref, transition};
@@ -29,8 +29,16 @@ pub(crate) struct Args {
     yes: bool,
     #[command(flatten)]
     flags: MachineFlags,
+    /// Another command for the main process, in one string
+    #[arg(
+        long = "command",
+        short = 'C',
+        value_name = "CMD",
+        conflicts_with = "command"
+    )]
+    line: Option<String>,
     /// Another command for the main process
-    #[arg(last = true, value_name = "CMD")]
+    #[arg(last = true, value_name = "ARGS")]
     command: Vec<String>,
 }
 
@@ -41,15 +49,24 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
     if let Some(image) = args.image {
         config.image = image;
     }
-    if !args.command.is_empty() {
-        config.init.get_or_insert_default().cmd = args.command;
+    let command = match &args.line {
+        Some(line) => words("--command", line)?,
+        None => args.command,
+    };
+    if !command.is_empty() {
+        config.init.get_or_insert_default().cmd = command;
     }
     let label = transition::label(&machine);
     if !args.yes {
         for change in changes(&machine.config, &config) {
             session.output.note(&format!("  {change}"));
         }
-        confirm(session, &format!("update {label}?"))?;
+        let restarts = if args.skip_start {
+            ""
+        } else {
+            " and start it with that"
+        };
+        confirm(session, &format!("update {label}{restarts}?"))?;
     }
     let update = UpdateMachine {
         config,
@@ -63,18 +80,13 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
     session
         .output
         .note(&format!("{label}: version {}", updated.instance_id));
-    if args.skip_start || !runs(machine.state) {
+    if args.skip_start {
         return transition::print(session, &updated);
     }
+    session
+        .output
+        .note(&format!("{label}: it is started with that"));
     transition::await_and_report(session, &updated, MachineState::Started).await
-}
-
-/// Whether the machine runs, or is about to, so that an update ends with a start.
-const fn runs(state: MachineState) -> bool {
-    matches!(
-        state,
-        MachineState::Started | MachineState::Starting | MachineState::Restarting
-    )
 }
 
 /// Top-level fields that differ, one line each.

@@ -20,20 +20,21 @@ pub(crate) struct Args {
     /// Wait for this version to be there, not for an older one
     #[arg(long, value_name = "INSTANCE_ID")]
     instance: Option<String>,
-    /// Give up after this time
-    #[arg(long, short, default_value = "60s", value_parser = crate::span::parse_duration)]
-    timeout: Duration,
+    /// Give up after this time; --wait-timeout unless given
+    #[arg(long, short, value_name = "TIME", value_parser = crate::span::parse_duration)]
+    timeout: Option<Duration>,
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
     let machine = machine_ref::find(session, args.machine.as_deref()).await?;
     let state = args.state;
+    let timeout = args.timeout.unwrap_or(session.settings.wait_timeout.value);
     let reached = {
         let waiting = format!("waiting until {} is {state}", transition::label(&machine));
         let _spinner = session.output.spinner(waiting);
         session
             .client
-            .wait_until(&machine.id, state, args.instance.as_deref(), args.timeout)
+            .wait_until(&machine.id, state, args.instance.as_deref(), timeout)
             .await
     };
     reached?;

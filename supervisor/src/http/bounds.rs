@@ -135,7 +135,7 @@ pub(super) fn named_command() -> Value {
     })
 }
 
-/// The same in one string, split as `guest::split_words` splits it.
+/// The same in one string, split as `machine_api::split_words` splits it.
 fn command_line() -> String {
     let plain = r#"[^ \t\n\f\r'"\\\x00]|\\[^\x00]"#;
     let quoted = |times: char| format!(r#"'[^'\x00]{times}'|"([^"\\\x00]|\\[^\x00]){times}""#);

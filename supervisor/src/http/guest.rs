@@ -58,9 +58,8 @@ pub(super) async fn exec(
 ) -> Result<Json<ExecResponse>, ApiError> {
     let argv = match (request.command.is_empty(), &request.cmd) {
         (false, _) => request.command.clone(),
-        (true, Some(text)) => {
-            split_words(text).ok_or_else(|| ApiError::invalid("cmd: a quote is not closed"))?
-        }
+        (true, Some(text)) => machine_api::split_words(text)
+            .ok_or_else(|| ApiError::invalid("cmd: a quote is not closed"))?,
         (true, None) => Vec::new(),
     };
     if argv.first().is_none_or(String::is_empty) || argv.iter().any(|word| word.contains('\0')) {
@@ -88,29 +87,6 @@ pub(super) async fn exec(
         stderr: String::from_utf8_lossy(&collected.stderr).into_owned(),
         truncated: collected.truncated,
     }))
-}
-
-/// Splits a command as a shell splits words: quotes and backslashes, nothing else.
-fn split_words(text: &str) -> Option<Vec<String>> {
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut quote = None;
-    let mut characters = text.chars();
-    while let Some(c) = characters.next() {
-        match (quote, c) {
-            (Some(open), c) if c == open => quote = None,
-            (Some('"') | None, '\\') => word.get_or_insert_default().push(characters.next()?),
-            (Some(_), c) => word.get_or_insert_default().push(c),
-            (None, '\'' | '"') => {
-                quote = Some(c);
-                word.get_or_insert_default();
-            }
-            (None, c) if c.is_ascii_whitespace() => words.extend(word.take()),
-            (None, c) => word.get_or_insert_default().push(c),
-        }
-    }
-    words.extend(word);
-    quote.is_none().then_some(words)
 }
 
 /// Sends a signal to the main process.
@@ -173,19 +149,5 @@ fn listen_socket(socket: ListeningSocket) -> ListenSocket {
     ListenSocket {
         proto: socket.protocol,
         address: socket.address,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn commands_split_as_in_a_shell() {
-        let words = |text| split_words(text).unwrap();
-        assert_eq!(words("echo  a b"), ["echo", "a", "b"]);
-        assert_eq!(words("sh -c 'echo \"x y\"'"), ["sh", "-c", "echo \"x y\""]);
-        assert_eq!(words(r#"a\ b "c\"d" ''"#), ["a b", "c\"d", ""]);
-        assert_eq!(split_words("echo 'open"), None);
     }
 }

@@ -14,6 +14,7 @@ mod moment;
 mod request;
 mod timing;
 mod token;
+mod words;
 
 pub use app::{App, AppList, AppOrganization, ListedApp};
 pub use config::{
@@ -33,6 +34,8 @@ pub use timing::{
     Attempt, AttemptOutcome, GuestSockets, GuestView, HostInfo, Operation, PhaseTime, SocketCount,
     Timing, Verdict, VsockDiagnosis, VsockView,
 };
+
+pub use words::split_words;
 
 pub use token::{CreateToken, CreatedToken, Token, TokenScope};
 

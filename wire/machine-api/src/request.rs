@@ -20,7 +20,7 @@ pub struct CreateMachine {
     #[serde(default)]
     pub skip_launch: bool,
     /// Make it cordoned: new connections are not routed to it.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skip_service_registration: bool,
     /// Take a lease of that many seconds with it; 0 takes none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -42,7 +42,7 @@ pub struct UpdateMachine {
     #[serde(default)]
     pub skip_launch: bool,
     /// Cordon it with this: new connections are not routed to it.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skip_service_registration: bool,
     /// Take a lease of that many seconds before it, or refresh the one that is held; 0 does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
