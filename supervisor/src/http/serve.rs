@@ -93,20 +93,23 @@ async fn listen_locally(path: &Path, group: Option<&str>) -> Result<UnixListener
     if UnixStream::connect(path).await.is_ok() {
         return Err(ServeError::InUse(path.to_owned()));
     }
-    match fs::remove_file(path) {
+    // Nobody can connect before the mode says who may: until then it has another name.
+    let made = path.with_extension("new");
+    match fs::remove_file(&made) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
         _ => {}
     }
-    let listener = UnixListener::bind(path).map_err(fail)?;
+    let listener = UnixListener::bind(&made).map_err(fail)?;
     let mode = match group {
         Some(group) => {
             let id = group_id(group).ok_or_else(|| ServeError::Group(group.to_owned()))?;
-            std::os::unix::fs::chown(path, None, Some(id)).map_err(fail)?;
+            std::os::unix::fs::chown(&made, None, Some(id)).map_err(fail)?;
             0o660
         }
         None => 0o600,
     };
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(fail)?;
+    fs::set_permissions(&made, fs::Permissions::from_mode(mode)).map_err(fail)?;
+    fs::rename(&made, path).map_err(fail)?;
     Ok(listener)
 }
 
