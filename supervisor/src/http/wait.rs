@@ -1,7 +1,7 @@
 //! Waiting until a machine is where a client wants it.
 
 use axum::Json;
-use machine_api::{ErrorBody, Machine, MachineState, Ok as Done};
+use machine_api::{ErrorBody, EventType, Machine, MachineState, Ok as Done};
 use tokio::time::timeout;
 
 use super::WAIT_MOST;
@@ -64,7 +64,8 @@ impl Goal {
         // Ids sort by time, so one that is shown no more is older than all that are.
         let later = machine.events.iter().take_while(|one| one.id != *event);
         later
-            .filter(|one| one.id > *event)
+            // A launch begins a version and says nothing of where the machine is.
+            .filter(|one| one.id > *event && one.kind != EventType::Launch)
             .any(|one| state(&one.status).is_some_and(|state| self.wants(state)))
     }
 

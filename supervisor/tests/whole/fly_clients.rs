@@ -143,6 +143,12 @@ fn waits_name_versions_states_and_events_as_fly_clients_do() {
         200
     );
     assert_eq!(wait("state=suspended").0, 408);
+    // A new version is told as created, which the machine is not.
+    let newest = stage.ask("GET", &id, "", None)["events"][0]["id"].clone();
+    let update = json!({"config": {}, "skip_launch": true});
+    stage.ask("POST", &id, "", Some(update));
+    let since = format!("from_event_id={}", newest.as_str().unwrap());
+    assert_eq!(wait(&format!("{since}&state=created")).0, 408);
 }
 
 #[test]

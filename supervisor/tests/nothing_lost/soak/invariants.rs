@@ -118,7 +118,12 @@ impl Soak {
             let status = event["status"].as_str().unwrap().to_owned();
             (status, event["timestamp"].as_i64().unwrap())
         };
-        let mut story: Vec<(String, i64)> = events.iter().rev().map(told).collect();
+        // A launch begins a version, whatever state the machine is in.
+        let steps = events
+            .iter()
+            .rev()
+            .filter(|event| event["type"] != "launch");
+        let mut story: Vec<(String, i64)> = steps.map(told).collect();
         story.retain(|(status, _)| !status.is_empty());
         for pair in story.windows(2) {
             let ((from, earlier), (to, later)) = (&pair[0], &pair[1]);
