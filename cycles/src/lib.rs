@@ -26,7 +26,7 @@ pub use html::report_page;
 pub use load::{LoadError, MAX_CYCLES, MAX_REPORT_BYTES, Problem, load, parse};
 pub use machine::{MachineError, MachineSubject};
 pub use matrix::{
-    Cell, CellCycle, CellKey, CellVerdict, Expectation, GuestKind, Matrix, PortPolicy,
+    Cell, CellCycle, CellKey, CellVerdict, Expectation, GuestKind, Matrix, Objection, PortPolicy,
 };
 pub use phases::{Phases, UNATTRIBUTED};
 pub use record::{

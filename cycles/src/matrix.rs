@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
@@ -205,9 +206,9 @@ pub struct CellCycle {
     pub guest_open_vsocks: Option<u32>,
 }
 
-/// Attempts that the disease must add per cycle, at least: it adds one, and jitter in the
-/// reconnection order costs some.
-const DISEASE_ATTEMPTS_PER_CYCLE: f64 = 0.5;
+/// Attempts that the disease must add per cycle: it adds one, and jitter in the reconnection
+/// order costs or adds some. More than that is another disease.
+const DISEASE_ATTEMPTS_PER_CYCLE: RangeInclusive<f64> = 0.5..=1.5;
 
 impl Cell {
     /// The cell of `key` from its run.
@@ -246,17 +247,87 @@ impl Cell {
         }
     }
 
-    /// Whether it shows what it must. The disease is both: latency rises, and attempts with it.
+    /// Whether it shows what it must.
     pub fn as_expected(&self) -> bool {
+        self.objection().is_none()
+    }
+
+    /// What it must show and does not. The disease is all of three: latency rises, attempts with
+    /// it, and sockets are left over; without the leak, something else is slow.
+    pub fn objection(&self) -> Option<Objection> {
+        self.latency_objection().or_else(|| self.leak_objection())
+    }
+
+    fn latency_objection(&self) -> Option<Objection> {
         match self.expected {
-            Expectation::Flat => self.verdict == CellVerdict::Flat,
-            Expectation::Rising => {
-                self.verdict == CellVerdict::Rising
-                    && self
-                        .attempts_per_cycle
-                        .is_some_and(|slope| slope >= DISEASE_ATTEMPTS_PER_CYCLE)
+            // Luck decides between flat and rising, but not over a run that ended early.
+            Expectation::Either => {
+                (self.verdict == CellVerdict::Undecided).then_some(Objection::Undecided)
             }
-            Expectation::Either => true,
+            Expectation::Flat if self.verdict == CellVerdict::Flat => None,
+            Expectation::Flat => Some(Objection::NotFlat),
+            Expectation::Rising if self.verdict != CellVerdict::Rising => {
+                Some(Objection::NotRising)
+            }
+            Expectation::Rising => {
+                let about_one = self
+                    .attempts_per_cycle
+                    .is_some_and(|slope| DISEASE_ATTEMPTS_PER_CYCLE.contains(&slope));
+                (!about_one).then_some(Objection::Attempts)
+            }
+        }
+    }
+
+    /// A leaky guest leaves one socket per cycle where nothing evicts it; the first cycle is the
+    /// yardstick and leaves none.
+    fn leak_objection(&self) -> Option<Objection> {
+        let Some(leaked) = self.vsocks_leaked else {
+            return Some(Objection::Untold);
+        };
+        if self.key.guest == GuestKind::Fixed || self.key.eviction {
+            return (leaked > 0).then_some(Objection::Leaks);
+        }
+        let cycles = u32::try_from(self.cycles.len()).unwrap_or(u32::MAX);
+        let wanted = cycles.saturating_sub(1);
+        // A connection of the moment may be counted at either end.
+        let tolerance = (wanted / 10).max(1);
+        let about = leaked.abs_diff(wanted) <= tolerance && (leaked > 0 || wanted == 0);
+        (!about).then_some(Objection::NoLeak { wanted })
+    }
+}
+
+/// What a cell must show and does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Objection {
+    /// Either will do, but there is no verdict.
+    Undecided,
+    /// Latency must stay flat.
+    NotFlat,
+    /// Latency must rise.
+    NotRising,
+    /// It rises, but attempts do not rise as leaked pairs make them.
+    Attempts,
+    /// The guest did not tell its open sockets.
+    Untold,
+    /// Sockets are left over.
+    Leaks,
+    /// The leaky guest did not leak.
+    NoLeak {
+        /// Sockets that must be left over, about.
+        wanted: u32,
+    },
+}
+
+impl fmt::Display for Objection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Undecided => f.write_str("must come to a verdict"),
+            Self::NotFlat => f.write_str("must be flat"),
+            Self::NotRising => f.write_str("must show the disease"),
+            Self::Attempts => f.write_str("attempts must rise by about one per cycle"),
+            Self::Untold => f.write_str("the guest must tell its sockets"),
+            Self::Leaks => f.write_str("no socket may be left over"),
+            Self::NoLeak { wanted } => write!(f, "about {wanted} sockets must be left over"),
         }
     }
 }
@@ -288,6 +359,9 @@ fn cell_cycle(cycle: &crate::record::Cycle) -> CellCycle {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::phases::Phases;
+    use crate::record::{Attempt, Cycle, SubjectDescription};
+    use crate::run::RunEnd;
 
     fn key(guest: GuestKind, port_policy: PortPolicy, eviction: bool) -> CellKey {
         CellKey {
@@ -321,6 +395,105 @@ mod tests {
             key(GuestKind::Fixed, PortPolicy::Fixed, false).expectation(),
             Expectation::Flat
         );
+    }
+
+    /// A cell whose resume n takes `attempts(n)`, each of 10 ms, and leaves `leak` sockets.
+    fn cell(key: CellKey, leak: u32, attempts: impl Fn(u32) -> u32) -> Cell {
+        let attempt = Attempt {
+            local_port: None,
+            outcome: AttemptOutcome::Ok,
+            ms: 10.0,
+        };
+        let cycle = |number| {
+            let count = attempts(number);
+            // A little noise, without which medians of few values tie.
+            let ms = 10.0 * f64::from(count) + f64::from(number % 3) / 10.0;
+            Cycle {
+                cycle: number,
+                suspend_ms: 5.0,
+                resume_ms: ms,
+                suspend_phases_ms: Phases::default(),
+                resume_phases_ms: Phases::default(),
+                readiness: vec![attempt.clone(); usize::try_from(count).unwrap()],
+                guest_open_vsocks: Some(2 + leak * number),
+                image_bytes_written: None,
+            }
+        };
+        let run = Run {
+            subject: SubjectDescription::default(),
+            cycles_wanted: 40,
+            cycles: (1..=40).map(cycle).collect(),
+            end: RunEnd::Complete,
+            vsocks_before: Some(2),
+        };
+        Cell::of_run(key, &run)
+    }
+
+    fn sick() -> CellKey {
+        key(GuestKind::Leaky, PortPolicy::Fixed, false)
+    }
+
+    #[test]
+    fn the_disease_is_rising_latency_rising_attempts_and_a_leak() {
+        assert_eq!(cell(sick(), 1, |n| n).objection(), None);
+    }
+
+    #[test]
+    fn a_sick_cell_that_stays_flat_is_not_as_expected() {
+        let flat = cell(sick(), 1, |_| 3);
+        assert_eq!(flat.objection(), Some(Objection::NotRising));
+    }
+
+    #[test]
+    fn a_sick_cell_whose_attempts_rise_otherwise_than_by_one_is_not_as_expected() {
+        let steep = cell(sick(), 1, |n| 2 * n);
+        assert_eq!(steep.objection(), Some(Objection::Attempts));
+        let slow = cell(sick(), 1, |n| 1 + n / 3);
+        assert_eq!(slow.objection(), Some(Objection::Attempts));
+    }
+
+    #[test]
+    fn a_healthy_cell_that_rises_is_not_as_expected() {
+        let rising = cell(key(GuestKind::Fixed, PortPolicy::Fixed, false), 0, |n| n);
+        assert_eq!(rising.objection(), Some(Objection::NotFlat));
+    }
+
+    #[test]
+    fn a_leaky_cell_without_a_leak_is_not_as_expected_whatever_its_latency() {
+        let wanted = Some(Objection::NoLeak { wanted: 39 });
+        assert_eq!(cell(sick(), 0, |n| n).objection(), wanted);
+        let random = key(GuestKind::Leaky, PortPolicy::Random, false);
+        assert_eq!(cell(random, 0, |_| 1).objection(), wanted);
+        assert_eq!(cell(random, 2, |_| 1).objection(), wanted);
+        assert_eq!(cell(random, 1, |_| 1).objection(), None);
+    }
+
+    #[test]
+    fn a_cell_left_to_luck_must_come_to_its_end_and_leak() {
+        let lucky = CellKey {
+            monitor_first: false,
+            ..sick()
+        };
+        assert_eq!(cell(lucky, 1, |_| 1).objection(), None);
+        assert_eq!(cell(lucky, 1, |n| n).objection(), None);
+        let mut broken = cell(lucky, 1, |_| 1);
+        broken.verdict = CellVerdict::Undecided;
+        assert_eq!(broken.objection(), Some(Objection::Undecided));
+    }
+
+    #[test]
+    fn a_socket_left_over_in_spite_of_a_fix_is_not_as_expected() {
+        let evicted = key(GuestKind::Leaky, PortPolicy::Random, true);
+        assert_eq!(cell(evicted, 0, |_| 1).objection(), None);
+        let leaking = cell(evicted, 1, |_| 1);
+        assert_eq!(leaking.objection(), Some(Objection::Leaks));
+    }
+
+    #[test]
+    fn a_guest_that_does_not_tell_its_sockets_proves_nothing() {
+        let mut untold = cell(sick(), 1, |n| n);
+        untold.vsocks_leaked = None;
+        assert_eq!(untold.objection(), Some(Objection::Untold));
     }
 
     #[test]

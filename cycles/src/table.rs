@@ -100,12 +100,14 @@ pub fn matrix_table(matrix: &Matrix) -> String {
 }
 
 fn matrix_row(cell: &Cell) -> Vec<String> {
-    let expected = match (cell.expected, cell.as_expected()) {
-        (Expectation::Either, _) => "either",
-        (Expectation::Flat, true) => "flat: yes",
-        (Expectation::Flat, false) => "flat: NO",
-        (Expectation::Rising, true) => "rising: yes",
-        (Expectation::Rising, false) => "rising: NO",
+    let expected = match cell.expected {
+        Expectation::Either => "either",
+        Expectation::Flat => "flat",
+        Expectation::Rising => "rising",
+    };
+    let expected = match cell.objection() {
+        Some(objection) => format!("{expected}: NO, {objection}"),
+        None => format!("{expected}: yes"),
     };
     vec![
         cell.key.guest.name().to_owned(),
@@ -129,7 +131,7 @@ fn matrix_row(cell: &Cell) -> Vec<String> {
         cell.vsocks_leaked
             .map_or_else(dash, |leaked| leaked.to_string()),
         cell.verdict.name().to_owned(),
-        expected.to_owned(),
+        expected,
     ]
 }
 

@@ -82,11 +82,10 @@ fn line(cell: &Cell, axis: &ValueAxis) -> String {
 
 fn expectation(cell: &Cell) -> String {
     let verdict = cell.verdict.name();
-    match (cell.expected, cell.as_expected()) {
-        (Expectation::Either, _) => format!("{verdict}, either will do"),
-        (_, true) => format!("{verdict}, as expected"),
-        (Expectation::Flat, false) => format!("{verdict}, but must be flat"),
-        (Expectation::Rising, false) => format!("{verdict}, but must show the disease"),
+    match (cell.expected, cell.objection()) {
+        (_, Some(objection)) => format!("{verdict}, but {objection}"),
+        (Expectation::Either, None) => format!("{verdict}, either will do"),
+        (Expectation::Flat | Expectation::Rising, None) => format!("{verdict}, as expected"),
     }
 }
 
