@@ -29,6 +29,18 @@ impl Matrix {
         !self.cells.is_empty() && self.cells.iter().all(Cell::as_expected)
     }
 
+    /// What it shows as a whole, in a sentence.
+    pub fn in_words(&self) -> &'static str {
+        match (self.as_expected(), self.includes_the_disease()) {
+            (true, true) => "as expected: the disease shows where no fix is on, and nowhere else",
+            (true, false) => {
+                "as expected, but the cell that must show the disease was left out, so it proves \
+                 nothing yet"
+            }
+            (false, _) => "NOT as expected: see the cells marked NO",
+        }
+    }
+
     /// Whether a cell that must show the disease was run at all.
     pub fn includes_the_disease(&self) -> bool {
         self.cells

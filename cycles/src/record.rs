@@ -66,6 +66,41 @@ impl Report {
         }
     }
 
+    /// A report on `matrix` alone, where no cell with all fixes on was run to stand for the whole.
+    pub fn of_matrix(host: Host, started_at: String, matrix: Matrix) -> Self {
+        Self {
+            schema: SCHEMA,
+            host,
+            config: RunConfig {
+                cycles: 0,
+                started_at,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                subject: SubjectDescription {
+                    name: "mctl".to_owned(),
+                    ..SubjectDescription::default()
+                },
+            },
+            cycles: Vec::new(),
+            flatness: Flatness {
+                slope_ms_per_cycle: None,
+                ci95: None,
+                last_to_first_decile_ratio: None,
+                flat: false,
+                reason: "only cells of a matrix were run, each with a verdict of its own"
+                    .to_owned(),
+            },
+            failed_check: None,
+            matrix: Some(matrix),
+            peers: Vec::new(),
+            scale: Vec::new(),
+        }
+    }
+
+    /// Whether it has a run of its own, and not only a matrix.
+    pub fn has_run(&self) -> bool {
+        self.config.cycles > 0 || !self.cycles.is_empty()
+    }
+
     /// The resume latency of every cycle.
     pub fn resume_ms(&self) -> Vec<f64> {
         self.cycles.iter().map(|cycle| cycle.resume_ms).collect()

@@ -8,6 +8,27 @@ use crate::phases::{Phases, names_in_order};
 use crate::record::{AttemptOutcome, Cycle, Peer, Report, ScaleRun};
 use crate::statistics::{Quantiles, as_float, median};
 
+/// Everything that a report holds, one text per table, in the order in which people want it. The
+/// verdict is left to whoever prints it.
+pub fn tables_of(report: &Report) -> Vec<String> {
+    let mut tables = Vec::new();
+    if report.has_run() {
+        tables.push(phases_table(&report.cycles));
+        tables.push(readiness_line(&report.cycles));
+    }
+    if !report.peers.is_empty() {
+        tables.push(peers_table(report));
+    }
+    if let Some(matrix) = &report.matrix {
+        tables.push(matrix_table(matrix));
+        tables.push(format!("matrix: {}", matrix.in_words()));
+    }
+    if !report.scale.is_empty() {
+        tables.push(scale_table(&report.scale));
+    }
+    tables
+}
+
 /// p50, p90, p99 and max of suspend and resume and of each of their phases.
 pub fn phases_table(cycles: &[Cycle]) -> String {
     let mut table = Table::with_header(&["ms", "p50", "p90", "p99", "max"]);
@@ -78,7 +99,7 @@ pub fn readiness_line(cycles: &[Cycle]) -> String {
 }
 
 /// One line per cell.
-pub fn matrix_table(matrix: &Matrix) -> String {
+fn matrix_table(matrix: &Matrix) -> String {
     let mut table = Table::with_header(&[
         "guest",
         "ports",
@@ -146,7 +167,7 @@ pub(crate) fn attempts_in_words(cell: &Cell) -> String {
 }
 
 /// The run and its peers side by side.
-pub fn peers_table(report: &Report) -> String {
+fn peers_table(report: &Report) -> String {
     let mut table = Table::with_header(&[
         "",
         "suspend p50",

@@ -173,21 +173,19 @@ fn interruption() -> Arc<AtomicBool> {
 /// Writes the report and prints what people want to know of it.
 pub fn publish(folder: &Path, stem: &str, report: &Report) -> anyhow::Result<()> {
     let paths = report_files::write(folder, stem, report)?;
-    output::print(&cycles::phases_table(&report.cycles));
-    output::print("");
-    output::print(&cycles::readiness_line(&report.cycles));
-    if !report.peers.is_empty() {
+    for table in cycles::tables_of(report) {
+        output::print(&table);
         output::print("");
-        output::print(&cycles::peers_table(report));
     }
-    output::print("");
-    output::print(&cycles::rules_in_words().join("\n"));
-    let verdict = if report.flatness.flat {
-        "flat"
-    } else {
-        "not flat"
-    };
-    output::print(&format!("verdict: {verdict}: {}", report.flatness.reason));
+    if report.has_run() {
+        output::print(&cycles::rules_in_words().join("\n"));
+        let verdict = if report.flatness.flat {
+            "flat"
+        } else {
+            "not flat"
+        };
+        output::print(&format!("verdict: {verdict}: {}", report.flatness.reason));
+    }
     for path in paths {
         output::print(&format!("report: {}", path.display()));
     }

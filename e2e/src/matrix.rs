@@ -2,18 +2,21 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::Args;
 use client::Client;
 use cycles::{
-    Cell, CellKey, GuestKind, LeftoverVsocks, Matrix, PortPolicy, Report, Run, matrix_table,
-    scale_table,
+    Cell, CellKey, GuestKind, Host, LeftoverVsocks, Matrix, PortPolicy, Report, Run, ScaleRun,
 };
 use machine_api::{PortPolicy as ApiPolicy, VsockOptions};
 
 use crate::artifacts::GuestImage;
 use crate::host::KvmHost;
 use crate::main_job::{Wanted, cycles_on, humantime_now, publish};
-use crate::{output, scale};
+use crate::{output, report_files, scale};
+
+/// What the files of the report are called.
+const STEM: &str = "matrix";
 
 /// What to run.
 #[derive(Debug, Clone, Args)]
@@ -35,53 +38,89 @@ pub struct Arguments {
 /// Runs all cells; true if each shows what it must, the disease included.
 ///
 /// # Errors
-/// Where no host could be had, or a machine not be booted.
+/// Where no host could be had, or a machine not be booted. What was measured before is in the
+/// report all the same.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let keys: Vec<CellKey> = keys()
         .into_iter()
         .filter(|key| key.to_string().contains(&arguments.only))
         .collect();
     anyhow::ensure!(!keys.is_empty(), "no cell is called {:?}", arguments.only);
-    let host = KvmHost::start(&arguments.output, &[GuestImage::Default, GuestImage::Leaky]).await?;
-    let started_at = humantime_now();
-    let mut matrix = Matrix {
-        cycles_per_cell: arguments.cycles,
-        cells: Vec::new(),
+    let images = [GuestImage::Default, GuestImage::Leaky];
+    let host = KvmHost::start(&arguments.output, &images).await?;
+    let mut measured = Measured {
+        host: host.describe().await?,
+        started_at: humantime_now(),
+        matrix: Matrix {
+            cycles_per_cell: arguments.cycles,
+            cells: Vec::new(),
+        },
+        released: None,
+        scale: Vec::new(),
     };
-    let mut healthy: Option<Run> = None;
-    for (number, key) in (1..).zip(&keys) {
+    let cells = run_cells(&host, &keys, arguments, &mut measured).await;
+    let log = host.log().to_owned();
+    let ended = cells.and(host.stop());
+    if ended.is_ok() {
+        measured.scale = scale::measure(&arguments.output, arguments.leaked_pairs);
+    }
+    publish(&arguments.output, STEM, &measured.report())?;
+    ended.with_context(|| {
+        format!(
+            "the matrix ended early, its report holds what was measured before; see {}",
+            log.display()
+        )
+    })?;
+    Ok(measured.matrix.as_expected())
+}
+
+async fn run_cells(
+    host: &KvmHost,
+    keys: &[CellKey],
+    arguments: &Arguments,
+    measured: &mut Measured,
+) -> anyhow::Result<()> {
+    for (number, key) in (1..).zip(keys) {
         output::say(&format!("cell {number} of {}: {key}", keys.len()));
-        let run = run_cell(host.client(), *key, number, arguments.cycles).await?;
-        matrix.cells.push(Cell::of_run(*key, &run));
-        if *key == released() {
-            healthy = Some(run);
+        let run = run_cell(host.client(), *key, number, arguments.cycles)
+            .await
+            .with_context(|| format!("cannot run the cell {key}"))?;
+        measured.take(*key, run);
+        // A matrix takes an hour under emulation: what is measured must survive what comes after.
+        report_files::write(&arguments.output, STEM, &measured.report())?;
+    }
+    Ok(())
+}
+
+/// What a matrix run has measured so far.
+#[derive(Debug)]
+struct Measured {
+    host: Host,
+    started_at: String,
+    matrix: Matrix,
+    /// The run of the cell of what is released, which stands for the whole.
+    released: Option<Run>,
+    scale: Vec<ScaleRun>,
+}
+
+impl Measured {
+    fn take(&mut self, key: CellKey, run: Run) {
+        self.matrix.cells.push(Cell::of_run(key, &run));
+        if key == released() {
+            self.released = Some(run);
         }
     }
-    let description = host.describe().await?;
-    host.stop()?;
-    let scale_runs = scale::measure(&arguments.output, arguments.leaked_pairs)?;
-    output::print(&matrix_table(&matrix));
-    if !scale_runs.is_empty() {
-        output::print(&scale_table(&scale_runs));
+
+    fn report(&self) -> Report {
+        let (host, started_at) = (self.host.clone(), self.started_at.clone());
+        let mut report = match &self.released {
+            Some(run) => Report::of_run(host, started_at, run.clone()),
+            None => Report::of_matrix(host, started_at, self.matrix.clone()),
+        };
+        report.matrix = Some(self.matrix.clone());
+        report.scale.clone_from(&self.scale);
+        report
     }
-    let as_expected = matrix.as_expected();
-    let shows_disease = matrix.includes_the_disease();
-    if let Some(run) = healthy {
-        let mut report = Report::of_run(description, started_at, run);
-        report.matrix = Some(matrix);
-        report.scale = scale_runs;
-        publish(&arguments.output, "matrix", &report)?;
-    }
-    output::print(match (as_expected, shows_disease) {
-        (true, true) => {
-            "matrix: as expected: the disease shows where no fix is on, and nowhere else"
-        }
-        (true, false) => {
-            "matrix: as expected, but the cell that must show the disease was left out"
-        }
-        (false, _) => "matrix: NOT as expected: see the cells marked above",
-    });
-    Ok(as_expected)
 }
 
 /// The cell of what is released: all fixes on.
@@ -148,7 +187,54 @@ async fn run_cell(client: &Client, key: CellKey, number: u32, cycles: u32) -> an
 
 #[cfg(test)]
 mod tests {
+    use cycles::{KvmKind, RunEnd, SubjectDescription};
+
     use super::*;
+
+    fn measured() -> Measured {
+        Measured {
+            host: Host {
+                kvm: KvmKind::Unknown,
+                details: std::collections::BTreeMap::new(),
+            },
+            started_at: humantime_now(),
+            matrix: Matrix {
+                cycles_per_cell: 30,
+                cells: Vec::new(),
+            },
+            released: None,
+            scale: Vec::new(),
+        }
+    }
+
+    fn ran() -> Run {
+        Run {
+            subject: SubjectDescription::default(),
+            cycles_wanted: 30,
+            cycles: Vec::new(),
+            end: RunEnd::Complete,
+            vsocks_before: None,
+        }
+    }
+
+    #[test]
+    fn cells_make_a_report_that_can_be_loaded_without_the_released_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut measured = measured();
+        measured.take(keys()[0], ran());
+        report_files::write(folder.path(), STEM, &measured.report()).unwrap();
+        let loaded = cycles::load(&folder.path().join("matrix.json")).unwrap();
+        assert!(!loaded.has_run());
+        assert_eq!(loaded.matrix.unwrap().cells.len(), 1);
+    }
+
+    #[test]
+    fn the_released_cell_stands_for_the_whole() {
+        let mut measured = measured();
+        measured.take(released(), ran());
+        assert!(measured.report().has_run());
+        assert_eq!(measured.report().matrix.unwrap().cells.len(), 1);
+    }
 
     #[test]
     fn the_matrix_has_every_combination_and_the_disease_in_both_orders() {

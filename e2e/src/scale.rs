@@ -60,33 +60,57 @@ pub struct Arguments {
 /// Measures and prints, or is what [`measure`] calls.
 ///
 /// # Errors
-/// Where the host, the guest or its connections could not be had.
+/// Where the figures could not be written.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     if let Some(images) = &arguments.images {
-        let runs = measure_here(images, arguments.leaked_pairs).await?;
-        let path = arguments.output.join(FILE);
         std::fs::create_dir_all(&arguments.output)?;
-        std::fs::write(&path, serde_json::to_vec(&runs)?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        measure_here(images, arguments.leaked_pairs, &arguments.output.join(FILE)).await?;
     } else {
-        let runs = measure(&arguments.output, arguments.leaked_pairs)?;
+        let runs = measure(&arguments.output, arguments.leaked_pairs);
         output::print(&scale_table(&runs));
     }
     Ok(true)
 }
 
-/// Measures on this machine or in a virtual host.
-///
-/// # Errors
-/// Where the host, the guest or its connections could not be had.
-pub fn measure(folder: &Path, leaked_pairs: u32) -> anyhow::Result<Vec<ScaleRun>> {
+/// Measures on this machine or in a virtual host. What goes wrong is part of the figures, since
+/// those who call have measured other things before that must not be lost.
+pub fn measure(folder: &Path, leaked_pairs: u32) -> Vec<ScaleRun> {
     if leaked_pairs == 0 {
-        return Ok(Vec::new());
+        return Vec::new();
     }
     output::say(&format!(
         "scale: a guest that begins with {leaked_pairs} leaked pairs"
     ));
+    let ended = measure_in_another_process(folder, leaked_pairs);
+    let file = folder.join("scale").join(FILE);
+    complete(read(&file), ended, leaked_pairs)
+}
+
+/// What was measured, and an entry with `ended`'s error for each run that was not.
+fn complete(
+    measured: anyhow::Result<Vec<ScaleRun>>,
+    ended: anyhow::Result<()>,
+    leaked_pairs: u32,
+) -> Vec<ScaleRun> {
+    let (mut runs, unread) = match measured {
+        Ok(runs) => (runs, None),
+        Err(error) => (Vec::new(), Some(error)),
+    };
+    let Some(error) = ended.err().or(unread) else {
+        return runs;
+    };
+    for setting in &SETTINGS[runs.len().min(SETTINGS.len())..] {
+        runs.push(setting.failed(leaked_pairs, &error));
+    }
+    runs
+}
+
+fn measure_in_another_process(folder: &Path, leaked_pairs: u32) -> anyhow::Result<()> {
     let output = folder.join("scale");
+    // Figures of an earlier run would be taken for this one's.
+    if output.join(FILE).exists() {
+        std::fs::remove_file(output.join(FILE)).context("cannot remove earlier figures")?;
+    }
     let command = |images: &str, output: &str| {
         vec![
             "scale".to_owned(),
@@ -121,42 +145,86 @@ pub fn measure(folder: &Path, leaked_pairs: u32) -> anyhow::Result<Vec<ScaleRun>
         code == 0,
         "the scale run failed with exit code {code}; see above"
     );
-    let path = output.join(FILE);
-    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(())
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<ScaleRun>> {
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_slice(&text).context("the scale run's figures make no sense")
 }
 
-/// Measures on this very machine.
-async fn measure_here(images: &Path, leaked_pairs: u32) -> anyhow::Result<Vec<ScaleRun>> {
-    let folder = tempfile::tempdir().context("cannot make a folder for the state")?;
-    let host = KvmHost::start_here(folder.path(), images).await?;
-    let policies = [
-        (PortPolicy::Random, ApiPolicy::Random),
-        (PortPolicy::Continue, ApiPolicy::Continue),
-        (PortPolicy::Fixed, ApiPolicy::Fixed),
-    ];
-    let mut runs = Vec::new();
-    for policy in policies {
-        output::say(&format!("scale: {} ports", policy.0.name()));
-        runs.push(one_policy(&host, folder.path(), policy, leaked_pairs).await?);
-    }
-    host.stop()?;
-    Ok(runs)
+/// What is measured, the run that may leave its machine broken last.
+const SETTINGS: [Setting; 3] = [
+    Setting {
+        port_policy: PortPolicy::Random,
+        api_policy: ApiPolicy::Random,
+    },
+    Setting {
+        port_policy: PortPolicy::Continue,
+        api_policy: ApiPolicy::Continue,
+    },
+    Setting {
+        port_policy: PortPolicy::Fixed,
+        api_policy: ApiPolicy::Fixed,
+    },
+];
+
+/// What one run is made with.
+#[derive(Debug, Clone, Copy)]
+struct Setting {
+    port_policy: PortPolicy,
+    api_policy: ApiPolicy,
 }
 
-async fn one_policy(
+impl Setting {
+    fn unmeasured(self, leaked_pairs: u32) -> ScaleRun {
+        ScaleRun {
+            port_policy: self.port_policy,
+            eviction: false,
+            leaked_pairs,
+            resume_ms: Vec::new(),
+            attempts_max: 0,
+            error: None,
+        }
+    }
+
+    fn failed(self, leaked_pairs: u32, error: &anyhow::Error) -> ScaleRun {
+        ScaleRun {
+            error: Some(format!("{error:#}")),
+            ..self.unmeasured(leaked_pairs)
+        }
+    }
+}
+
+/// Measures on this very machine, and writes the figures after each run.
+async fn measure_here(images: &Path, leaked_pairs: u32, file: &Path) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir().context("cannot make a folder for the state")?;
+    let host = KvmHost::start_here(folder.path(), images).await?;
+    let mut runs = Vec::new();
+    for setting in SETTINGS {
+        output::say(&format!("scale: {} ports", setting.port_policy.name()));
+        let run = one_setting(&host, folder.path(), setting, leaked_pairs).await;
+        runs.push(run.unwrap_or_else(|error| setting.failed(leaked_pairs, &error)));
+        std::fs::write(file, serde_json::to_vec(&runs)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    host.stop()
+}
+
+async fn one_setting(
     host: &KvmHost,
     folder: &Path,
-    (port_policy, policy): (PortPolicy, ApiPolicy),
+    setting: Setting,
     leaked_pairs: u32,
 ) -> anyhow::Result<ScaleRun> {
+    let port_policy = setting.port_policy;
     let wanted = Wanted {
         name: format!("scale-{}", port_policy.name()),
         image: GuestImage::Leaky,
         memory_mib: 512,
         vcpus: 1,
         vsock: Some(VsockOptions {
-            port_policy: Some(policy),
+            port_policy: Some(setting.api_policy),
             eviction: Some(false),
             // The status check must not get the first port, which it has closed itself.
             monitor_first: Some(true),
@@ -177,14 +245,7 @@ async fn one_policy(
     let mut subject = MachineSubject::new(client.clone(), machine, None, RESUME_DEADLINE);
     let socket = folder.join("state/machines").join(&id).join("v.sock");
     let connections = open_many(&socket, generation, leaked_pairs).await?;
-    let mut run = ScaleRun {
-        port_policy,
-        eviction: false,
-        leaked_pairs,
-        resume_ms: Vec::new(),
-        attempts_max: 0,
-        error: None,
-    };
+    let mut run = setting.unmeasured(leaked_pairs);
     for resume in 0..RESUMES {
         subject
             .suspend()
@@ -285,4 +346,30 @@ async fn open_one(socket: &Path, request: &[u8]) -> anyhow::Result<UnixStream> {
     // The reply's first byte shows that init serves the stream.
     stream.read_u8().await?;
     Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scale_run_that_breaks_off_keeps_its_figures_and_says_why_the_others_are_missing() {
+        let first = ScaleRun {
+            resume_ms: vec![12.0],
+            attempts_max: 1,
+            ..SETTINGS[0].unmeasured(7)
+        };
+        let runs = complete(Ok(vec![first.clone()]), Err(anyhow!("the host hung")), 7);
+        assert_eq!(runs.len(), SETTINGS.len());
+        assert_eq!(runs[0], first);
+        let said = |run: &ScaleRun| run.error.as_deref() == Some("the host hung");
+        assert!(runs[1..].iter().all(said), "{runs:?}");
+    }
+
+    #[test]
+    fn a_scale_run_without_figures_is_data_too() {
+        let runs = complete(Err(anyhow!("cannot read")), Ok(()), 7);
+        assert_eq!(runs.len(), SETTINGS.len());
+        assert!(runs.iter().all(|run| run.error.is_some()));
+    }
 }

@@ -118,7 +118,9 @@ pub(super) fn host(report: &Report) -> String {
     let config = &report.config;
     let subject = &config.subject;
     let mut run = entry("subject", &subject.name);
-    run.push_str(&entry("cycles wanted", &count(config.cycles)));
+    if report.has_run() {
+        run.push_str(&entry("cycles wanted", &count(config.cycles)));
+    }
     if let Some(mib) = subject.memory_mib {
         run.push_str(&entry("guest memory", &format!("{} MiB", count(mib))));
     }

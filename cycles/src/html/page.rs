@@ -19,10 +19,10 @@ const SCRIPT: &str = include_str!("script.js");
 /// points contradict without saying so.
 pub fn report_page(report: &Report) -> String {
     let judgement = judge(&report.resume_ms(), report.failed_check.as_ref());
-    let verdict = if report.flatness.flat {
-        "flat"
-    } else {
-        "not flat"
+    let verdict = match (report.flatness.flat, report.has_run()) {
+        (true, _) => "flat",
+        (false, true) => "not flat",
+        (false, false) => "a matrix",
     };
     let explorer = if report.cycles.is_empty() {
         String::new()
@@ -34,17 +34,29 @@ pub fn report_page(report: &Report) -> String {
         .as_ref()
         .map(super::matrix::section)
         .unwrap_or_default();
+    let of_the_run = if report.has_run() {
+        [
+            tiles(report),
+            rules(&judgement),
+            explorer,
+            phases_tables(&report.cycles),
+        ]
+        .concat()
+    } else {
+        String::new()
+    };
     let body = [
         headline(report, &judgement),
-        tiles(report),
-        rules(&judgement),
-        explorer,
-        phases_tables(&report.cycles),
+        of_the_run,
         matrix,
         scale(&report.scale),
         peers(report),
         host(report),
-        all_cycles(&report.cycles),
+        if report.has_run() {
+            all_cycles(&report.cycles)
+        } else {
+            String::new()
+        },
     ]
     .concat();
     format!(

@@ -15,6 +15,11 @@ pub(super) fn headline(report: &Report, judgement: &Judgement) -> String {
             "Resume latency stayed flat",
         ),
         (false, Some(_)) => ("not-flat", "M6 6l12 12M18 6L6 18", "The run failed a check"),
+        (false, None) if !report.has_run() => (
+            "undecided",
+            "M12 6v7M12 17.5v.01",
+            "A matrix without a run of its own",
+        ),
         (false, None) if cycles < MIN_CYCLES => (
             "undecided",
             "M12 6v7M12 17.5v.01",
@@ -66,6 +71,9 @@ fn started(at: &str) -> String {
 }
 
 fn lede(report: &Report) -> String {
+    if !report.has_run() {
+        return "The cell with all fixes on, which stands for the whole, was not run.".to_owned();
+    }
     let (done, wanted) = (report.cycles.len(), report.config.cycles);
     let of = if usize::try_from(wanted) == Ok(done) {
         format!("{} chained suspend and resume cycles", count(done))

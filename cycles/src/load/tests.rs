@@ -183,8 +183,7 @@ proptest! {
         if let Ok(report) = parse(damaged.as_bytes(), Path::new("damaged")) {
             crate::report_page(&report);
             crate::cycles_csv(&report.cycles);
-            crate::phases_table(&report.cycles);
-            crate::peers_table(&report);
+            crate::tables_of(&report);
         }
     }
 }
