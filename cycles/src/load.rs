@@ -18,8 +18,9 @@ use crate::run::MAX_DURATION_MS;
 /// No report is larger; a thousand cycles take about one MiB.
 pub const MAX_REPORT_BYTES: u64 = 64 << 20;
 
-/// No series is longer: the slope takes the square of it in time and memory.
-pub const MAX_CYCLES: usize = 10_000;
+/// No series is longer: the slope takes the square of it in time and memory. Programs that make
+/// reports take no more either, or they could not show what they had measured.
+pub const MAX_CYCLES: u32 = 10_000;
 
 const MAX_SERIES: usize = 256;
 
@@ -279,7 +280,7 @@ fn check_phases(place: &str, phases: &Phases) -> Result<(), Problem> {
 }
 
 fn check_length(place: &str, count: usize) -> Result<(), Problem> {
-    if count > MAX_CYCLES {
+    if u32::try_from(count).map_or(true, |count| count > MAX_CYCLES) {
         return Err(Problem::TooManyCycles {
             place: place.to_owned(),
             count,

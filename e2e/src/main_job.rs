@@ -26,7 +26,7 @@ pub const STEP_DEADLINE: Duration = Duration::from_secs(120);
 #[derive(Debug, Clone, Args)]
 pub struct Arguments {
     /// How many cycles
-    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=i64::from(cycles::MAX_CYCLES)))]
     cycles: u32,
     /// Memory of the guest, in MiB
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(64..=65_536))]
@@ -195,4 +195,26 @@ pub fn publish(folder: &Path, stem: &str, report: &Report) -> anyhow::Result<()>
 /// Now, as RFC 3339 in UTC.
 pub fn humantime_now() -> String {
     humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    #[test]
+    fn no_more_cycles_are_taken_than_a_report_can_be_judged_with() {
+        let parsed =
+            |cycles: u32| CommandLine::try_parse_from(["cycles", "--cycles", &cycles.to_string()]);
+        let most = parsed(cycles::MAX_CYCLES).unwrap().arguments;
+        assert_eq!(most.cycles, cycles::MAX_CYCLES);
+        assert!(parsed(cycles::MAX_CYCLES + 1).is_err());
+    }
 }

@@ -44,7 +44,7 @@ struct ResumeArgs {
     /// Id, beginning of an id, or name; may be left out if there is only one machine
     machine: Option<String>,
     /// How many cycles
-    #[arg(long, short, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, short, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=i64::from(cycles::MAX_CYCLES)))]
     cycles: u32,
     /// Fail unless resume latency stays flat
     #[arg(long)]
@@ -174,4 +174,26 @@ impl Observer for Watching {
     }
 
     fn check_failed(&mut self, _failed: &FailedCheck) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        arguments: ResumeArgs,
+    }
+
+    #[test]
+    fn no_more_cycles_are_taken_than_a_report_can_be_judged_with() {
+        let parsed =
+            |cycles: u32| CommandLine::try_parse_from(["resume", "--cycles", &cycles.to_string()]);
+        let most = parsed(cycles::MAX_CYCLES).unwrap().arguments;
+        assert_eq!(most.cycles, cycles::MAX_CYCLES);
+        assert!(parsed(cycles::MAX_CYCLES + 1).is_err());
+    }
 }
