@@ -20,10 +20,10 @@ use crate::subject::{GuestObservation, ResumeOutcome, Subject, SuspendOutcome};
 
 /// How many of the newest timings are looked through for the one just measured.
 const TIMINGS_LIMIT: u32 = 4;
-/// How often a question to the guest may fail. Where ports are fixed and the guest leaks, a question
-/// can meet a leaked pair although the readiness check before it met none; the next one has
-/// another port.
-const COLLISIONS: u32 = 5;
+/// How often a question to the guest may fail, within the subject's deadline. Where ports are fixed
+/// and the guest leaks, a question can meet leaked pairs although the readiness check before it
+/// met none; the next one has another port, but there may be as many pairs as there were cycles.
+const COLLISIONS: u32 = 200;
 /// Pause between looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -109,11 +109,11 @@ impl MachineSubject {
             ..ExecRequest::default()
         };
         // Reading it twice does no harm.
-        let mut failures = 0;
+        let mut patience = Patience::of(self.deadline);
         loop {
             match self.client.exec(&self.machine.id, &request).await {
                 Ok(answer) => return Ok(answer.stdout.trim().parse().ok()),
-                Err(_) if failures < COLLISIONS => failures += 1,
+                Err(_) if patience.is_left() => {}
                 Err(source) => return Err(failed("read the guest's counter", source)),
             }
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -121,13 +121,13 @@ impl MachineSubject {
     }
 
     async fn guest(&self) -> Result<GuestView, MachineError> {
-        let mut failures = 0;
+        let mut patience = Patience::of(self.deadline);
         loop {
             let view = self.client.vsock(&self.machine.id).await;
             let view = view.map_err(|source| failed("ask the guest for its state", source))?;
             match view.guest {
                 Some(guest) => return Ok(guest),
-                None if failures < COLLISIONS => failures += 1,
+                None if patience.is_left() => {}
                 None => return Err(MachineError::GuestSilent),
             }
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -161,6 +161,28 @@ impl MachineSubject {
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
+    }
+}
+
+/// Bounds repeated questions.
+#[derive(Debug)]
+struct Patience {
+    until: Instant,
+    failures: u32,
+}
+
+impl Patience {
+    fn of(deadline: Duration) -> Self {
+        Self {
+            until: Instant::now() + deadline,
+            failures: 0,
+        }
+    }
+
+    /// Whether one more failure is borne; counts it.
+    fn is_left(&mut self) -> bool {
+        self.failures += 1;
+        self.failures <= COLLISIONS && Instant::now() < self.until
     }
 }
 
@@ -277,5 +299,18 @@ const fn policy(policy: ApiPolicy) -> PortPolicy {
         ApiPolicy::Random => PortPolicy::Random,
         ApiPolicy::Continue => PortPolicy::Continue,
         ApiPolicy::Fixed => PortPolicy::Fixed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_are_repeated_past_as_many_pairs_as_a_long_matrix_leaks_and_not_for_ever() {
+        let mut patience = Patience::of(Duration::from_secs(60));
+        assert!((0..60).all(|_| patience.is_left()));
+        assert!((0..COLLISIONS).any(|_| !patience.is_left()));
+        assert!(!Patience::of(Duration::ZERO).is_left());
     }
 }

@@ -301,6 +301,11 @@ impl Cell {
         }
         let cycles = u32::try_from(self.cycles.len()).unwrap_or(u32::MAX);
         let wanted = cycles.saturating_sub(1);
+        if self.expected == Expectation::Either {
+            // A monitor that comes second collides with its own leaked pairs, and may not be
+            // connected by the time of the next suspend: then there is nothing to leak.
+            return (leaked == 0).then_some(Objection::NoLeak { wanted });
+        }
         // A connection of the moment may be counted at either end.
         let tolerance = (wanted / 10).max(1);
         let about = leaked.abs_diff(wanted) <= tolerance && (leaked > 0 || wanted == 0);
@@ -488,6 +493,11 @@ mod tests {
         };
         assert_eq!(cell(lucky, 1, |_| 1).objection(), None);
         assert_eq!(cell(lucky, 1, |n| n).objection(), None);
+        let wanted = Some(Objection::NoLeak { wanted: 39 });
+        assert_eq!(cell(lucky, 0, |_| 1).objection(), wanted);
+        let mut seldom = cell(lucky, 1, |_| 1);
+        seldom.vsocks_leaked = Some(7);
+        assert_eq!(seldom.objection(), None);
         let mut broken = cell(lucky, 1, |_| 1);
         broken.verdict = CellVerdict::Undecided;
         assert_eq!(broken.objection(), Some(Objection::Undecided));
