@@ -96,6 +96,26 @@ impl Report {
         }
     }
 
+    /// A full report on what was measured as a peer of another run.
+    pub fn of_peer(host: Host, started_at: String, cycles_wanted: u32, peer: Peer) -> Self {
+        Self {
+            schema: SCHEMA,
+            host,
+            config: RunConfig {
+                cycles: cycles_wanted,
+                started_at,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                subject: peer.subject,
+            },
+            cycles: peer.cycles,
+            flatness: peer.flatness,
+            failed_check: peer.failed_check,
+            matrix: None,
+            peers: Vec::new(),
+            scale: Vec::new(),
+        }
+    }
+
     /// Whether it has a run of its own, and not only a matrix.
     pub fn has_run(&self) -> bool {
         self.config.cycles > 0 || !self.cycles.is_empty()

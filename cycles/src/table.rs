@@ -190,7 +190,7 @@ pub(crate) fn peer_rows(report: &Report) -> Vec<[String; 8]> {
         subject: report.config.subject.clone(),
         cycles: report.cycles.clone(),
         flatness: report.flatness.clone(),
-        failed_check: None,
+        failed_check: report.failed_check.clone(),
     };
     std::iter::once(&own)
         .chain(&report.peers)
@@ -212,13 +212,20 @@ fn peer_row(peer: &Peer) -> [String; 8] {
             .slope_ms_per_cycle
             .map_or_else(dash, |slope| format!("{slope:+.3}")),
         median_mib_written(&peer.cycles).map_or_else(dash, |mib| format!("{mib:.1}")),
-        if peer.flatness.flat {
-            "flat"
-        } else {
-            "not flat"
-        }
-        .to_owned(),
+        peer_verdict(peer),
     ]
+}
+
+fn peer_verdict(peer: &Peer) -> String {
+    match (&peer.failed_check, peer.flatness.flat) {
+        (Some(failed), _) => format!(
+            "failed in cycle {}: {}",
+            failed.cycle,
+            visible(&failed.message)
+        ),
+        (None, true) => "flat".to_owned(),
+        (None, false) => "not flat".to_owned(),
+    }
 }
 
 fn median_mib_written(cycles: &[Cycle]) -> Option<f64> {
@@ -357,9 +364,12 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::matrix::PortPolicy;
-    use crate::record::Attempt;
+    use crate::record::{Attempt, FailedCheck, Host, KvmKind, SubjectDescription};
+    use crate::run::{Run, RunEnd};
 
     fn cycle(number: u32, attempts: usize) -> Cycle {
         let attempt = Attempt {
@@ -401,6 +411,42 @@ mod tests {
             "readiness: one attempt in each of 2 cycles"
         );
         assert!(readiness_line(&[cycle(1, 1), cycle(2, 4)]).contains("at most 4 in one"));
+    }
+
+    fn report(cycles: Vec<Cycle>) -> Report {
+        let run = Run {
+            subject: SubjectDescription::default(),
+            cycles_wanted: 3,
+            cycles,
+            end: RunEnd::Complete,
+            vsocks_before: None,
+        };
+        let host = Host {
+            kvm: KvmKind::Unknown,
+            details: BTreeMap::new(),
+        };
+        Report::of_run(host, String::new(), run)
+    }
+
+    #[test]
+    fn a_peer_whose_check_failed_shows_which_one() {
+        let mut report = report(vec![cycle(1, 1)]);
+        let failed = FailedCheck {
+            cycle: 2,
+            check: "resume".to_owned(),
+            message: "resume failed: no\nanswer".to_owned(),
+        };
+        report.peers.push(Peer {
+            subject: SubjectDescription::default(),
+            cycles: vec![cycle(1, 1)],
+            flatness: report.flatness.clone(),
+            failed_check: Some(failed),
+        });
+        let table = peers_table(&report);
+        assert!(
+            table.contains("failed in cycle 2: resume failed: no\u{fffd}answer"),
+            "{table}"
+        );
     }
 
     #[test]

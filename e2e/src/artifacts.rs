@@ -31,11 +31,11 @@ pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// A guest image of this run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum GuestImage {
-    /// The released init.
+    /// The released init
     Default,
-    /// The init that leaks one socket per cycle.
+    /// The init that leaks one socket per cycle
     Leaky,
 }
 

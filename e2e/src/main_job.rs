@@ -40,26 +40,33 @@ pub struct Arguments {
     /// Measure another VMM on the same work, side by side: firecracker=PATH of its static binary
     #[arg(long, value_name = "KIND=PATH")]
     vmm: Option<peer::PeerBinary>,
+    /// Which init the guest runs; the leaky one shows who lives with a leak and who does not
+    #[arg(long, value_enum, default_value_t = GuestImage::Default)]
+    guest: GuestImage,
+    /// Connect the long-lived monitor before the status check, the unlucky order
+    #[arg(long)]
+    monitor_first: bool,
 }
 
 /// Runs the job; true if the verdict is flat.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
-    let host = KvmHost::start(&arguments.output, &[GuestImage::Default]).await?;
+    let host = KvmHost::start(&arguments.output, &[arguments.guest]).await?;
     let wanted = Wanted {
         name: "e2e".to_owned(),
-        image: GuestImage::Default,
+        image: arguments.guest,
         memory_mib: arguments.memory_mib,
         vcpus: arguments.vcpus,
-        vsock: None,
+        vsock: arguments.monitor_first.then(|| VsockOptions {
+            monitor_first: Some(true),
+            ..VsockOptions::default()
+        }),
+    };
+    let leftover = match arguments.guest {
+        GuestImage::Default => LeftoverVsocks::Fail,
+        GuestImage::Leaky => LeftoverVsocks::Record,
     };
     let started_at = humantime_now();
-    let run = cycles_on(
-        host.client(),
-        &wanted,
-        arguments.cycles,
-        LeftoverVsocks::Fail,
-    )
-    .await;
+    let run = cycles_on(host.client(), &wanted, arguments.cycles, leftover).await;
     let description = host.describe().await?;
     let run = match run {
         Ok(run) => run,
@@ -69,18 +76,38 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     };
     host.stop()?;
     let mut report = Report::of_run(description, started_at, run);
-    if let Some(binary) = &arguments.vmm {
-        let peer = peer::measure(
-            binary,
-            &arguments.output,
-            arguments.cycles,
-            arguments.memory_mib,
-            arguments.vcpus,
-        )?;
-        report.peers.push(peer);
-    }
+    // What the peer does must not cost what was measured before it.
+    report_files::write(&arguments.output, "report", &report)?;
+    let measured = match &arguments.vmm {
+        Some(binary) => measure_peer(binary, arguments, &mut report),
+        None => Ok(()),
+    };
     publish(&arguments.output, "report", &report)?;
+    measured?;
     Ok(report.flatness.flat)
+}
+
+/// Measures the peer, adds it to `report`, and writes a full report of its own.
+fn measure_peer(
+    binary: &peer::PeerBinary,
+    arguments: &Arguments,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let work = peer::Work {
+        cycles: arguments.cycles,
+        memory_mib: arguments.memory_mib,
+        vcpus: arguments.vcpus,
+        guest: arguments.guest,
+        monitor_first: arguments.monitor_first,
+    };
+    let started_at = humantime_now();
+    let peer = peer::measure(binary, &arguments.output, &work)?;
+    report.peers.push(peer.clone());
+    let own = Report::of_peer(report.host.clone(), started_at, work.cycles, peer);
+    for path in report_files::write(&arguments.output, "firecracker", &own)? {
+        output::say(&format!("the peer's own report: {}", path.display()));
+    }
+    Ok(())
 }
 
 /// A machine for a run.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use cycles::{LeftoverVsocks, Peer, RunOptions, run_cycles};
+use cycles::{LeftoverVsocks, Peer, Run, RunOptions, run_cycles};
 use kvm_host::pack::HostFile;
 
 use crate::artifacts::GuestImage;
@@ -58,6 +58,26 @@ impl FromStr for PeerBinary {
     }
 }
 
+/// What a peer is put through: what our own machine was.
+#[derive(Debug, Clone, Args)]
+pub struct Work {
+    /// How many cycles
+    #[arg(long)]
+    pub cycles: u32,
+    /// Memory of the guest, in MiB
+    #[arg(long)]
+    pub memory_mib: u32,
+    /// vCPUs of the guest
+    #[arg(long)]
+    pub vcpus: u32,
+    /// Which init the guest runs
+    #[arg(long)]
+    pub guest: GuestImage,
+    /// The long-lived monitor connects before the status check
+    #[arg(long)]
+    pub monitor_first: bool,
+}
+
 /// Arguments of the hidden command that measures a peer where Linux guests run.
 #[derive(Debug, Clone, Args)]
 pub struct Arguments {
@@ -65,24 +85,14 @@ pub struct Arguments {
     binary: PathBuf,
     #[arg(long)]
     images: PathBuf,
-    #[arg(long)]
-    cycles: u32,
-    #[arg(long)]
-    memory_mib: u32,
-    #[arg(long)]
-    vcpus: u32,
+    #[command(flatten)]
+    work: Work,
     #[arg(long)]
     output: PathBuf,
 }
 
 /// Puts the peer through the cycles, here or in a virtual host.
-pub fn measure(
-    binary: &PeerBinary,
-    folder: &Path,
-    cycles: u32,
-    memory_mib: u32,
-    vcpus: u32,
-) -> anyhow::Result<Peer> {
+pub fn measure(binary: &PeerBinary, folder: &Path, work: &Work) -> anyhow::Result<Peer> {
     let path = &binary.path;
     ensure!(
         path.is_file(),
@@ -94,17 +104,16 @@ pub fn measure(
     let mut arguments = Arguments {
         binary: path.clone(),
         images: folder.join("images"),
-        cycles,
-        memory_mib,
-        vcpus,
+        work: work.clone(),
         output: file.clone(),
     };
+    let cycles = work.cycles;
     output::say(&format!("the same {cycles} cycles in {}", path.display()));
     if here {
-        crate::artifacts::build_images(&arguments.images, &[GuestImage::Default])?;
+        crate::artifacts::build_images(&arguments.images, &[work.guest])?;
         run_as_child(&arguments)?;
     } else {
-        let mut files = host::image_files(folder, &[GuestImage::Default], INSIDE_IMAGES)?;
+        let mut files = host::image_files(folder, &[work.guest], INSIDE_IMAGES)?;
         files.push(HostFile::program(path, INSIDE_BINARY));
         arguments.binary = INSIDE_BINARY.into();
         arguments.images = INSIDE_IMAGES.into();
@@ -139,39 +148,27 @@ fn run_as_child(arguments: &Arguments) -> anyhow::Result<()> {
 impl Arguments {
     fn command_line(&self) -> Vec<String> {
         let path = |path: &Path| path.display().to_string();
-        [
+        let work = &self.work;
+        let mut words = vec![
             "peer".to_owned(),
             format!("--binary={}", path(&self.binary)),
             format!("--images={}", path(&self.images)),
-            format!("--cycles={}", self.cycles),
-            format!("--memory-mib={}", self.memory_mib),
-            format!("--vcpus={}", self.vcpus),
+            format!("--cycles={}", work.cycles),
+            format!("--memory-mib={}", work.memory_mib),
+            format!("--vcpus={}", work.vcpus),
+            format!("--guest={}", work.guest.name()),
             format!("--output={}", path(&self.output)),
-        ]
-        .to_vec()
+        ];
+        if work.monitor_first {
+            words.push("--monitor-first".to_owned());
+        }
+        words
     }
 }
 
 /// The hidden command: measures and writes a [`Peer`] as JSON.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
-    let folder = tempfile::tempdir().context("cannot make a folder for the peer's files")?;
-    let image = arguments.images.join(GuestImage::Default.name());
-    let mut subject = Firecracker::boot(FirecrackerOptions {
-        binary: arguments.binary.clone(),
-        kernel: image.join("kernel"),
-        initramfs: image.join("initramfs"),
-        folder: folder.path().to_owned(),
-        memory_mib: arguments.memory_mib,
-        vcpus: arguments.vcpus,
-    })
-    .await
-    .context("cannot boot the peer")?;
-    let mut progress = Progress::new("firecracker", Arc::new(AtomicBool::new(false)));
-    let options = RunOptions {
-        cycles: arguments.cycles,
-        leftover_vsocks: LeftoverVsocks::Record,
-    };
-    let run = run_cycles(&mut subject, options, &mut progress).await;
+    let run = cycles_in(&arguments.binary, &arguments.images, &arguments.work).await?;
     let peer = Peer::of_run(run);
     if let Some(parent) = arguments.output.parent() {
         std::fs::create_dir_all(parent)?;
@@ -179,4 +176,74 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     std::fs::write(&arguments.output, serde_json::to_vec(&peer)?)
         .with_context(|| format!("cannot write {}", arguments.output.display()))?;
     Ok(true)
+}
+
+/// Boots an image of the store `images` in the peer `binary` and puts it through its cycles, on
+/// this very machine.
+pub async fn cycles_in(binary: &Path, images: &Path, work: &Work) -> anyhow::Result<Run> {
+    let folder = tempfile::tempdir().context("cannot make a folder for the peer's files")?;
+    let image = images.join(work.guest.name());
+    let mut subject = Firecracker::boot(FirecrackerOptions {
+        binary: binary.to_owned(),
+        kernel: image.join("kernel"),
+        initramfs: image.join("initramfs"),
+        folder: folder.path().to_owned(),
+        memory_mib: work.memory_mib,
+        vcpus: work.vcpus,
+        monitor_first: work.monitor_first,
+    })
+    .await
+    .context("cannot boot the peer")?;
+    let mut progress = Progress::new("firecracker", Arc::new(AtomicBool::new(false)));
+    let options = RunOptions {
+        cycles: work.cycles,
+        leftover_vsocks: LeftoverVsocks::Record,
+    };
+    Ok(run_cycles(&mut subject, options, &mut progress).await)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_is_named_by_its_kind_and_a_path() {
+        let named = "firecracker=/opt/fc=1/firecracker".parse::<PeerBinary>();
+        assert_eq!(named.unwrap().path, Path::new("/opt/fc=1/firecracker"));
+    }
+
+    #[test]
+    fn a_peer_without_a_path_or_of_another_kind_is_refused_with_what_to_write() {
+        for text in ["", "firecracker", "firecracker=", "/usr/bin/firecracker"] {
+            assert_eq!(text.parse::<PeerBinary>(), Err(PeerBinaryError::Form));
+        }
+        let kind = PeerBinaryError::Kind("qemu".to_owned());
+        assert_eq!("qemu=/usr/bin/qemu".parse::<PeerBinary>(), Err(kind));
+    }
+
+    #[derive(Debug, Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    #[test]
+    fn the_hidden_command_is_told_all_of_the_work() {
+        let arguments = Arguments {
+            binary: "/bin/peer".into(),
+            images: "/images".into(),
+            work: Work {
+                cycles: 7,
+                memory_mib: 96,
+                vcpus: 2,
+                guest: GuestImage::Leaky,
+                monitor_first: true,
+            },
+            output: "/export/peer.json".into(),
+        };
+        let parsed = CommandLine::try_parse_from(arguments.command_line()).unwrap();
+        assert_eq!(format!("{:?}", parsed.arguments), format!("{arguments:?}"));
+    }
 }

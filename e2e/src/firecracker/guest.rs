@@ -11,6 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::readiness::Tried;
+
 /// Why a call to init did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
@@ -59,9 +61,21 @@ pub(super) struct Connection {
     pub(super) local_port: u32,
 }
 
-/// Connects to init's port.
+/// Pause between questions that met a leaked pair.
+const ASK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Connects to init's port. Where the guest leaks, this may meet leaked pairs although the
+/// readiness check before it met none; the next attempt has another port.
 pub(super) async fn connect(socket: &Path, deadline: Duration) -> Result<Connection, CallError> {
-    timeout(deadline, handshake(socket))
+    let past_leaked_pairs = async {
+        loop {
+            match handshake(socket).await {
+                Err(CallError::Reset) => tokio::time::sleep(ASK_AGAIN).await,
+                other => return other,
+            }
+        }
+    };
+    timeout(deadline, past_leaked_pairs)
         .await
         .map_err(|_| CallError::NoReply { deadline })?
 }
@@ -156,29 +170,59 @@ impl Connection {
     }
 }
 
-/// One readiness attempt: connect, ask for the status, within `deadline`.
+/// One attempt at the status, within `deadline`.
 pub(super) async fn status(
     socket: &Path,
     generation: u64,
     deadline: Duration,
-) -> (Option<u32>, Result<GuestStatus, CallError>) {
-    let mut local_port = None;
-    let attempt = async {
-        let mut connection = handshake(socket).await?;
-        local_port = Some(connection.local_port);
+) -> Tried<GuestStatus> {
+    let ask = async |mut connection: Connection| {
         connection.send(generation, Request::Status).await?;
         match connection.reply().await? {
             Reply::Status(status) if status.generation == generation => Ok(status),
-            other => Err(CallError::BadReply {
-                what: format!("{other:?}"),
-            }),
+            other => Err(unexpected(&other)),
         }
     };
-    let outcome = timeout(deadline, attempt).await;
-    (
-        local_port,
-        outcome.unwrap_or(Err(CallError::NoReply { deadline })),
-    )
+    attempt(socket, deadline, ask).await
+}
+
+/// One attempt at the long-lived connection, on which init streams CPU usage.
+pub(super) async fn monitor(
+    socket: &Path,
+    generation: u64,
+    deadline: Duration,
+) -> Tried<Connection> {
+    let ask = async |mut connection: Connection| {
+        let request = Request::CpuUsage { interval_ms: 1000 };
+        connection.send(generation, request).await?;
+        match connection.reply().await? {
+            Reply::Streaming => Ok(connection),
+            other => Err(unexpected(&other)),
+        }
+    };
+    attempt(socket, deadline, ask).await
+}
+
+async fn attempt<T>(
+    socket: &Path,
+    deadline: Duration,
+    ask: impl AsyncFnOnce(Connection) -> Result<T, CallError>,
+) -> Tried<T> {
+    let mut local_port = None;
+    let attempt = async {
+        let connection = handshake(socket).await?;
+        local_port = Some(connection.local_port);
+        ask(connection).await
+    };
+    let result = timeout(deadline, attempt).await;
+    let result = result.unwrap_or(Err(CallError::NoReply { deadline }));
+    (local_port, result)
+}
+
+fn unexpected(reply: &Reply) -> CallError {
+    CallError::BadReply {
+        what: format!("{reply:?}"),
+    }
 }
 
 /// One call answered by one reply.
@@ -189,7 +233,7 @@ pub(super) async fn call(
     deadline: Duration,
 ) -> Result<Reply, CallError> {
     let exchange = async {
-        let mut connection = handshake(socket).await?;
+        let mut connection = connect(socket, deadline).await?;
         connection.send(generation, request).await?;
         connection.reply().await
     };

@@ -7,6 +7,9 @@
 mod api;
 mod guest;
 mod process;
+mod readiness;
 mod subject;
+#[cfg(test)]
+mod tests;
 
 pub use subject::{Firecracker, FirecrackerError, FirecrackerOptions};

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use cycles::{
-    Attempt, AttemptOutcome, GuestObservation, Phases, ResumeOutcome, Subject, SubjectDescription,
-    SuspendOutcome,
+    Attempt, GuestObservation, Phases, ResumeOutcome, Subject, SubjectDescription, SuspendOutcome,
 };
 use guest_protocol::{ExecSpec, Frame, GuestStatus, Reply, Request};
 use hyper::Method;
@@ -15,18 +14,13 @@ use serde_json::json;
 use super::api::{self, ApiError};
 use super::guest::{self, CallError, Connection};
 use super::process::{Process, ProcessError};
+use super::readiness::{LIMITS, NotReady, repeat};
 use crate::counter;
 
-/// Deadline of one readiness attempt, as the supervisor's.
-const ATTEMPT_DEADLINE: Duration = Duration::from_secs(2);
-/// Deadline of a whole readiness check.
-const READY_DEADLINE: Duration = Duration::from_secs(120);
-/// First pause between attempts; doubles up to the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-/// Longest pause between attempts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Deadline of other calls to init.
 const CALL_DEADLINE: Duration = Duration::from_secs(20);
+/// Pause between looks for the first count.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// What to boot, and with what.
 #[derive(Debug, Clone)]
@@ -43,6 +37,8 @@ pub struct FirecrackerOptions {
     pub memory_mib: u32,
     /// Guest processors.
     pub vcpus: u32,
+    /// Whether the long-lived monitor connects before the status check.
+    pub monitor_first: bool,
 }
 
 /// Why Firecracker could not be put through a step.
@@ -71,16 +67,8 @@ pub enum FirecrackerError {
         source: CallError,
     },
     /// The readiness check gave up.
-    #[error(
-        "init was not ready within {} s, {attempts} attempts, the last: {last}",
-        READY_DEADLINE.as_secs()
-    )]
-    NotReady {
-        /// How many were made.
-        attempts: usize,
-        /// What came of the last one.
-        last: String,
-    },
+    #[error("the guest did not answer")]
+    NotReady(#[from] NotReady),
     /// The subject is in no state for it.
     #[error("cannot {what}: no VMM runs")]
     NotRunning {
@@ -153,7 +141,7 @@ impl Firecracker {
             hostname: "peer".to_owned(),
         };
         machine.call(launch, "start the counter").await?;
-        machine.open_monitor().await?;
+        machine.open_the_rest().await?;
         machine.first_count().await?;
         Ok(machine)
     }
@@ -168,63 +156,40 @@ impl Firecracker {
             .map_err(|source| FirecrackerError::Guest { what, source })
     }
 
-    /// Asks until init answers; the same check, deadlines and pauses as the supervisor's.
-    async fn ready(&self) -> Result<(GuestStatus, Vec<Attempt>), FirecrackerError> {
-        let begin = Instant::now();
+    /// Opens the long-lived connection and asks for the status, in the order that was chosen.
+    /// Attempts of both count where the monitor comes first: the check waits for it.
+    async fn ready(&mut self) -> Result<Vec<Attempt>, FirecrackerError> {
         let mut attempts = Vec::new();
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let start = Instant::now();
-            let (local_port, result) =
-                guest::status(&self.socket(), self.generation, ATTEMPT_DEADLINE).await;
-            let outcome = match &result {
-                Ok(_) => AttemptOutcome::Ok,
-                Err(CallError::Reset | CallError::Connect { .. }) => AttemptOutcome::Reset,
-                Err(CallError::NoReply { .. }) => AttemptOutcome::NoReply,
-                Err(CallError::Closed(_)) => AttemptOutcome::Closed,
-                Err(CallError::BadReply { .. }) => AttemptOutcome::BadReply,
-            };
-            attempts.push(Attempt {
-                local_port,
-                outcome,
-                ms: ms_since(start),
-            });
-            match result {
-                Ok(status) => return Ok((status, attempts)),
-                Err(error) if begin.elapsed() > READY_DEADLINE => {
-                    return Err(FirecrackerError::NotReady {
-                        attempts: attempts.len(),
-                        last: error.to_string(),
-                    });
-                }
-                Err(_) => tokio::time::sleep(pause).await,
-            }
-            pause = (pause * 2).min(LONGEST_PAUSE);
+        if self.options.monitor_first {
+            self.open_monitor(&mut attempts).await?;
         }
+        let (socket, generation) = (self.socket(), self.generation);
+        let ask = || guest::status(&socket, generation, LIMITS.attempt);
+        repeat(&LIMITS, "status", &mut attempts, ask).await?;
+        Ok(attempts)
     }
 
     /// The long-lived connection; the old one is only now given up, as a platform's would be.
-    async fn open_monitor(&mut self) -> Result<(), FirecrackerError> {
-        let what = "open the CPU monitor";
-        let failed = |source| FirecrackerError::Guest { what, source };
-        let mut monitor = guest::connect(&self.socket(), CALL_DEADLINE)
-            .await
-            .map_err(failed)?;
-        let request = Request::CpuUsage { interval_ms: 1000 };
-        monitor
-            .send(self.generation, request)
-            .await
-            .map_err(failed)?;
-        monitor.reply().await.map_err(failed)?;
-        self.monitor = Some(monitor);
+    async fn open_monitor(&mut self, attempts: &mut Vec<Attempt>) -> Result<(), FirecrackerError> {
+        let (socket, generation) = (self.socket(), self.generation);
+        let open = || guest::monitor(&socket, generation, LIMITS.attempt);
+        self.monitor = Some(repeat(&LIMITS, "monitor", attempts, open).await?);
         Ok(())
+    }
+
+    /// What the check has left to be opened; no part of any measurement.
+    async fn open_the_rest(&mut self) -> Result<(), FirecrackerError> {
+        if self.options.monitor_first {
+            return Ok(());
+        }
+        self.open_monitor(&mut Vec::new()).await
     }
 
     /// Waits until the counter in the guest has begun.
     async fn first_count(&self) -> Result<(), FirecrackerError> {
         let deadline = Instant::now() + CALL_DEADLINE;
         while self.count().await?.is_none() && Instant::now() < deadline {
-            tokio::time::sleep(FIRST_PAUSE).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
         Ok(())
     }
@@ -292,7 +257,12 @@ impl Subject for Firecracker {
     type Error = FirecrackerError;
 
     fn describe(&self) -> SubjectDescription {
-        let order = ("reconnection".to_owned(), "status check first".to_owned());
+        let order = if self.options.monitor_first {
+            "monitor first"
+        } else {
+            "status check first"
+        };
+        let order = ("reconnection".to_owned(), order.to_owned());
         SubjectDescription {
             name: self.version.clone(),
             memory_mib: Some(u64::from(self.options.memory_mib)),
@@ -357,14 +327,14 @@ impl Subject for Firecracker {
         let loaded_ms = ms_since(start);
         self.process = Some(process);
         self.generation += 1;
-        let (_, readiness) = self.ready().await?;
+        let readiness = self.ready().await?;
         let total_ms = ms_since(start);
         let named = [
             ("spawn".to_owned(), spawned_ms),
             ("load_snapshot".to_owned(), loaded_ms - spawned_ms),
             ("readiness".to_owned(), total_ms - loaded_ms),
         ];
-        self.open_monitor().await?;
+        self.open_the_rest().await?;
         let guest = self.observe_now().await?;
         Ok(ResumeOutcome {
             total_ms,

@@ -15,6 +15,7 @@ mod files;
 mod instruments;
 mod last_words;
 mod logs;
+mod peer;
 mod published_ports;
 mod stage;
 mod suspend_resume;
@@ -25,17 +26,21 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use cycles::KvmKind;
+use kvm_host::pack::HostFile;
 use libtest_mimic::{Arguments, Trial};
 
 use e2e::artifacts::GuestImage;
 use e2e::host;
 use e2e::inside::{self, EXPORT, Inside};
+use peer::FIRECRACKER_ENV;
 use stage::{IMAGES_ENV, Stage};
 
 /// Longest that all tests together may take in a virtual host.
 const DEADLINE: Duration = Duration::from_secs(1800);
 /// Where guest images lie inside a virtual host.
 const INSIDE_IMAGES: &str = "/images";
+/// Where a Firecracker lies there, if one was supplied.
+const INSIDE_FIRECRACKER: &str = "/usr/bin/firecracker";
 /// Programs that the tests run.
 const BINARIES: [&str; 3] = ["mctl", "mctl-supervisor", "mctl-vmm"];
 
@@ -51,7 +56,9 @@ fn main() -> ExitCode {
     if !arguments.list && !host::runs_linux_here() {
         return rerun_inside().unwrap_or_else(failed);
     }
-    libtest_mimic::run(&arguments, trials()).exit_code()
+    let mut trials = trials();
+    trials.extend(trials_of_a_peer());
+    libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 fn failed(error: anyhow::Error) -> ExitCode {
@@ -68,9 +75,14 @@ fn rerun_inside() -> anyhow::Result<ExitCode> {
     let images = [GuestImage::Default, GuestImage::Leaky];
     let mut files = host::image_files(&folder, &images, INSIDE_IMAGES)?;
     files.extend(host::binaries_for_inside(&BINARIES)?);
+    let mut environment = vec![(IMAGES_ENV.to_owned(), INSIDE_IMAGES.to_owned())];
+    if let Some(binary) = std::env::var_os(FIRECRACKER_ENV) {
+        files.push(HostFile::program(binary, INSIDE_FIRECRACKER));
+        environment.push((FIRECRACKER_ENV.to_owned(), INSIDE_FIRECRACKER.to_owned()));
+    }
     let code = inside::run(Inside {
         arguments: std::env::args().skip(1).collect(),
-        environment: vec![(IMAGES_ENV.to_owned(), INSIDE_IMAGES.to_owned())],
+        environment,
         files,
         export: Some((EXPORT, &folder.join("logs"))),
         logs: folder.clone(),
@@ -145,4 +157,18 @@ fn trials() -> Vec<Trial> {
             a_leak_is_told_with_its_size_its_beginning_and_its_cost,
             a_healthy_machine_is_told_healthy_and_a_bench_of_it_makes_a_report;
     }
+}
+
+/// What needs a binary that this project does not ship: ignored without it, and says so.
+fn trials_of_a_peer() -> Vec<Trial> {
+    let trials = promises! {
+        peer:
+            a_firecracker_goes_through_the_same_cycles_with_either_init;
+    };
+    if std::env::var_os(FIRECRACKER_ENV).is_some() {
+        return trials;
+    }
+    let needed = format!("needs {FIRECRACKER_ENV}=PATH of a static Firecracker binary");
+    let ignored = |trial: Trial| trial.with_kind(&needed).with_ignored_flag(true);
+    trials.into_iter().map(ignored).collect()
 }

@@ -1,0 +1,226 @@
+//! The adapter without a Firecracker: its API and a guest's init, played on Unix sockets.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cycles::AttemptOutcome;
+use guest_protocol::{
+    Call, Decoded, Frame, GuestStatus, MainProcess, MainProcessState, OpenVsocks, Reply, Request,
+    decode, encode,
+};
+use hyper::Method;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::api::{self, ApiError};
+use super::guest::{self, CallError};
+use super::readiness::{LIMITS, Limits, repeat};
+
+/// What a vsock socket does with one connection.
+#[derive(Debug, Clone, Copy)]
+enum Play {
+    /// As Firecracker where the guest answered with RST.
+    Refuse,
+    /// Neither answers nor closes.
+    Silence,
+    /// Accepts and closes.
+    AcceptAndClose,
+    /// Accepts, and answers as init of that generation.
+    Answer { generation: u64 },
+    /// Says something else than `OK`.
+    Babble,
+}
+
+/// A socket that plays these one after the other, then the last one for ever.
+fn vsock(plays: &'static [Play]) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("v.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        for index in 0.. {
+            let (stream, _) = listener.accept().await.unwrap();
+            let play = plays[index.min(plays.len() - 1)];
+            let local_port = (1 << 30) + u32::try_from(index).unwrap();
+            held.extend(played(stream, play, local_port).await);
+        }
+    });
+    (folder, path)
+}
+
+/// Plays; returns what must not be closed.
+async fn played(mut stream: UnixStream, play: Play, local_port: u32) -> Option<UnixStream> {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        line.push(stream.read_u8().await.unwrap());
+    }
+    assert_eq!(line, b"CONNECT 1024\n");
+    let accepted = format!("OK {local_port}\n");
+    match play {
+        Play::Refuse => return None,
+        Play::Silence => return Some(stream),
+        Play::Babble => stream.write_all(b"HTTP/1.1 400\n").await.unwrap(),
+        Play::AcceptAndClose => stream.write_all(accepted.as_bytes()).await.unwrap(),
+        Play::Answer { generation } => {
+            stream.write_all(accepted.as_bytes()).await.unwrap();
+            let reply = match call_from(&mut stream).await.request {
+                Request::Status => Reply::Status(status(generation)),
+                Request::CpuUsage { .. } => Reply::Streaming,
+                _ => Reply::Done,
+            };
+            let mut bytes = Vec::new();
+            encode(
+                Frame::Json(&serde_json::to_vec(&reply).unwrap()),
+                &mut bytes,
+            )
+            .unwrap();
+            stream.write_all(&bytes).await.unwrap();
+        }
+    }
+    // The other end still reads.
+    Some(stream).filter(|_| !matches!(play, Play::AcceptAndClose))
+}
+
+async fn call_from(stream: &mut UnixStream) -> Call {
+    let mut bytes = Vec::new();
+    loop {
+        if let Decoded::Frame(Frame::Json(json), _) = decode(&bytes).unwrap() {
+            return serde_json::from_slice(json).unwrap();
+        }
+        assert_ne!(stream.read_buf(&mut bytes).await.unwrap(), 0);
+    }
+}
+
+fn status(generation: u64) -> GuestStatus {
+    GuestStatus {
+        boot_id: "b".to_owned(),
+        generation,
+        init_version: "1".to_owned(),
+        uptime_ms: 1,
+        realtime_ns: 1,
+        clock_step_ms: None,
+        open_vsocks: OpenVsocks::default(),
+        main: MainProcess {
+            state: MainProcessState::Running,
+            pid: Some(2),
+            exit: None,
+            next_output_sequence: 0,
+        },
+    }
+}
+
+const SOON: Duration = Duration::from_secs(20);
+/// For what never answers.
+const BRIEF: Duration = Duration::from_millis(50);
+
+#[tokio::test]
+async fn an_attempt_tells_its_port_and_what_came_of_it() {
+    let answers = vsock(&[Play::Answer { generation: 4 }]);
+    let (port, result) = guest::status(&answers.1, 4, SOON).await;
+    assert_eq!((port, result.unwrap().generation), (Some(1 << 30), 4));
+
+    let refuses = vsock(&[Play::Refuse]);
+    let (port, result) = guest::status(&refuses.1, 4, SOON).await;
+    assert!(matches!((port, result), (None, Err(CallError::Reset))));
+
+    let silent = vsock(&[Play::Silence]);
+    let (_, result) = guest::status(&silent.1, 4, BRIEF).await;
+    assert!(matches!(result, Err(CallError::NoReply { .. })));
+
+    let closes = vsock(&[Play::AcceptAndClose]);
+    let (port, result) = guest::status(&closes.1, 4, SOON).await;
+    assert_eq!(port, Some(1 << 30));
+    assert!(matches!(result, Err(CallError::Closed(_))), "{result:?}");
+
+    let (_, result) = guest::status(Path::new("/nonexistent/v.sock"), 4, SOON).await;
+    assert!(matches!(result, Err(CallError::Connect { .. })));
+}
+
+#[tokio::test]
+async fn an_init_of_another_generation_and_a_foreign_program_are_bad_replies() {
+    let older = vsock(&[Play::Answer { generation: 3 }]);
+    let (_, result) = guest::status(&older.1, 4, SOON).await;
+    assert!(matches!(result, Err(CallError::BadReply { .. })));
+
+    let foreign = vsock(&[Play::Babble]);
+    let (_, result) = guest::status(&foreign.1, 4, SOON).await;
+    assert!(matches!(result, Err(CallError::BadReply { .. })));
+}
+
+#[tokio::test]
+async fn a_check_walks_past_leaked_pairs_and_records_each() {
+    let (_folder, socket) = vsock(&[Play::Refuse, Play::Refuse, Play::Answer { generation: 2 }]);
+    let mut attempts = Vec::new();
+    let ask = || guest::status(&socket, 2, LIMITS.attempt);
+    repeat(&LIMITS, "status", &mut attempts, ask).await.unwrap();
+    let outcomes: Vec<AttemptOutcome> = attempts.iter().map(|one| one.outcome).collect();
+    let reset = AttemptOutcome::Reset;
+    assert_eq!(outcomes, [reset, reset, AttemptOutcome::Ok]);
+    assert_eq!(attempts[2].local_port, Some((1 << 30) + 2));
+}
+
+#[tokio::test]
+async fn a_check_gives_up_and_says_after_how_many_attempts() {
+    let (_folder, socket) = vsock(&[Play::Refuse]);
+    let limits = Limits {
+        total: BRIEF,
+        ..LIMITS
+    };
+    let mut attempts = Vec::new();
+    let ask = || guest::monitor(&socket, 2, limits.attempt);
+    let error = repeat(&limits, "monitor", &mut attempts, ask).await;
+    let text = error.unwrap_err().to_string();
+    let count = attempts.len();
+    assert!(text.starts_with("monitor: not ready"), "{text}");
+    assert!(text.ends_with(&format!(" {count} attempts")), "{text}");
+}
+
+#[tokio::test]
+async fn other_questions_are_repeated_past_leaked_pairs() {
+    let (_folder, socket) = vsock(&[Play::Refuse, Play::Refuse, Play::Answer { generation: 1 }]);
+    let reply = guest::call(&socket, 1, Request::Status, SOON).await;
+    assert!(matches!(reply.unwrap(), Reply::Status(_)));
+}
+
+/// An API that reads one request and answers so.
+fn answering(answer: &'static str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("api.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"}") {
+            assert_ne!(stream.read_buf(&mut request).await.unwrap(), 0);
+        }
+        let request = String::from_utf8(request).unwrap();
+        assert!(request.starts_with("PATCH /vm HTTP/1.1\r\n"), "{request}");
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    });
+    (folder, path)
+}
+
+async fn pause(socket: &Path) -> Result<(), ApiError> {
+    api::call(socket, Method::PATCH, "/vm", &json!({ "state": "Paused" })).await
+}
+
+#[tokio::test]
+async fn the_api_succeeds_with_any_success_and_passes_on_what_it_refuses() {
+    let (_folder, socket) = answering("HTTP/1.1 204 \r\n\r\n");
+    pause(&socket).await.unwrap();
+
+    let refusal = "HTTP/1.1 400 \r\nContent-Length: 24\r\n\r\n{\"fault_message\":\"no VM\"}";
+    let (_folder, socket) = answering(refusal);
+    let text = pause(&socket).await.unwrap_err().to_string();
+    assert!(text.contains("400") && text.contains("no VM"), "{text}");
+}
+
+#[tokio::test]
+async fn an_api_that_is_gone_or_breaks_off_is_an_error_with_its_cause() {
+    let (_folder, socket) = answering("HTTP/1.1 2");
+    let broken = pause(&socket).await.unwrap_err();
+    assert!(matches!(broken, ApiError::Transport { .. }), "{broken:?}");
+    let gone = pause(Path::new("/nonexistent/api.sock")).await;
+    assert!(matches!(gone, Err(ApiError::Connect { .. })));
+}

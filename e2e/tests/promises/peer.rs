@@ -1,0 +1,39 @@
+//! The adapter to Firecracker on real guests, with a binary that is supplied from outside.
+
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use cycles::{AttemptOutcome, RunEnd};
+use e2e::artifacts::GuestImage;
+use e2e::peer::{Work, cycles_in};
+
+use crate::stage::Stage;
+
+/// Names a static Firecracker binary.
+pub(crate) const FIRECRACKER_ENV: &str = "MCTL_TEST_FIRECRACKER";
+
+const CYCLES: u32 = 5;
+
+pub(crate) async fn a_firecracker_goes_through_the_same_cycles_with_either_init(
+    stage: &mut Stage,
+) -> anyhow::Result<()> {
+    let binary = std::env::var_os(FIRECRACKER_ENV).context("no binary was named")?;
+    let images = stage.state().join("images");
+    for (guest, monitor_first) in [(GuestImage::Default, false), (GuestImage::Leaky, true)] {
+        let work = Work {
+            cycles: CYCLES,
+            memory_mib: 128,
+            vcpus: 1,
+            guest,
+            monitor_first,
+        };
+        let run = cycles_in(Path::new(&binary), &images, &work).await?;
+        ensure!(run.end == RunEnd::Complete, "{guest:?}: {:?}", run.end);
+        for cycle in &run.cycles {
+            let last = cycle.readiness.last().context("no attempt")?;
+            ensure!(last.outcome == AttemptOutcome::Ok, "{cycle:?}");
+            ensure!(cycle.guest_open_vsocks.is_some(), "{cycle:?}");
+        }
+    }
+    Ok(())
+}
