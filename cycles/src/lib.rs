@@ -16,6 +16,7 @@ mod matrix;
 mod phases;
 mod record;
 mod run;
+mod scale;
 mod statistics;
 mod subject;
 mod table;
@@ -31,9 +32,10 @@ pub use matrix::{
 pub use phases::{Phases, UNATTRIBUTED};
 pub use record::{
     Attempt, AttemptOutcome, Cycle, FailedCheck, Flatness, Host, KvmKind, Peer, Report, RunConfig,
-    SCHEMA, ScaleRun, SubjectDescription,
+    SCHEMA, SubjectDescription,
 };
 pub use run::{Check, LeftoverVsocks, Observer, Run, RunEnd, RunOptions, Silent, run_cycles};
+pub use scale::{ScaleObjection, ScaleResume, ScaleRun};
 pub use statistics::{
     Quantiles, Slope, TWO_SIDED_95, decile_medians, median, quantile, scatter, theil_sen,
     theil_sen_by_cycle,

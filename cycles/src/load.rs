@@ -231,6 +231,11 @@ fn check(report: &Report) -> Result<(), Problem> {
             .resume_ms
             .iter()
             .try_for_each(|ms| check_duration(&place, "resume_ms", *ms))?;
+        check_length(&place, scale.resumes.len())?;
+        scale
+            .resumes
+            .iter()
+            .try_for_each(|resume| check_phases(&place, &resume.phases_ms))?;
     }
     let Some(matrix) = &report.matrix else {
         return Ok(());

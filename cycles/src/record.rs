@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::matrix::{Matrix, PortPolicy};
 use crate::phases::{Phases, to_the_microsecond};
 use crate::run::Run;
+use crate::scale::ScaleRun;
 use crate::verdict::judge;
 
 /// Version of the report format that this build writes; it reads no newer one.
@@ -332,22 +333,4 @@ impl Peer {
             failed_check,
         }
     }
-}
-
-/// Resumes of a guest that starts with many leaked pairs at the front of the port range.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ScaleRun {
-    /// How local ports were chosen.
-    pub port_policy: PortPolicy,
-    /// Whether pairs were evicted.
-    pub eviction: bool,
-    /// Pairs opened and abandoned before the first suspend.
-    pub leaked_pairs: u32,
-    /// Latency of each resume that succeeded.
-    pub resume_ms: Vec<f64>,
-    /// Most readiness attempts that one resume took.
-    pub attempts_max: u32,
-    /// What stopped the run, where something did.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
 }

@@ -5,7 +5,8 @@
 
 use crate::matrix::{Cell, Expectation, Matrix};
 use crate::phases::{Phases, names_in_order};
-use crate::record::{AttemptOutcome, Cycle, Peer, Report, ScaleRun};
+use crate::record::{AttemptOutcome, Cycle, Peer, Report};
+use crate::scale::ScaleRun;
 use crate::statistics::{Quantiles, as_float, median};
 
 /// Everything that a report holds, one text per table, in the order in which people want it. The
@@ -158,12 +159,16 @@ fn matrix_row(cell: &Cell) -> Vec<String> {
 
 /// Most attempts of one resume, and all of them by outcome.
 pub(crate) fn attempts_in_words(cell: &Cell) -> String {
-    let outcomes: Vec<String> = cell
-        .attempts_by_outcome
-        .iter()
+    let outcomes = cell.attempts_by_outcome.iter();
+    let outcomes = in_words(outcomes.map(|(outcome, count)| (*outcome, *count)));
+    format!("max {} ({outcomes})", cell.attempts_max)
+}
+
+fn in_words<N: std::fmt::Display>(counts: impl Iterator<Item = (AttemptOutcome, N)>) -> String {
+    let counts: Vec<String> = counts
         .map(|(outcome, count)| format!("{count} {}", outcome.name()))
         .collect();
-    format!("max {} ({})", cell.attempts_max, outcomes.join(", "))
+    counts.join(", ")
 }
 
 /// The run and its peers side by side.
@@ -247,20 +252,25 @@ pub fn scale_table(runs: &[ScaleRun]) -> String {
     table.to_text()
 }
 
-pub(crate) const SCALE_HEADER: [&str; 8] = [
+pub(crate) const SCALE_HEADER: [&str; 11] = [
     "ports",
     "eviction",
     "leaked pairs",
     "resumes",
     "resume p50",
     "resume max",
+    "longest phase",
     "attempts max",
+    "attempts",
+    "as expected",
     "stopped by",
 ];
 
 /// The figures behind [`scale_table`].
-pub(crate) fn scale_row(run: &ScaleRun) -> [String; 8] {
+pub(crate) fn scale_row(run: &ScaleRun) -> [String; 11] {
     let resume = Quantiles::of(&run.resume_ms);
+    let longest = run.longest_phase();
+    let outcomes = in_words(run.attempts_by_outcome().into_iter());
     [
         run.port_policy.name().to_owned(),
         if run.eviction { "on" } else { "off" }.to_owned(),
@@ -268,7 +278,17 @@ pub(crate) fn scale_row(run: &ScaleRun) -> [String; 8] {
         run.resume_ms.len().to_string(),
         optional_ms(resume.map(|q| q.p50)),
         optional_ms(resume.map(|q| q.max)),
+        longest.map_or_else(dash, |(name, ms)| {
+            format!("{} {}", visible(name), ms_text(ms))
+        }),
         run.attempts_max.to_string(),
+        if outcomes.is_empty() {
+            dash()
+        } else {
+            outcomes
+        },
+        run.objection()
+            .map_or_else(|| "yes".to_owned(), |objection| format!("NO, {objection}")),
         run.error.as_deref().map_or_else(dash, visible),
     ]
 }
@@ -456,6 +476,7 @@ mod tests {
             eviction: false,
             leaked_pairs: 10_000,
             resume_ms: Vec::new(),
+            resumes: Vec::new(),
             attempts_max: 70,
             error: Some("not ready within 60 s".to_owned()),
         };

@@ -35,7 +35,7 @@ pub struct Arguments {
     output: PathBuf,
 }
 
-/// Runs all cells; true if each shows what it must, the disease included.
+/// Runs all cells; true if each shows what it must, the disease included, and the scale run too.
 ///
 /// # Errors
 /// Where no host could be had, or a machine not be booted. What was measured before is in the
@@ -71,7 +71,8 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
             log.display()
         )
     })?;
-    Ok(measured.matrix.as_expected())
+    let scale_holds = measured.scale.iter().all(ScaleRun::as_expected);
+    Ok(measured.matrix.as_expected() && scale_holds)
 }
 
 async fn run_cells(

@@ -321,10 +321,10 @@ async fn serve_status(server: &Server, connection: &Connection) -> Result<(), Co
 }
 
 async fn serve_cpu_usage(connection: Connection, interval_ms: u32) -> Result<(), ConnectionError> {
-    if !(10..=60_000).contains(&interval_ms) {
+    if !(10..=3_600_000).contains(&interval_ms) {
         let refusal = Refusal {
             kind: RefusalKind::Invalid,
-            message: format!("an interval of {interval_ms} ms is not within 10 to 60000"),
+            message: format!("an interval of {interval_ms} ms is not within 10 to 3600000"),
         };
         return answer(&connection, &Reply::Refused(refusal)).await;
     }

@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use super::charts::attempts_text;
 use super::text::{Text, count, ms};
-use crate::record::{Cycle, Report, ScaleRun};
+use crate::record::{Cycle, Report};
+use crate::scale::ScaleRun;
 use crate::statistics::Quantiles;
 use crate::table::{SCALE_HEADER, peer_rows, phase_sections, scale_row};
 

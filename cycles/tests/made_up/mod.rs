@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use cycles::{
-    Attempt, AttemptOutcome, Cell, CellKey, Cycle, GuestKind, Host, KvmKind, Matrix, Peer, Phases,
-    PortPolicy, Report, Run, RunEnd, ScaleRun, SubjectDescription,
+    Attempt, AttemptOutcome, Cell, CellKey, Cycle, GuestKind, GuestObservation, Host, KvmKind,
+    Matrix, Peer, Phases, PortPolicy, Report, ResumeOutcome, Run, RunEnd, ScaleRun,
+    SubjectDescription,
 };
 
 /// A multiplicative congruential generator is noise enough for pictures.
@@ -160,20 +161,40 @@ pub(crate) fn full_report() -> Report {
     let mut peer = run(99, 300, 0, |_| 0);
     peer.subject = subject("Firecracker v1.15");
     report.peers.push(Peer::of_run(peer));
-    for port_policy in [PortPolicy::Fixed, PortPolicy::Continue, PortPolicy::Random] {
-        let stuck = port_policy == PortPolicy::Fixed;
-        report.scale.push(ScaleRun {
+    let mut noise = Noise(7);
+    for (port_policy, eviction) in [
+        (PortPolicy::Random, true),
+        (PortPolicy::Random, false),
+        (PortPolicy::Continue, false),
+        (PortPolicy::Fixed, false),
+    ] {
+        let mut scale = ScaleRun {
             port_policy,
-            eviction: false,
+            eviction,
             leaked_pairs: 10_000,
-            resume_ms: if stuck {
-                Vec::new()
-            } else {
-                vec![431.0, 440.5, 428.7]
-            },
-            attempts_max: if stuck { 71 } else { 1 },
-            error: stuck.then(|| "not ready within 60 s".to_owned()),
-        });
+            resume_ms: Vec::new(),
+            resumes: Vec::new(),
+            attempts_max: 71,
+            error: Some("not ready within 60 s".to_owned()),
+        };
+        if port_policy != PortPolicy::Fixed {
+            scale.error = None;
+            scale.attempts_max = 0;
+            for _ in 0..5 {
+                let (phases, total_ms) = phases(&RESUME_PHASES, &mut noise, 0.3);
+                scale.resumed(ResumeOutcome {
+                    total_ms,
+                    phases,
+                    readiness: vec![Attempt {
+                        local_port: Some(1 << 30),
+                        outcome: AttemptOutcome::Ok,
+                        ms: 12.0,
+                    }],
+                    guest: GuestObservation::default(),
+                });
+            }
+        }
+        report.scale.push(scale);
     }
     report
 }
