@@ -91,8 +91,8 @@ pub(crate) enum CommandError {
     CycleFailed { cycle: u32, what: String },
     #[error("resume latency did not stay flat")]
     NotFlat,
-    #[error("the guest keeps {pairs} vsock pairs open without a living other end")]
-    Leaks { pairs: u32 },
+    #[error("the guest keeps {sockets} vsock sockets open without a living other end")]
+    Leaks { sockets: u32 },
     #[error("resumes run into vsock pairs that are still open in the guest")]
     Collides,
     #[error("the guest's init did not answer")]

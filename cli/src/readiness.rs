@@ -1,14 +1,14 @@
 //! One line that explains how the supervisor reached a machine's init after a start or resume.
 
-use machine_api::{Attempt, AttemptOutcome};
+use machine_api::{Attempt, AttemptOutcome, StartKind};
 
 use crate::span::milliseconds;
 
-/// Explains `attempts`; none if there were none.
+/// Explains the `attempts` of a `start`; none if there were none.
 ///
 /// For a machine whose resumes run into leaked pairs: "14 attempts, 13 reset on ports 1073741824
 /// to 1073741836: those pairs are still open in the guest".
-pub(crate) fn readiness_line(attempts: &[Attempt]) -> Option<String> {
+pub(crate) fn readiness_line(attempts: &[Attempt], start: Option<&StartKind>) -> Option<String> {
     let last = attempts.last()?;
     let total_ms = milliseconds(attempts.iter().map(|attempt| attempt.ms).sum());
     if attempts.len() == 1 && last.outcome == AttemptOutcome::Ok {
@@ -23,6 +23,12 @@ pub(crate) fn readiness_line(attempts: &[Attempt]) -> Option<String> {
         let these: Vec<&Attempt> = attempts.iter().filter(|a| a.outcome == outcome).collect();
         if !these.is_empty() {
             parts.push(format!("{} {name}{}", these.len(), on_ports(&these)));
+            let booted = start.is_some_and(|start| *start != StartKind::Resumed);
+            let what_it_means = match outcome {
+                // A new guest has no connections of before that could be in the way.
+                AttemptOutcome::Reset if booted => "init did not listen yet",
+                _ => what_it_means,
+            };
             meaning = meaning.or(Some(what_it_means));
         }
     }
@@ -84,6 +90,8 @@ fn on_ports(attempts: &[&Attempt]) -> String {
 mod tests {
     use super::*;
 
+    const RESUMED: Option<&StartKind> = Some(&StartKind::Resumed);
+
     fn attempt(local_port: u32, outcome: AttemptOutcome) -> Attempt {
         Attempt {
             local_port: Some(local_port),
@@ -100,7 +108,7 @@ mod tests {
             .collect();
         attempts.push(attempt(1_073_741_837, AttemptOutcome::Ok));
         assert_eq!(
-            readiness_line(&attempts).unwrap(),
+            readiness_line(&attempts, RESUMED).unwrap(),
             "14 attempts, 13 reset on ports 1073741824 to 1073741836: those pairs are still open \
              in the guest"
         );
@@ -108,14 +116,14 @@ mod tests {
 
     #[test]
     fn a_healthy_machine_needs_one_attempt() {
-        let line = readiness_line(&[attempt(77, AttemptOutcome::Ok)]).unwrap();
+        let line = readiness_line(&[attempt(77, AttemptOutcome::Ok)], RESUMED).unwrap();
         assert_eq!(line, "1 attempt, ok on port 77 after 1.50 ms");
     }
 
     #[test]
     fn scattered_ports_are_not_called_a_range() {
         let attempts = [3, 9, 40].map(|port| attempt(port, AttemptOutcome::Reset));
-        let line = readiness_line(&attempts).unwrap();
+        let line = readiness_line(&attempts, RESUMED).unwrap();
         assert_eq!(
             line,
             "3 attempts, 3 reset on 3 ports between 3 and 40: those pairs are still open in the \
@@ -130,7 +138,7 @@ mod tests {
             attempt(2, AttemptOutcome::Reset),
             attempt(3, AttemptOutcome::Ok),
         ];
-        let line = readiness_line(&attempts).unwrap();
+        let line = readiness_line(&attempts, RESUMED).unwrap();
         assert_eq!(
             line,
             "3 attempts, 1 reset on port 2, 1 without a reply on port 1: those pairs are still \
@@ -139,7 +147,20 @@ mod tests {
     }
 
     #[test]
+    fn a_booting_guest_that_refuses_is_not_said_to_hold_pairs() {
+        let attempts = [
+            attempt(1, AttemptOutcome::Reset),
+            attempt(2, AttemptOutcome::Ok),
+        ];
+        let line = readiness_line(&attempts, Some(&StartKind::Booted)).unwrap();
+        assert_eq!(
+            line,
+            "2 attempts, 1 reset on port 1: init did not listen yet"
+        );
+    }
+
+    #[test]
     fn nothing_is_said_of_a_machine_that_never_started() {
-        assert_eq!(readiness_line(&[]), None);
+        assert_eq!(readiness_line(&[], None), None);
     }
 }

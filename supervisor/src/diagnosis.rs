@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use machine_api::{
-    Attempt, AttemptOutcome, GuestView, PortPolicy, SocketCount, Verdict, VsockDiagnosis,
+    Attempt, AttemptOutcome, GuestView, PortPolicy, SocketCount, StartKind, Verdict, VsockDiagnosis,
 };
 
 use crate::machine::readiness::ReadinessLimits;
@@ -23,6 +23,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) guest: Option<&'a GuestView>,
     /// Attempts of the last start or resume.
     pub(crate) readiness: &'a [Attempt],
+    /// Which of the two it was.
+    pub(crate) last_start: Option<&'a StartKind>,
     /// Where local ports begin.
     pub(crate) port_policy: PortPolicy,
     /// Whether saved pairs are evicted at a resume.
@@ -33,11 +35,11 @@ pub(crate) struct Facts<'a> {
 
 /// Says what `facts` mean.
 pub(crate) fn diagnose(facts: &Facts<'_>) -> VsockDiagnosis {
-    let refused = refused_ports(facts.readiness);
     let Some(guest) = facts.guest else {
         return VsockDiagnosis {
             verdict: Verdict::Unknown,
             leaked_pairs: 0,
+            unclosed_sockets: 0,
             since_generation: None,
             expected_failed_attempts: 0.0,
             expected_delay_ms: 0.0,
@@ -48,24 +50,31 @@ pub(crate) fn diagnose(facts: &Facts<'_>) -> VsockDiagnosis {
             ],
         };
     };
-    let leaked: Vec<&SocketCount> = guest
+    let refused = refused_ports(facts);
+    let left: Vec<&SocketCount> = guest
         .sockets
         .counts
         .iter()
-        .filter(|one| is_leaked(one, guest.generation))
+        .filter(|one| is_left_over(one, guest.generation))
         .collect();
-    let leaked_pairs = leaked.iter().map(|one| one.count).sum();
-    let since_generation = leaked.iter().filter_map(|one| one.generation).min();
+    let sum = |detached: bool| {
+        let counts = left.iter().filter(|one| is_detached(one) == detached);
+        counts.map(|one| one.count).sum()
+    };
+    let (leaked_pairs, unclosed_sockets) = (sum(false), sum(true));
     let expected = expected_failures(leaked_pairs, facts.port_policy);
     let verdict = match (leaked_pairs, refused.is_empty()) {
-        (0, true) => Verdict::Healthy,
+        (0, true) if unclosed_sockets == 0 => Verdict::Healthy,
+        // Refused, but not because of anything that is left over now.
+        (0, false) => Verdict::Unknown,
         (_, false) => Verdict::Colliding,
         (_, true) => Verdict::Leaking,
     };
     let mut diagnosis = VsockDiagnosis {
         verdict,
         leaked_pairs,
-        since_generation,
+        unclosed_sockets,
+        since_generation: left.iter().filter_map(|one| one.generation).min(),
         expected_failed_attempts: expected,
         expected_delay_ms: delay(expected, facts.limits).as_secs_f64() * 1e3,
         findings: Vec::new(),
@@ -76,12 +85,26 @@ pub(crate) fn diagnose(facts: &Facts<'_>) -> VsockDiagnosis {
 
 /// A socket whose other end can't live any more: opened under an earlier VMM, or reset and never
 /// closed by its owner.
-fn is_leaked(count: &SocketCount, generation: u64) -> bool {
-    count.generation.is_some_and(|opened| opened < generation) || count.state == "closed"
+fn is_left_over(count: &SocketCount, generation: u64) -> bool {
+    count.generation.is_some_and(|opened| opened < generation)
+        || count.state == "closed"
+        || is_detached(count)
 }
 
-fn refused_ports(readiness: &[Attempt]) -> Vec<u32> {
-    readiness
+/// A socket that its owner has not closed, but that the guest's kernel has taken out of its
+/// tables: its pair is free, and no connection can collide with it.
+fn is_detached(count: &SocketCount) -> bool {
+    count.state == "detached"
+}
+
+/// Local ports on which the last resume was refused. A booting guest refuses, too, until its init
+/// listens, and that says nothing about pairs.
+fn refused_ports(facts: &Facts<'_>) -> Vec<u32> {
+    if facts.last_start != Some(&StartKind::Resumed) {
+        return Vec::new();
+    }
+    facts
+        .readiness
         .iter()
         .filter(|attempt| attempt.outcome == AttemptOutcome::Reset)
         .filter_map(|attempt| attempt.local_port)
@@ -122,32 +145,48 @@ fn findings(
 ) -> Vec<String> {
     let mut findings = Vec::new();
     let total = guest.sockets.total;
-    if diagnosis.leaked_pairs == 0 {
-        findings.push(format!(
-            "{total} vsock sockets are open in the guest, all of them alive"
-        ));
-    } else {
-        let since = diagnosis
-            .since_generation
-            .map(|generation| format!(", the oldest since generation {generation}"))
-            .unwrap_or_default();
+    let since = diagnosis
+        .since_generation
+        .map(|generation| format!(", the oldest since generation {generation}"))
+        .unwrap_or_default();
+    if diagnosis.leaked_pairs > 0 {
         findings.push(format!(
             "{} of the {total} vsock sockets open in the guest have no living other end{since}: \
              a process there does not close connections that a resume has reset",
             diagnosis.leaked_pairs
         ));
     }
-    if let (Some(first), Some(last)) = (refused.iter().min(), refused.iter().max()) {
+    if diagnosis.unclosed_sockets > 0 {
         findings.push(format!(
-            "the last start had {} of its {} attempts refused, on local ports {first} to {last}: \
-             those pairs are still open in the guest",
+            "{} of the {total} vsock sockets open in the guest are freed but unclosed{since}: the \
+             guest's kernel has freed their pairs, so they cost a resume nothing, but a process \
+             there still holds their descriptors",
+            diagnosis.unclosed_sockets
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(format!(
+            "{total} vsock sockets are open in the guest, all of them alive"
+        ));
+    }
+    if let (Some(first), Some(last)) = (refused.iter().min(), refused.iter().max()) {
+        let reason = if diagnosis.leaked_pairs > 0 {
+            "those pairs are still open in the guest"
+        } else {
+            "for an unknown reason, since no pair is left open now; init may have closed them since"
+        };
+        findings.push(format!(
+            "the last resume had {} of its {} attempts refused, on local ports {first} to {last}: \
+             {reason}",
             refused.len(),
             facts.readiness.len()
         ));
     }
     if diagnosis.leaked_pairs > 0 {
         findings.push(cost(facts, diagnosis));
-        findings.push(remedy(facts));
+    }
+    if diagnosis.leaked_pairs > 0 || diagnosis.unclosed_sockets > 0 {
+        findings.push(remedy(facts, diagnosis));
     }
     findings
 }
@@ -171,16 +210,22 @@ fn cost(facts: &Facts<'_>, diagnosis: &VsockDiagnosis) -> String {
     }
 }
 
-fn remedy(facts: &Facts<'_>) -> String {
+fn remedy(facts: &Facts<'_>, diagnosis: &VsockDiagnosis) -> String {
     let close = "wait for errors (EPOLLERR), not only for readability, and close; guest-init does";
-    if facts.eviction {
-        format!("what to do: fix the process in the guest: {close}; a restart frees the pairs")
-    } else {
-        format!(
-            "what to do: switch eviction on (`--vsock-eviction on`), which frees pairs at a resume \
-             whatever the guest does, and fix the process in the guest: {close}"
-        )
+    let fix = format!("what to do: fix the process in the guest: {close}");
+    if diagnosis.leaked_pairs == 0 {
+        return fix;
     }
+    // The VMM evicts the connections that it saved, and those of earlier VMMs are not among them.
+    let free = "pairs that have leaked already become free only when that process closes them or \
+                ends, so restart it, or the machine";
+    if facts.eviction {
+        return format!("{fix}; {free}");
+    }
+    format!(
+        "{fix}; until then switch eviction on (`--vsock-eviction on`), which frees the pairs that \
+         are open at a suspend whatever the guest does; {free}"
+    )
 }
 
 #[cfg(test)]
@@ -234,12 +279,24 @@ mod tests {
         port_policy: PortPolicy,
     ) -> VsockDiagnosis {
         diagnose(&Facts {
+            last_start: Some(&StartKind::Resumed),
+            ..facts(guest, readiness, port_policy)
+        })
+    }
+
+    fn facts<'a>(
+        guest: Option<&'a GuestView>,
+        readiness: &'a [Attempt],
+        port_policy: PortPolicy,
+    ) -> Facts<'a> {
+        Facts {
             guest,
             readiness,
+            last_start: None,
             port_policy,
             eviction: false,
             limits: &LIMITS,
-        })
+        }
     }
 
     #[test]
@@ -291,6 +348,74 @@ mod tests {
         let text = diagnosis.findings.join("\n");
         assert!(text.contains("2 of its 3 attempts"), "{text}");
         assert!(text.contains("1073741824 to 1073741825"), "{text}");
+    }
+
+    #[test]
+    fn what_a_booting_guest_refuses_says_nothing_about_pairs() {
+        let guest = guest(vec![sockets("established", Some(9), 2)]);
+        let readiness = [
+            attempt(AttemptOutcome::Reset, 1 << 30),
+            attempt(AttemptOutcome::Ok, (1 << 30) + 1),
+        ];
+        for start in [StartKind::Booted, StartKind::SuspendCancelled] {
+            let diagnosis = diagnose(&Facts {
+                last_start: Some(&start),
+                ..facts(Some(&guest), &readiness, PortPolicy::Fixed)
+            });
+            assert_eq!(diagnosis.verdict, Verdict::Healthy, "{start:?}");
+            assert_eq!(diagnosis.findings.len(), 1, "{:?}", diagnosis.findings);
+        }
+    }
+
+    #[test]
+    fn refused_without_a_leak_is_of_unknown_reason_and_no_collision() {
+        let guest = guest(vec![sockets("established", Some(9), 2)]);
+        let readiness = [attempt(AttemptOutcome::Reset, 1 << 30)];
+        let diagnosis = diagnosed(Some(&guest), &readiness, PortPolicy::Fixed);
+        assert_eq!(diagnosis.verdict, Verdict::Unknown);
+        let text = diagnosis.findings.join("\n");
+        assert!(text.contains("unknown reason"), "{text}");
+        assert!(!text.contains("what to do"), "{text}");
+    }
+
+    #[test]
+    fn sockets_whose_pair_is_free_are_told_but_cost_nothing() {
+        let guest = guest(vec![
+            sockets("detached", Some(4), 5),
+            sockets("closed", Some(6), 2),
+        ]);
+        let diagnosis = diagnosed(Some(&guest), &[], PortPolicy::Fixed);
+        assert_eq!((diagnosis.leaked_pairs, diagnosis.unclosed_sockets), (2, 5));
+        assert_eq!(diagnosis.expected_failed_attempts, 2.0);
+        let text = diagnosis.findings.join("\n");
+        assert!(
+            text.contains("5 of the 7") && text.contains("freed but unclosed"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn sockets_whose_pair_is_free_are_a_leak_of_descriptors_by_themselves() {
+        let guest = guest(vec![sockets("detached", Some(4), 5)]);
+        let diagnosis = diagnosed(Some(&guest), &[], PortPolicy::Fixed);
+        assert_eq!(diagnosis.verdict, Verdict::Leaking);
+        assert_eq!(diagnosis.expected_delay_ms, 0.0);
+        let text = diagnosis.findings.join("\n");
+        assert!(!text.contains("--vsock-eviction"), "{text}");
+    }
+
+    #[test]
+    fn eviction_is_not_said_to_free_what_has_leaked_already() {
+        let guest = guest(vec![sockets("closed", Some(1), 2)]);
+        for eviction in [true, false] {
+            let diagnosis = diagnose(&Facts {
+                eviction,
+                ..facts(Some(&guest), &[], PortPolicy::Random)
+            });
+            let text = diagnosis.findings.join("\n");
+            assert!(text.contains("leaked already become free only"), "{text}");
+            assert_eq!(text.contains("--vsock-eviction on"), !eviction, "{text}");
+        }
     }
 
     #[test]

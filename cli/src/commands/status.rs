@@ -77,7 +77,7 @@ fn facts(machine: &Machine) -> Table {
     if let Some(kind) = &machine.last_start {
         table.field("last start", kind_of_start(kind));
     }
-    if let Some(line) = readiness_line(&machine.readiness) {
+    if let Some(line) = readiness_line(&machine.readiness, machine.last_start.as_ref()) {
         table.field("readiness", line);
     }
     table.field(

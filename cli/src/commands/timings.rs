@@ -90,7 +90,7 @@ fn show(
             .output
             .line(&format!("newest: {}", kind_of_start(kind)))?;
     }
-    if let Some(line) = readiness_line(&newest.readiness) {
+    if let Some(line) = readiness_line(&newest.readiness, newest.start.as_ref()) {
         session.output.line(&format!("readiness: {line}"))?;
     }
     if let Some(written) = newest.image_bytes_written {

@@ -23,7 +23,7 @@ pub(crate) async fn a_leak_is_told_with_its_size_its_beginning_and_its_cost(
     stage.mctl(&bench).await?.printed()?;
     let doctor = stage.mctl(&["doctor", "vsock", id]).await?;
     let complaint = doctor.complaint(8)?;
-    ensure!(complaint.contains("3 vsock pairs"), "{complaint}");
+    ensure!(complaint.contains("3 vsock sockets"), "{complaint}");
     let text = doctor.text();
     for (name, value) in [
         ("verdict", "leaking"),

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use guest_protocol::{Reply, Request};
 use machine_api::{ErrorBody, GuestView, MachineVersion, PortPolicy, Timing, VsockView};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use vmm_control::{Reply as VmmReply, RequestBody, VsockCounters};
 
 use super::Api;
@@ -15,6 +15,7 @@ use super::error::ApiError;
 use super::extract::{Params, Target};
 use crate::configuration::PortPolicy as Policy;
 use crate::diagnosis::{Facts, diagnose};
+use crate::guest::GuestError;
 use crate::machine::MachineError;
 use crate::machine::handle::Live;
 use crate::machine::launch::overridden;
@@ -25,6 +26,8 @@ const ROWS: u32 = 100;
 pub(super) const ROWS_MOST: u32 = 5_000;
 /// Deadline of a question to guest or VMM.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// Pause between questions that the guest refused.
+const ASK_AGAIN: Duration = Duration::from_millis(5);
 
 type Query = Params<HashMap<String, String>>;
 
@@ -84,6 +87,7 @@ pub(super) async fn vsock(
     let facts = Facts {
         guest: guest.as_ref(),
         readiness: &machine.readiness,
+        last_start: machine.last_start.as_ref(),
         port_policy: match settings.port_policy {
             Policy::Random => PortPolicy::Random,
             Policy::Continue => PortPolicy::Continue,
@@ -101,6 +105,7 @@ pub(super) async fn vsock(
         host,
         guest,
         last_readiness,
+        last_start: machine.last_start.clone(),
         diagnosis,
     }))
 }
@@ -116,9 +121,48 @@ pub(super) async fn counters(live: &Live) -> Option<VsockCounters> {
     }
 }
 
+/// The guest's view, if init answers in time.
 async fn guest(live: &Live) -> Option<GuestView> {
-    match timeout(ASK_LIMIT, live.address.call(Request::Status, None)).await {
+    let ask = || live.address.call(Request::Status, None);
+    match timeout(ASK_LIMIT, past_leaked_pairs(ask)).await {
         Ok(Ok((Reply::Status(status), _))) => Some(view::guest(&status)),
         Ok(Ok(_) | Err(_)) | Err(_) => None,
+    }
+}
+
+/// Asks again where the guest refuses the connection: the question may meet a leaked pair itself,
+/// just where it is most needed, and the next one has another port.
+async fn past_leaked_pairs<T, F: Future<Output = Result<T, GuestError>>>(
+    mut ask: impl FnMut() -> F,
+) -> Result<T, GuestError> {
+    loop {
+        match ask().await {
+            Err(GuestError::Reset { .. }) => sleep(ASK_AGAIN).await,
+            other => return other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_question_is_repeated_past_leaked_pairs_and_no_other_failure() {
+        let mut asked = 0;
+        let answer = past_leaked_pairs(|| {
+            asked += 1;
+            let local_port = asked;
+            async move {
+                match local_port {
+                    1..=3 => Err(GuestError::Reset { local_port }),
+                    _ => Ok(local_port),
+                }
+            }
+        });
+        assert_eq!(answer.await.unwrap(), 4);
+        let answer =
+            past_leaked_pairs(async || Err::<(), _>(GuestError::NoReply { local_port: 1 }));
+        assert!(matches!(answer.await, Err(GuestError::NoReply { .. })));
     }
 }

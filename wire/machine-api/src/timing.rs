@@ -148,6 +148,9 @@ pub struct VsockView {
     pub guest: Option<GuestView>,
     /// Attempts of the last start or resume.
     pub last_readiness: Vec<Attempt>,
+    /// Which of the two it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_start: Option<StartKind>,
     /// What it means.
     pub diagnosis: VsockDiagnosis,
 }
@@ -159,6 +162,9 @@ pub struct VsockDiagnosis {
     pub verdict: Verdict,
     /// Pairs that stay open in the guest without a living other end.
     pub leaked_pairs: u32,
+    /// Sockets that the guest's kernel has freed the pair of, but that their owner has not closed.
+    #[serde(default)]
+    pub unclosed_sockets: u32,
     /// Generation since which leaked sockets are seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since_generation: Option<u64>,

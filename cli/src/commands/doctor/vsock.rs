@@ -37,9 +37,11 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
     match view.diagnosis.verdict {
         Verdict::Healthy => Ok(()),
         Verdict::Leaking => Err(CommandError::Leaks {
-            pairs: view.diagnosis.leaked_pairs,
+            sockets: view.diagnosis.leaked_pairs + view.diagnosis.unclosed_sockets,
         }),
         Verdict::Colliding => Err(CommandError::Collides),
+        // Something was refused, but nothing that is left over now.
+        Verdict::Unknown if view.guest.is_some() => Ok(()),
         Verdict::Unknown => Err(CommandError::InitSilent),
     }
 }
@@ -55,6 +57,10 @@ fn facts(view: &VsockView) -> Table {
     let mut table = Table::fields();
     table.field("verdict", Cell::new(verdict).styled(style));
     table.field("leaked pairs", diagnosis.leaked_pairs.to_string());
+    if diagnosis.unclosed_sockets > 0 {
+        let text = format!("{}, their pairs are free", diagnosis.unclosed_sockets);
+        table.field("unclosed sockets", text);
+    }
     if let Some(generation) = diagnosis.since_generation {
         table.field("leaking since", format!("generation {generation}"));
     }
@@ -64,7 +70,7 @@ fn facts(view: &VsockView) -> Table {
         "next resume",
         format!("{attempts:.1} failed attempts expected, {delay}"),
     );
-    if let Some(line) = readiness_line(&view.last_readiness) {
+    if let Some(line) = readiness_line(&view.last_readiness, view.last_start.as_ref()) {
         table.field("readiness", line);
     }
     if let Some(guest) = &view.guest {
