@@ -109,10 +109,28 @@ const FAMILIES: &[Family] = &[
         |machine| plain(count(machine.generation)),
     ),
     (
+        "mctl_vsock_requests_sent_total",
+        Kind::Counter,
+        "Connection requests sent to the guest.",
+        |machine| of_vsock(machine, |vsock| vsock.requests_sent),
+    ),
+    (
         "mctl_vsock_requests_total",
         Kind::Counter,
-        "Connection requests sent to the guest, by what came of them.",
+        "Connection requests sent to the guest whose end is known, by what came of them.",
         requests,
+    ),
+    (
+        "mctl_vsock_last_collided_pairs",
+        Kind::Gauge,
+        "Pairs that the guest refused under this VMM, as far as it remembers (64).",
+        |machine| of_vsock(machine, |vsock| length(&vsock.last_collided)),
+    ),
+    (
+        "mctl_vsock_last_collided_local_port",
+        Kind::Gauge,
+        "Local port of the last pair that the guest refused under this VMM.",
+        last_collided,
     ),
     (
         "mctl_vsock_guest_connections_total",
@@ -131,6 +149,12 @@ const FAMILIES: &[Family] = &[
         Kind::Counter,
         "Host packets held back while the reset gate was closed.",
         |machine| of_vsock(machine, |vsock| vsock.gate_held_packets),
+    ),
+    (
+        "mctl_vsock_gate_dropped_packets_total",
+        Kind::Counter,
+        "Guest packets of connections of before a restore, dropped while the reset gate was closed.",
+        |machine| of_vsock(machine, |vsock| vsock.gate_dropped_packets),
     ),
     (
         "mctl_vsock_guest_packets_dropped_total",
@@ -230,13 +254,22 @@ fn requests(machine: &MachineFigures) -> Vec<Sample> {
         labelled(
             "outcome",
             [
-                ("sent", count(vsock.requests_sent)),
                 ("accepted", count(vsock.requests_accepted)),
                 ("reset", count(vsock.requests_reset)),
                 ("unanswered", count(vsock.requests_unanswered)),
             ],
         )
     })
+}
+
+fn length<T>(list: &[T]) -> u64 {
+    u64::try_from(list.len()).unwrap_or(u64::MAX)
+}
+
+fn last_collided(machine: &MachineFigures) -> Vec<Sample> {
+    let vsock = machine.vsock.as_ref();
+    let newest = vsock.and_then(|vsock| vsock.last_collided.last());
+    newest.map_or(Vec::new(), |pair| plain(f64::from(pair.local_port)))
 }
 
 fn guest_connections(machine: &MachineFigures) -> Vec<Sample> {
@@ -300,7 +333,17 @@ fn phases(timing: Option<&Timing>) -> Vec<Sample> {
 
 #[cfg(test)]
 mod tests {
+    use vmm_control::CollidedPair;
+
     use super::*;
+
+    fn pair(local_port: u32) -> CollidedPair {
+        CollidedPair {
+            local_port,
+            peer_port: 1024,
+            at_ns: 1,
+        }
+    }
 
     fn figures(name: &str) -> MachineFigures {
         MachineFigures {
@@ -310,7 +353,10 @@ mod tests {
             generation: 3,
             vsock: Some(VsockCounters {
                 requests_sent: 5,
+                requests_accepted: 3,
                 requests_reset: 2,
+                gate_dropped_packets: 7,
+                last_collided: vec![pair(1 << 30), pair((1 << 30) + 1)],
                 ..Default::default()
             }),
             guest_sockets: Some((4, 1)),
@@ -345,6 +391,34 @@ mod tests {
         assert!(text.lines().any(|one| one == line), "{text}");
         let line = "mctl_guest_vsock_sockets{machine=\"0123\",name=\"a\",generation=\"older\"} 1";
         assert!(text.lines().any(|one| one == line), "{text}");
+    }
+
+    #[test]
+    fn outcomes_of_requests_sum_to_those_whose_end_is_known() {
+        let text = render(&[figures("a")]);
+        let values = |name: &str| -> f64 {
+            let lines = text
+                .lines()
+                .filter(|line| line.starts_with(&format!("{name}{{")));
+            lines
+                .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+                .sum()
+        };
+        assert_eq!(values("mctl_vsock_requests_total"), 5.0);
+        assert_eq!(values("mctl_vsock_requests_sent_total"), 5.0);
+    }
+
+    #[test]
+    fn the_last_collision_and_the_gate_are_shown() {
+        let text = render(&[figures("a")]);
+        for (name, value) in [
+            ("mctl_vsock_last_collided_pairs", "2"),
+            ("mctl_vsock_last_collided_local_port", "1073741825"),
+            ("mctl_vsock_gate_dropped_packets_total", "7"),
+        ] {
+            let line = format!("{name}{{machine=\"0123\",name=\"a\"}} {value}");
+            assert!(text.lines().any(|one| one == line), "{line} in {text}");
+        }
     }
 
     #[test]

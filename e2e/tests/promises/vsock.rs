@@ -134,7 +134,9 @@ pub(crate) async fn fixed_ports_collide_with_leaked_pairs_and_the_attempts_say_s
     doctor.complaint(8)?;
     let text = doctor.text();
     ensure!(
-        text.contains("colliding") && text.contains("reset on port"),
+        ["colliding", "reset on port", "since the VMM began, "]
+            .iter()
+            .all(|part| text.contains(part)),
         "{text}"
     );
     Ok(())

@@ -86,6 +86,9 @@ fn facts(view: &VsockView) -> Table {
         }
         table.field("guest", text);
     }
+    if let Some(text) = collided(&view.host) {
+        table.field("refused pairs", text);
+    }
     for (name, value) in view.host.as_object().into_iter().flatten() {
         if !value.is_array() && !value.is_object() {
             let value = value
@@ -95,4 +98,65 @@ fn facts(view: &VsockView) -> Table {
         }
     }
     table
+}
+
+/// Collided pairs that are named; the VMM remembers more.
+const NAMED_PAIRS: usize = 6;
+
+/// The last pairs on which the guest refused a request, newest last; none if there were none.
+fn collided(host: &serde_json::Value) -> Option<String> {
+    let pairs = host.get("last_collided")?.as_array()?;
+    let names: Vec<String> = pairs
+        .iter()
+        .rev()
+        .take(NAMED_PAIRS)
+        .rev()
+        .map(|pair| format!("{} to {}", pair["local_port"], pair["peer_port"]))
+        .collect();
+    match pairs.len() {
+        0 => None,
+        count if count > NAMED_PAIRS => Some(format!(
+            "{count} since the VMM began, the last {NAMED_PAIRS} from local port {}",
+            names.join(", ")
+        )),
+        count => Some(format!(
+            "{count} since the VMM began, from local port {}",
+            names.join(", ")
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn host(pairs: u32) -> serde_json::Value {
+        let pair = |n: u32| json!({"local_port": 100 + n, "peer_port": 1024, "at_ns": 5});
+        json!({ "last_collided": (0..pairs).map(pair).collect::<Vec<_>>() })
+    }
+
+    #[test]
+    fn the_last_pairs_that_collided_are_named_newest_last() {
+        assert_eq!(
+            collided(&host(2)).unwrap(),
+            "2 since the VMM began, from local port 100 to 1024, 101 to 1024"
+        );
+        let many = collided(&host(9)).unwrap();
+        assert!(
+            many.starts_with("9 since the VMM began, the last 6 from"),
+            "{many}"
+        );
+        assert!(
+            many.ends_with(", 108 to 1024") && !many.contains("102 "),
+            "{many}"
+        );
+    }
+
+    #[test]
+    fn without_a_collision_or_without_a_vmm_no_pairs_are_named() {
+        assert_eq!(collided(&host(0)), None);
+        assert_eq!(collided(&serde_json::Value::Null), None);
+    }
 }
