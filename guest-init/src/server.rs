@@ -28,6 +28,7 @@ use crate::output::realtime_ns;
 use crate::reaper::Reaper;
 use crate::registry::{Registry, Ticket};
 use crate::shutdown::Order;
+use crate::vsock_diag::Opened;
 use crate::{exec, files, forward, output_stream, processes, procfs, sys, vsock_diag, wake};
 
 /// Connections at once. Each may need two descriptors; `settings.rs` allows for that.
@@ -62,6 +63,7 @@ pub(crate) struct Server {
     /// Last one for which a wake-up call was applied.
     woken_generation: Cell<Option<u64>>,
     clock_step_ms: Cell<Option<i64>>,
+    opened: RefCell<Opened>,
     power_off: RefCell<Option<Order>>,
     power_off_ordered: Notify,
 }
@@ -82,6 +84,7 @@ impl Server {
             generation: Cell::new(0),
             woken_generation: Cell::new(None),
             clock_step_ms: Cell::new(None),
+            opened: RefCell::default(),
             power_off: RefCell::new(None),
             power_off_ordered: Notify::new(),
         })
@@ -120,6 +123,8 @@ impl Server {
         }
         ticket.set_generation(call.generation);
         if call.generation > newest {
+            // Before anything is awaited, so that nothing of this generation is there yet.
+            self.note_what_is_left(newest);
             self.generation.set(call.generation);
             self.clock_step_ms.set(None);
             self.registry.close_older(call.generation).await;
@@ -131,6 +136,16 @@ impl Server {
             self.wake_up(wake);
         }
         Ok(())
+    }
+
+    /// Notes the sockets that generation `ended` has left; none before the first call, when
+    /// nothing has ended yet.
+    fn note_what_is_left(&self, ended: u64) {
+        if ended > 0
+            && let Ok(sockets) = self.kernel.vsocks()
+        {
+            self.opened.borrow_mut().note_end_of(ended, &sockets);
+        }
     }
 
     fn wake_up(&self, wake: &Wake) {
@@ -158,6 +173,7 @@ impl Server {
             open_vsocks: vsock_diag::count(
                 kernel_list.as_deref(),
                 &own,
+                &self.opened.borrow(),
                 generation,
                 ticket.inode(),
             ),

@@ -15,6 +15,8 @@ use crate::registry::OpenSocket;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const AF_VSOCK: u8 = 40;
+const ESTABLISHED: u8 = 1;
+const CONNECTING: u8 = 2;
 const TCP_LISTEN: u8 = 10;
 
 /// One socket of the kernel's list that has or had a peer.
@@ -58,12 +60,51 @@ fn parse(bytes: &[u8]) -> Option<KernelSocket> {
     })
 }
 
+impl KernelSocket {
+    /// A resume resets whatever was connected before the first call of the new generation can
+    /// arrive (the VMM holds it back for that long), so what is alive then was opened since, or
+    /// has both ends within the guest and lives on.
+    fn is_alive(self) -> bool {
+        matches!(self.state, ESTABLISHED | CONNECTING)
+    }
+}
+
+/// In which generation sockets of other processes than guest-init were opened, as far as they
+/// outlived it: learnt from what is there when the next one begins.
+#[derive(Debug, Default)]
+pub(crate) struct Opened(HashMap<u64, u64>);
+
+impl Opened {
+    /// Notes what is left of the generation `ended` when a newer one begins.
+    pub(crate) fn note_end_of(&mut self, ended: u64, kernel: &[KernelSocket]) {
+        // Inode 0 stands for all sockets whose owner has closed them already.
+        let left: HashSet<u64> = kernel
+            .iter()
+            .filter(|socket| socket.inode != 0 && !socket.is_alive())
+            .map(|socket| socket.inode)
+            .collect();
+        self.0.retain(|inode, _| left.contains(inode));
+        for inode in left {
+            self.0.entry(inode).or_insert(ended);
+        }
+    }
+
+    /// The generation of a socket that guest-init does not serve: the newest, unless it was
+    /// left over when that began.
+    fn generation(&self, inode: u64, newest: u64) -> Option<u64> {
+        if inode == 0 {
+            return None;
+        }
+        Some(self.0.get(&inode).copied().unwrap_or(newest))
+    }
+}
+
 fn state_name(socket: KernelSocket) -> Cow<'static, str> {
     match socket.state {
         // Its owner has closed it; the kernel waits for the peer to agree.
         _ if socket.inode == 0 => "closing".into(),
-        1 => "established".into(),
-        2 => "connecting".into(),
+        ESTABLISHED => "established".into(),
+        CONNECTING => "connecting".into(),
         7 => "closed".into(),
         11 => "closing".into(),
         other => format!("state {other}").into(),
@@ -72,12 +113,14 @@ fn state_name(socket: KernelSocket) -> Cow<'static, str> {
 
 /// Counts open sockets by state and generation, without the one of inode `except`.
 ///
-/// `kernel` is the kernel's list, if there is one. A socket of an older generation that only
+/// `kernel` is the kernel's list, if there is one; `opened` tells the generation of those in it
+/// that are not guest-init's `own`. A socket of an older generation that only
 /// guest-init still knows is counted as `detached`: the kernel took it out of its tables (its
 /// pair is free), but its owner has not closed it.
 pub(crate) fn count(
     kernel: Option<&[KernelSocket]>,
     own: &[OpenSocket],
+    opened: &Opened,
     newest: u64,
     except: u64,
 ) -> OpenVsocks {
@@ -90,7 +133,10 @@ pub(crate) fn count(
     for socket in kernel.unwrap_or_default() {
         listed.insert(socket.inode);
         if socket.inode != except {
-            let generation = generations.get(&socket.inode).copied().flatten();
+            let generation = match generations.get(&socket.inode) {
+                Some(own) => *own,
+                None => opened.generation(socket.inode, newest),
+            };
             *counts.entry((state_name(*socket), generation)).or_default() += 1;
         }
     }
@@ -169,7 +215,7 @@ mod tests {
             .map(|(state, inode)| KernelSocket { state, inode });
         let registered = [own(10, 4), own(11, 5), own(12, 5)];
 
-        let open = count(Some(&kernel), &registered, 5, 12);
+        let open = count(Some(&kernel), &registered, &Opened::default(), 5, 12);
 
         assert_eq!((open.total, open.older_generations), (3, 1));
         let counts: Vec<_> = open
@@ -179,17 +225,19 @@ mod tests {
             .collect();
         assert_eq!(
             counts,
-            [
-                ("closed", Some(4), 1),
-                ("established", None, 1),
-                ("established", Some(5), 1)
-            ]
+            [("closed", Some(4), 1), ("established", Some(5), 2)]
         );
     }
 
     #[test]
     fn a_socket_that_the_kernel_forgot_but_nobody_closed_is_detached() {
-        let open = count(Some(&[]), &[own(10, 4), own(11, 5)], 5, 0);
+        let open = count(
+            Some(&[]),
+            &[own(10, 4), own(11, 5)],
+            &Opened::default(),
+            5,
+            0,
+        );
 
         assert_eq!((open.total, open.older_generations), (1, 1));
         assert_eq!(open.counts[0].state, "detached");
@@ -199,14 +247,61 @@ mod tests {
     fn a_socket_that_its_owner_has_closed_is_closing() {
         let orphan = KernelSocket { state: 1, inode: 0 };
 
-        let open = count(Some(&[orphan]), &[], 5, 12);
+        let open = count(Some(&[orphan]), &[], &Opened::default(), 5, 12);
 
         assert_eq!(open.counts[0].state, "closing");
     }
 
     #[test]
+    fn what_other_processes_leave_over_belongs_to_the_generation_that_ended() {
+        let closed = |inode| KernelSocket { state: 7, inode };
+        let alive = |inode| KernelSocket {
+            state: ESTABLISHED,
+            inode,
+        };
+        let mut opened = Opened::default();
+        opened.note_end_of(4, &[closed(20), closed(21), alive(22), closed(0)]);
+        // 21 was closed by its owner meanwhile, 23 opened and left over.
+        opened.note_end_of(5, &[closed(20), alive(22), closed(23)]);
+
+        let kernel = [closed(20), alive(22), closed(23), alive(24)];
+        let open = count(Some(&kernel), &[], &opened, 6, 0);
+
+        assert_eq!((open.total, open.older_generations), (4, 2));
+        let counts: Vec<_> = open
+            .counts
+            .iter()
+            .map(|count| (count.state.as_str(), count.generation, count.count))
+            .collect();
+        assert_eq!(
+            counts,
+            [
+                ("closed", Some(4), 1),
+                ("closed", Some(5), 1),
+                ("established", Some(6), 2)
+            ]
+        );
+    }
+
+    #[test]
+    fn an_inode_that_is_used_again_is_not_taken_for_the_socket_that_had_it() {
+        let mut opened = Opened::default();
+        let socket = |state| KernelSocket { state, inode: 20 };
+        opened.note_end_of(4, &[socket(7)]);
+        opened.note_end_of(5, &[]);
+        let open = count(Some(&[socket(ESTABLISHED)]), &[], &opened, 6, 0);
+        assert_eq!(open.older_generations, 0);
+    }
+
+    #[test]
     fn without_a_list_from_the_kernel_our_own_serves() {
-        let open = count(None, &[own(10, 4), own(11, 5), own(12, 5)], 5, 12);
+        let open = count(
+            None,
+            &[own(10, 4), own(11, 5), own(12, 5)],
+            &Opened::default(),
+            5,
+            12,
+        );
 
         assert_eq!(open.source, "init");
         assert_eq!((open.total, open.older_generations), (2, 1));

@@ -5,7 +5,7 @@ use std::fs;
 
 use anyhow::{Context, bail, ensure};
 use e2e::counter;
-use machine_api::PortPolicy;
+use machine_api::{EventType, PortPolicy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -39,6 +39,14 @@ pub(crate) async fn a_leak_is_told_with_its_size_its_beginning_and_its_cost(
         ensure!(said, "{name} is not {value} in:\n{text}");
     }
     ensure!(text.contains("--vsock-eviction"), "no advice in:\n{text}");
+
+    let seen = stage.client.machine(id).await?;
+    let warned = |text: &str| text.contains("3 vsock sockets of older generations");
+    ensure!(seen.warnings.iter().any(|text| warned(text)), "{seen:?}");
+    let told = seen.events.iter().any(|event| {
+        event.kind == EventType::Warning && event.message.as_deref().is_some_and(warned)
+    });
+    ensure!(told, "{:?}", seen.events);
 
     let metrics = metrics(stage).await?;
     let older = of(

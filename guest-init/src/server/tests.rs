@@ -92,6 +92,8 @@ where
 #[derive(Debug, Default, Clone)]
 struct RecordingKernel {
     acts: Rc<RefCell<Vec<String>>>,
+    /// Its list of vsock sockets, if it has one.
+    vsocks: Rc<RefCell<Option<Vec<KernelSocket>>>>,
 }
 
 impl RecordingKernel {
@@ -112,7 +114,7 @@ impl Kernel for RecordingKernel {
     }
 
     fn vsocks(&self) -> Result<Vec<KernelSocket>, NetlinkError> {
-        Err(NetlinkError::Malformed)
+        self.vsocks.borrow().clone().ok_or(NetlinkError::Malformed)
     }
 
     fn set_hostname(&self, name: &str) -> std::io::Result<()> {
@@ -129,15 +131,17 @@ impl Kernel for RecordingKernel {
 struct Guest {
     server: Rc<Server>,
     acts: Rc<RefCell<Vec<String>>>,
+    vsocks: Rc<RefCell<Option<Vec<KernelSocket>>>>,
 }
 
 impl Guest {
     fn new(reaper: Rc<Reaper>) -> Self {
         let kernel = RecordingKernel::default();
-        let acts = Rc::clone(&kernel.acts);
+        let (acts, vsocks) = (Rc::clone(&kernel.acts), Rc::clone(&kernel.vsocks));
         Self {
             server: Server::new(Box::new(kernel), reaper, None),
             acts,
+            vsocks,
         }
     }
 

@@ -389,3 +389,27 @@ fn json(value: &impl Serialize) -> rusqlite::Result<String> {
 fn integer(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leak_is_warned_of_with_its_size_and_its_beginning_until_it_is_gone() {
+        let mut facts = Facts::default();
+        facts.note_leaks(0, 3);
+        assert!(facts.warnings.is_empty());
+        facts.note_leaks(1, 4);
+        facts.note_leaks(2, 5);
+        assert_eq!(facts.leaking_since, Some(4));
+        assert_eq!(
+            facts.warnings,
+            [
+                "2 vsock sockets of older generations are still open in the guest (first seen in \
+                 generation 4)"
+            ]
+        );
+        facts.note_leaks(0, 6);
+        assert!(facts.warnings.is_empty() && facts.leaking_since.is_none());
+    }
+}

@@ -220,7 +220,8 @@ pub struct GuestStatus {
 pub struct OpenVsocks {
     /// Connected sockets (live or dead but unclosed), not listeners.
     pub total: u32,
-    /// Of these, served by guest-init and opened in a generation older than the newest.
+    /// Of these, opened in a generation older than the newest: by guest-init, or by whatever process
+    /// where the kernel has a list.
     pub older_generations: u32,
     /// By state and, where guest-init knows it, generation.
     pub counts: Vec<VsockCount>,

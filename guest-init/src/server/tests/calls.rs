@@ -21,6 +21,32 @@ fn a_new_generation_closes_older_connections_before_it_is_answered() {
 }
 
 #[test]
+fn a_socket_that_a_users_program_left_over_counts_as_of_the_generation_that_ended() {
+    with_guest(async |guest: Guest| {
+        let socket = |state| KernelSocket { state, inode: 77 };
+        *guest.vsocks.borrow_mut() = Some(vec![socket(1)]);
+        let before = guest.status(3).await.open_vsocks;
+        // The resume has reset it, and nobody closes it.
+        *guest.vsocks.borrow_mut() = Some(vec![socket(7)]);
+
+        let after = guest.status(4).await.open_vsocks;
+
+        assert_eq!((before.total, before.older_generations), (1, 0));
+        assert_eq!((after.total, after.older_generations), (1, 1));
+        assert_eq!(after.counts[0].generation, Some(3));
+    });
+}
+
+#[test]
+fn what_is_there_at_the_first_call_of_all_is_of_no_older_generation() {
+    with_guest(async |guest: Guest| {
+        let inode = 77;
+        *guest.vsocks.borrow_mut() = Some(vec![KernelSocket { state: 7, inode }]);
+        assert_eq!(guest.status(1).await.open_vsocks.older_generations, 0);
+    });
+}
+
+#[test]
 fn a_call_of_an_older_generation_is_refused() {
     with_guest(async |guest: Guest| {
         assert_eq!(guest.status(7).await.generation, 7);
