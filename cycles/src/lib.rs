@@ -41,7 +41,7 @@ pub use statistics::{
     theil_sen_by_cycle,
 };
 pub use subject::{GuestObservation, ResumeOutcome, Subject, SuspendOutcome};
-pub use table::{phases_table, readiness_line, scale_table, tables_of};
+pub use table::{scale_table, tables_of};
 pub use verdict::{
     DECILE_RATIO_BOUND, Judgement, MIN_CYCLES, RISE_BOUND_PERCENT, Rule, judge, rules_in_words,
 };

@@ -221,6 +221,25 @@ mod tests {
         close(found.interval.1, 0.5);
     }
 
+    /// `scipy.stats.theilslopes(y, range(1, n + 1), 0.999)` of scipy 1.17.1, first of the series
+    /// with ties above, then of one without.
+    #[test]
+    fn the_lower_end_of_the_99_9_percent_interval_agrees_with_scipy() {
+        let tied = [
+            10.0, 12.0, 12.0, 11.0, 12.0, 13.0, 13.0, 13.0, 15.0, 14.0, 14.0, 15.0, 15.0, 16.0,
+            12.0, 17.0, 17.0, 18.0, 15.0, 19.0,
+        ];
+        close(theil_sen_by_cycle(&tied).unwrap().certain_lower, 0.2);
+        let untied = [
+            3.1, 4.7, 2.2, 6.0, 5.5, 7.9, 6.1, 8.8, 9.0, 7.2, 10.5, 11.9, 9.7, 12.2, 13.8, 12.9,
+            15.1, 14.0, 16.6, 17.3, 15.9, 18.8, 19.4, 18.1, 20.0,
+        ];
+        let found = theil_sen_by_cycle(&untied).unwrap();
+        close(found.slope, 0.705_131_578_947_368_4);
+        close(found.interval.0, 0.65);
+        close(found.certain_lower, 0.585_714_285_714_285_6);
+    }
+
     /// `numpy.quantile` of numpy 2, default method.
     #[test]
     fn quantiles_agree_with_numpy() {

@@ -31,7 +31,7 @@ pub fn tables_of(report: &Report) -> Vec<String> {
 }
 
 /// p50, p90, p99 and max of suspend and resume and of each of their phases.
-pub fn phases_table(cycles: &[Cycle]) -> String {
+fn phases_table(cycles: &[Cycle]) -> String {
     let mut table = Table::with_header(&["ms", "p50", "p90", "p99", "max"]);
     for section in phase_sections(cycles) {
         table.row_of(section.title, section.total);
@@ -82,7 +82,7 @@ pub(crate) fn phase_sections(cycles: &[Cycle]) -> [PhaseSection; 2] {
 }
 
 /// All readiness attempts of a run in one line.
-pub fn readiness_line(cycles: &[Cycle]) -> String {
+fn readiness_line(cycles: &[Cycle]) -> String {
     let attempts: u64 = cycles.iter().map(|cycle| u64::from(cycle.attempts())).sum();
     let most = cycles.iter().map(Cycle::attempts).max().unwrap_or(0);
     if most <= 1 {

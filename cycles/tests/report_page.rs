@@ -10,7 +10,7 @@
 
 mod made_up;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -109,6 +109,7 @@ fn a_matrix_has_a_series_for_every_cell() {
     assert_script_ran(&dom);
     assert_eq!(count(&dom, r#"<li class="cell "#), cells);
     assert_eq!(count(&dom, r#"class="series""#), cells);
+    assert_eq!(count(&dom, r#"class="attempts-series""#), cells);
     assert_eq!(
         count(&dom, "rising, as expected"),
         2,
@@ -152,6 +153,79 @@ fn a_verdict_that_its_cycles_contradict_is_pointed_out() {
     assert!(page.contains("does not follow from its cycles"));
 }
 
+/// Where pictures for people to look at go: `CYCLES_PAGES=dir`, or else nowhere for long.
+fn pictures() -> (tempfile::TempDir, PathBuf) {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder =
+        std::env::var_os("CYCLES_PAGES").map_or_else(|| scratch.path().to_owned(), PathBuf::from);
+    (scratch, folder)
+}
+
+/// Lets Chromium make `file` of the full page with these further arguments, and reads it.
+fn made(file: &str, arguments: &[&str]) -> Option<Vec<u8>> {
+    let (_scratch, folder) = pictures();
+    let own = tempfile::tempdir().unwrap();
+    let page = own.path().join("report.html");
+    std::fs::write(&page, report_page(&made_up::full_report())).unwrap();
+    let result = folder.join(file);
+    let option = if file.ends_with(".pdf") {
+        "print-to-pdf"
+    } else {
+        "screenshot"
+    };
+    let mut all: Vec<String> = arguments.iter().map(|&one| one.to_owned()).collect();
+    all.push(format!("--{option}={}", result.display()));
+    all.push(format!("file://{}", page.display()));
+    chromium(own.path(), &all, &own.path().join("output"))?;
+    Some(std::fs::read(result).unwrap())
+}
+
+/// Width and height that a PNG says it has.
+fn size_of_png(png: &[u8]) -> (u32, u32) {
+    assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n");
+    let number = |at: usize| u32::from_be_bytes(png[at..at + 4].try_into().unwrap());
+    (number(16), number(20))
+}
+
+const WINDOW: &str = "--window-size=1200,5200";
+
+#[test]
+fn a_page_is_drawn_in_a_light_and_a_dark_theme() {
+    let Some(light) = made("light.png", &[WINDOW]) else {
+        return;
+    };
+    let dark = made("dark.png", &[WINDOW, DARK]).unwrap();
+    for png in [&light, &dark] {
+        assert_eq!(size_of_png(png), (1200, 5200));
+        // A page of one colour is some kilobytes.
+        assert!(png.len() > 100_000, "{} bytes show little", png.len());
+    }
+    assert_ne!(light, dark, "the dark theme is the light one");
+}
+
+/// The setting's zero is dark.
+const DARK: &str = "--blink-settings=preferredColorScheme=0";
+
+#[test]
+fn a_page_is_drawn_on_a_narrow_screen() {
+    let Some(png) = made("narrow.png", &["--window-size=500,8000"]) else {
+        return;
+    };
+    assert_eq!(size_of_png(&png), (500, 8000));
+    assert!(png.len() > 100_000, "{} bytes show little", png.len());
+}
+
+#[test]
+fn a_page_is_printed_on_several_sheets() {
+    let Some(pdf) = made("print.pdf", &["--no-pdf-header-footer"]) else {
+        return;
+    };
+    assert!(pdf.starts_with(b"%PDF-"), "no PDF");
+    let text = String::from_utf8_lossy(&pdf);
+    let sheets = text.matches("/Type /Page\n").count();
+    assert!((2..40).contains(&sheets), "{sheets} sheets");
+}
+
 /// Writes pages for people to look at: `CYCLES_PAGES=dir cargo test -p cycles --test report_page`.
 #[test]
 fn pages_of_made_up_runs_can_be_written() {
@@ -161,9 +235,7 @@ fn pages_of_made_up_runs_can_be_written() {
         ("short", made_up::flat_report(12)),
         ("thousand", made_up::flat_report(1000)),
     ];
-    let scratch = tempfile::tempdir().unwrap();
-    let directory = std::env::var_os("CYCLES_PAGES")
-        .map_or_else(|| scratch.path().to_owned(), std::path::PathBuf::from);
+    let (_scratch, directory) = pictures();
     for (name, report) in reports {
         let path = directory.join(format!("{name}.html"));
         std::fs::write(&path, report_page(&report)).unwrap();

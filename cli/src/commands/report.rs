@@ -42,13 +42,16 @@ pub(crate) fn summary(session: &Session, report: &Report) -> Result<(), CommandE
     if output.is_json() {
         return Ok(output.json(report)?);
     }
-    output.line(
-        output
-            .harmless(&cycles::readiness_line(&report.cycles))
-            .as_str(),
-    )?;
-    for line in cycles::phases_table(&report.cycles).lines() {
-        output.line(&output.harmless(line))?;
+    for (number, table) in cycles::tables_of(report).iter().enumerate() {
+        if number > 0 {
+            output.line("")?;
+        }
+        for line in table.lines() {
+            output.line(&output.harmless(line))?;
+        }
+    }
+    if !report.has_run() {
+        return Ok(());
     }
     for rule in cycles::rules_in_words() {
         output.note(&rule);

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::details::table;
 use super::plot::{SIDE, ValueAxis, x};
 use super::text::{Text, count, ms};
-use crate::matrix::{Cell, CellVerdict, Expectation, Matrix};
+use crate::matrix::{Cell, CellCycle, CellVerdict, Expectation, Matrix};
 use crate::table::attempts_in_words;
 
 /// The whole section.
@@ -15,14 +15,18 @@ pub(super) fn section(matrix: &Matrix) -> String {
         .iter()
         .flat_map(|cell| &cell.cycles)
         .map(|cycle| cycle.resume_ms);
-    let axis = ValueAxis::covering(largest.fold(0.0, f64::max));
+    let latency = ValueAxis::covering(largest.fold(0.0, f64::max));
+    let most = matrix.cells.iter().map(|cell| cell.attempts_max).max();
+    // Ten at least, so that one attempt in each cycle lies where it belongs: at the bottom.
+    let attempts = ValueAxis::covering_counts(most.unwrap_or(0).max(10));
+    let scales = Scales { latency, attempts };
     let mut cells: Vec<&Cell> = matrix.cells.iter().collect();
     // One row of three port policies for each guest and eviction.
     cells.sort_by_key(|cell| {
         let key = cell.key;
         (key.guest, key.eviction, key.monitor_first, key.port_policy)
     });
-    let cards: String = cells.iter().map(|cell| card(cell, &axis)).collect();
+    let cards: String = cells.iter().map(|cell| card(cell, &scales)).collect();
     let (class, says) = if matrix.as_expected() && matrix.includes_the_disease() {
         (
             "holds",
@@ -37,14 +41,21 @@ pub(super) fn section(matrix: &Matrix) -> String {
         ("broken", "Not every cell shows what it must.")
     };
     format!(
-        r#"<section class="matrix" aria-labelledby="matrix"><h2 id="matrix">Each fix switched off on its own</h2><p class="verdict-line {class}">{says}</p><p class="note">Resume latency over {} cycles in each cell. All cells share one scale, 0 to {} ms; the figures are the medians of the first and of the last tenth.</p><ul class="cells">{cards}</ul>{}</section>"#,
+        r#"<section class="matrix" aria-labelledby="matrix"><h2 id="matrix">Each fix switched off on its own</h2><p class="verdict-line {class}">{says}</p><p class="note">Resume latency and readiness attempts over {} cycles in each cell. All cells share their scales; the figures are the medians of the first and of the last tenth.</p><ul class="legend"><li><i class="key line latency"></i>resume, 0 to {} ms</li><li><i class="key line attempts"></i>attempts, 0 to {}</li></ul><ul class="cells">{cards}</ul>{}</section>"#,
         count(matrix.cycles_per_cell),
-        ms(axis.top()),
+        ms(scales.latency.top()),
+        ms(scales.attempts.top()).replace(".0", ""),
         figures(&cells),
     )
 }
 
-fn card(cell: &Cell, axis: &ValueAxis) -> String {
+/// What all cells share, so that they can be compared.
+struct Scales {
+    latency: ValueAxis,
+    attempts: ValueAxis,
+}
+
+fn card(cell: &Cell, scales: &Scales) -> String {
     let class = match (cell.as_expected(), cell.verdict) {
         (false, _) => "unexpected",
         (true, CellVerdict::Rising) => "rising",
@@ -57,23 +68,30 @@ fn card(cell: &Cell, axis: &ValueAxis) -> String {
         "status"
     };
     format!(
-        r#"<li class="cell {class}"><h3>{} guest, {} ports</h3><p>eviction {eviction}, {first} first</p><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{}"><path class="base" d="M0 1000H1000"/><path class="series" d="{}"/></svg><p class="ends"><b>{} &rarr; {}</b></p><p class="chip">{}</p></li>"#,
+        r#"<li class="cell {class}"><h3>{} guest, {} ports</h3><p>eviction {eviction}, {first} first</p><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{}"><path class="base" d="M0 1000H1000"/><path class="attempts-series" d="{}"/><path class="series" d="{}"/></svg><p class="ends"><b>{} &rarr; {}</b> <span>at most {} {}</span></p><p class="chip">{}</p></li>"#,
         cell.key.guest.name(),
         cell.key.port_policy.name(),
         Text(&format!("{}: {}", cell.key, cell.verdict.name())),
-        line(cell, axis),
+        line(cell, |cycle| scales.attempts.y(f64::from(cycle.attempts))),
+        line(cell, |cycle| scales.latency.y(cycle.resume_ms)),
         optional(cell.resume_p50_first_decile_ms),
         optional(cell.resume_p50_last_decile_ms),
+        count(cell.attempts_max),
+        if cell.attempts_max == 1 {
+            "attempt"
+        } else {
+            "attempts"
+        },
         expectation(cell),
     )
 }
 
-fn line(cell: &Cell, axis: &ValueAxis) -> String {
+fn line(cell: &Cell, y: impl Fn(&CellCycle) -> f64) -> String {
     let mut path = String::new();
     for (index, cycle) in cell.cycles.iter().enumerate() {
         let command = if index == 0 { 'M' } else { 'L' };
         // A line on the very edge would be cut in half by it.
-        let y = axis.y(cycle.resume_ms).clamp(12.0, SIDE - 12.0);
+        let y = y(cycle).clamp(12.0, SIDE - 12.0);
         // Writing to a string cannot fail.
         let _ = write!(path, "{command}{:.1} {y:.1}", x(index, cell.cycles.len()));
     }

@@ -1,0 +1,189 @@
+//! `mctl bench resume` against an API whose machine takes as long as the test wants, and
+//! `mctl report` of what such a bench or a matrix has written.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests, not only test functions"
+)]
+
+mod api;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Mutex;
+
+use api::fake::{Answer, Fake, Seen};
+use api::{Ran, WEB, bare, machine, ran};
+use cycles::{
+    Cell, CellKey, GuestKind, Host, KvmKind, Matrix, Peer, PortPolicy, Report, Run, RunEnd,
+    ScaleRun, SubjectDescription,
+};
+use serde_json::{Value, json};
+
+/// A started machine; the resume into generation n takes as long as the function says.
+struct Subject {
+    generation: u64,
+    state: &'static str,
+    resume_ms: fn(u64) -> f64,
+}
+
+impl Subject {
+    fn machine(&self) -> Value {
+        let mut machine = machine(WEB, "web", self.state);
+        machine["generation"] = json!(self.generation);
+        machine["last_start"] = json!({"kind": "resumed"});
+        machine
+    }
+
+    fn timing(&self, operation: &str, ms: f64) -> Value {
+        json!({
+            "operation": operation, "generation": self.generation, "total_ms": ms,
+            "started_at": "2026-01-31T12:00:00Z",
+            "phases": [{"name": "spawn", "ms": ms}],
+            "readiness": [{"local_port": 1_073_741_824, "outcome": "ok", "ms": 1.0}],
+        })
+    }
+
+    fn vsock(&self) -> Value {
+        json!({
+            "host": {}, "last_readiness": [],
+            "guest": {
+                "boot_id": "b", "generation": self.generation, "init_version": "1",
+                "uptime_ms": 1,
+                "sockets": {"total": 1, "older_generations": 0, "counts": [], "source": "init"},
+            },
+            "diagnosis": {
+                "verdict": "healthy", "leaked_pairs": 0, "expected_failed_attempts": 0.0,
+                "expected_delay_ms": 0.0, "findings": [],
+            },
+        })
+    }
+
+    fn answer(&mut self, seen: &Seen) -> Answer {
+        let done = json!({"ok": true, "previous_state": self.state});
+        let body = match (seen.method.as_str(), seen.path.rsplit('/').next()) {
+            ("GET", Some("host")) => json!({
+                "version": "1", "kvm": "virtual", "kvm_detail": "", "cpu": "", "kernel": "",
+                "cpus": 1, "memory_mib": 1, "images": [], "state_dir": "", "vmm": "",
+            }),
+            ("GET", Some("machines")) => json!([self.machine()]),
+            ("GET", Some("timings")) => json!([
+                self.timing("resume", (self.resume_ms)(self.generation)),
+                self.timing("suspend", 5.0),
+            ]),
+            ("GET", Some("vsock")) => self.vsock(),
+            ("GET", Some("wait")) => done,
+            ("POST", Some("suspend")) => {
+                self.state = "suspended";
+                done
+            }
+            ("POST", Some("start")) => {
+                self.state = "started";
+                self.generation += 1;
+                done
+            }
+            _ => self.machine(),
+        };
+        Answer::json(200, &body)
+    }
+}
+
+fn bench(resume_ms: fn(u64) -> f64, output: &Path) -> Ran {
+    let subject = Mutex::new(Subject {
+        generation: 1,
+        state: "started",
+        resume_ms,
+    });
+    let fake = Fake::on_tcp(move |seen| subject.lock().unwrap().answer(seen));
+    let output = output.display().to_string();
+    let words = ["bench", "resume", "web", "--cycles", "40", "--assert-flat"];
+    let mut command = bare(&words);
+    command.args(["--output", &output]);
+    ran(command.env("MCTL_HOST", &fake.address).output().unwrap())
+}
+
+#[test]
+fn a_machine_that_stays_flat_passes_and_leaves_its_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("report.json");
+    let ran = bench(|generation| 10.0 + (generation % 3) as f64 / 10.0, &file);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.out.contains("verdict: flat"), "{}", ran.out);
+    let report = cycles::load(&file).unwrap();
+    assert!(report.flatness.flat);
+    assert_eq!(report.cycles.len(), 40);
+}
+
+#[test]
+fn a_machine_that_gets_slower_fails_with_a_code_of_its_own_and_leaves_its_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("report.json");
+    let ran = bench(|generation| 10.0 * generation as f64, &file);
+    assert_eq!(ran.code, 8, "{ran:?}");
+    assert!(ran.err.contains("did not stay flat"), "{}", ran.err);
+    assert!(ran.out.contains("verdict: not flat"), "{}", ran.out);
+    assert_eq!(cycles::load(&file).unwrap().cycles.len(), 40);
+}
+
+fn no_run(name: &str) -> Run {
+    Run {
+        subject: SubjectDescription {
+            name: name.to_owned(),
+            ..SubjectDescription::default()
+        },
+        cycles_wanted: 30,
+        cycles: Vec::new(),
+        end: RunEnd::Complete,
+        vsocks_before: None,
+    }
+}
+
+fn matrix_report() -> Report {
+    let host = Host {
+        kvm: KvmKind::Virtual,
+        details: BTreeMap::new(),
+    };
+    let key = CellKey {
+        guest: GuestKind::Leaky,
+        port_policy: PortPolicy::Continue,
+        eviction: false,
+        monitor_first: true,
+    };
+    let matrix = Matrix {
+        cycles_per_cell: 30,
+        cells: vec![Cell::of_run(key, &no_run("mctl"))],
+    };
+    let mut report = Report::of_matrix(host, String::new(), matrix);
+    report.peers.push(Peer::of_run(no_run("Firecracker v9")));
+    report.scale.push(ScaleRun {
+        port_policy: PortPolicy::Fixed,
+        eviction: false,
+        leaked_pairs: 4321,
+        resume_ms: Vec::new(),
+        resumes: Vec::new(),
+        attempts_max: 71,
+        error: Some("not ready within 60 s".to_owned()),
+    });
+    report
+}
+
+#[test]
+fn a_report_shows_matrix_scale_and_peers_and_no_verdict_where_there_was_no_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("matrix.json");
+    std::fs::write(&file, serde_json::to_vec(&matrix_report()).unwrap()).unwrap();
+    let ran = ran(bare(&["report", &file.display().to_string()])
+        .output()
+        .unwrap());
+    assert_eq!(ran.code, 0, "{ran:?}");
+    for part in [
+        "flat: NO, must be flat",
+        "matrix: NOT as expected",
+        "Firecracker v9",
+        "4321",
+        "not ready within 60 s",
+    ] {
+        assert!(ran.out.contains(part), "no {part:?} in\n{}", ran.out);
+    }
+    assert!(!ran.out.contains("verdict: "), "{}", ran.out);
+}
