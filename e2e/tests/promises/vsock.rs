@@ -127,14 +127,14 @@ pub(crate) async fn fixed_ports_collide_with_leaked_pairs_and_the_attempts_say_s
     ensure!(rises, "failed attempts by cycle: {attempts:?}");
     let text = stage.mctl(&["status", &machine.id]).await?.printed()?;
     ensure!(
-        text.contains("reset on port"),
+        text.contains(" reset on ") && text.contains("those pairs are still open"),
         "mctl status does not explain the attempts:\n{text}"
     );
     let doctor = stage.mctl(&["doctor", "vsock", &machine.id]).await?;
     doctor.complaint(8)?;
     let text = doctor.text();
     ensure!(
-        ["colliding", "reset on port", "since the VMM began, "]
+        ["colliding", " reset on ", "since the VMM began, "]
             .iter()
             .all(|part| text.contains(part)),
         "{text}"

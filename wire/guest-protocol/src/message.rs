@@ -237,7 +237,8 @@ pub struct VsockCount {
     /// `detached` (of an older generation, no longer in the kernel's tables, so that its pair is
     /// free, but not closed by guest-init), `open` (where [`OpenVsocks::source`] is `init`), …
     pub state: String,
-    /// Generation in which it was opened; none for sockets of other processes.
+    /// Generation in which it was opened, or for sockets of other processes that are dead the one that left
+    /// them over; none where guest-init does not know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
     /// How many.

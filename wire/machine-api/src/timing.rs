@@ -131,7 +131,8 @@ pub struct GuestSockets {
 pub struct SocketCount {
     /// `established`, `closed`, …
     pub state: String,
-    /// Generation in which it was opened; none for other processes' sockets.
+    /// Generation in which it was opened, or for other processes' sockets that are dead the one that left
+    /// them over; none where the guest does not know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
     /// How many.
