@@ -1,10 +1,11 @@
 //! The way to a machine for everybody but its driver: send a request, look at what is published.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use machine_api::{CheckStatus, Machine, MachineConfig, MachineEvent, MachineState, StartKind};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::guest::GuestAddress;
 use crate::logs::MachineLog;

@@ -5,8 +5,8 @@
 mod access;
 mod crash;
 mod ending;
-mod reach;
 mod fly_clients;
+mod reach;
 mod stage;
 mod tls;
 
