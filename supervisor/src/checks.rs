@@ -63,7 +63,7 @@ pub(crate) async fn serve(handle: Handle) {
 }
 
 /// A machine's own checks and those of its services, by name.
-fn all(config: &MachineConfig) -> BTreeMap<String, Check> {
+pub(crate) fn all(config: &MachineConfig) -> BTreeMap<String, Check> {
     let mut checks = config.checks.clone();
     let services = config.services.iter();
     let of_services =

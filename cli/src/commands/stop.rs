@@ -43,7 +43,13 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
     let request = args.how.request();
     transition::for_each(session, machines, async |machine| {
         session.client.stop(&machine.id, &request).await?;
-        transition::await_and_report(session, &machine, MachineState::Stopped).await
+        // One that does not outlive its main process is gone right behind its stop.
+        let wanted = if machine.config.auto_destroy {
+            MachineState::Destroyed
+        } else {
+            MachineState::Stopped
+        };
+        transition::await_and_report(session, &machine, wanted).await
     })
     .await
 }

@@ -64,5 +64,9 @@ pub(crate) async fn a_damaged_memory_file_fails_the_machine_and_names_the_range(
         told.contains("0x") || told.contains("bytes"),
         "no range in {told:?}"
     );
+    stage
+        .client
+        .reach(&machine.id, MachineState::Failed, DEADLINE)
+        .await?;
     Ok(())
 }

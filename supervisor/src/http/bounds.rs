@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::machine::config::{METADATA_PAIRS, signal_names};
+use crate::machine::config::{METADATA_PAIRS, MOUNTS, signal_names};
 
 pub(super) use crate::machine::config::METADATA_CHARACTERS;
 
@@ -216,6 +216,7 @@ fn of_configurations() -> Vec<(&'static str, &'static str, Value)> {
         ("MachineConfig", "env", env),
         ("MachineConfig", "image", json!({"pattern": image()})),
         ("MachineConfig", "metadata", metadata),
+        ("MachineConfig", "mounts", json!({"maxItems": MOUNTS})),
         ("Mount", "path", json!({"pattern": r"^/[^\x00]+$"})),
         (
             "Mount",
@@ -223,6 +224,7 @@ fn of_configurations() -> Vec<(&'static str, &'static str, Value)> {
             json!({"pattern": r"^/[^\x00]*$", "not": {"pattern": ":ro$"}}),
         ),
         ("Port", "address", address),
+        ("ServiceConcurrency", "hard_limit", json!({"minimum": 1})),
         ("Port", "end_port", port.clone()),
         ("Port", "handlers", json!({"items": {"enum": ["http"]}})),
         ("Port", "port", json!({"maximum": u16::MAX})),

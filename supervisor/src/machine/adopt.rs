@@ -202,7 +202,8 @@ impl Driver {
     /// The image is whole and the VMM gone.
     pub(crate) fn note_suspended(&mut self) {
         let timing = Trace::begin().finish(Operation::Suspend, self.record.generation);
-        let message = Some("finished while no supervisor ran; its phases are not known".to_owned());
+        let message =
+            Some("finished while nobody waited for it; its phases are not known".to_owned());
         let note = Note {
             timing: Some(timing),
             message,

@@ -262,7 +262,7 @@ fn kind_of(event: Event) -> EventType {
             EventType::Start
         }
         Event::SuspendBegun | Event::SuspendDone | Event::SuspendAbandoned => EventType::Suspend,
-        Event::StopBegun | Event::Halted => EventType::Stop,
+        Event::StopBegun | Event::Halted | Event::Broken => EventType::Stop,
         Event::RestartBegun => EventType::Restart,
         Event::UpdateBegun => EventType::Update,
         Event::DestroyBegun | Event::DestroyDone => EventType::Destroy,

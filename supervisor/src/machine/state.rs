@@ -118,6 +118,8 @@ pub(crate) enum Event {
     StopBegun,
     /// No VMM and no image are left.
     Halted,
+    /// The VMM found the guest's memory damaged and ended it.
+    Broken,
     /// The guest is about to be shut down in order to start again.
     RestartBegun,
     /// A new configuration is about to be taken.
@@ -131,7 +133,7 @@ pub(crate) enum Event {
 impl Event {
     /// All of them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::StartBegun,
         Self::Ready,
         Self::StartFailed,
@@ -141,6 +143,7 @@ impl Event {
         Self::SuspendAbandoned,
         Self::StopBegun,
         Self::Halted,
+        Self::Broken,
         Self::RestartBegun,
         Self::UpdateBegun,
         Self::DestroyBegun,
@@ -179,7 +182,10 @@ pub(crate) fn apply(state: State, event: Event) -> Result<State, Unexpected> {
         ) => Ok(S::Starting),
         (E::Ready, S::Starting) | (E::SuspendAbandoned, S::Suspending) => Ok(S::Started),
         (E::StartFailed, S::Starting) => Ok(S::Failed),
-        (E::StartRolledBack, S::Starting) | (E::SuspendDone, S::Suspending) => Ok(S::Suspended),
+        // A suspend that was given up may turn out to be done.
+        (E::StartRolledBack, S::Starting) | (E::SuspendDone, S::Started | S::Suspending) => {
+            Ok(S::Suspended)
+        }
         (E::SuspendBegun, S::Started) => Ok(S::Suspending),
         (
             E::StopBegun,
@@ -187,6 +193,7 @@ pub(crate) fn apply(state: State, event: Event) -> Result<State, Unexpected> {
         ) => Ok(S::Stopping),
         // The guest may power itself off at any time, also while it is being suspended.
         (E::Halted, S::Started | S::Suspending | S::Stopping | S::Updating) => Ok(S::Stopped),
+        (E::Broken, S::Started | S::Suspending | S::Stopping | S::Updating) => Ok(S::Failed),
         (E::RestartBegun, S::Started | S::Suspended) => Ok(S::Restarting),
         (E::UpdateBegun, S::Created | S::Started | S::Suspended | S::Stopped | S::Failed) => {
             Ok(S::Updating)
@@ -214,7 +221,7 @@ mod tests {
     use super::*;
 
     /// One row per event: the states in the order of [`State::ALL`], `-` where it can't happen.
-    const TABLE: [(Event, &str); 13] = [
+    const TABLE: [(Event, &str); 14] = [
         // create starting started suspng suspnd stopping stopped restrt updtng destrng destrd failed
         (
             Event::StartBegun,
@@ -224,7 +231,10 @@ mod tests {
         (Event::StartFailed, "- failed - - - - - - - - - -"),
         (Event::StartRolledBack, "- suspended - - - - - - - - - -"),
         (Event::SuspendBegun, "- - suspending - - - - - - - - -"),
-        (Event::SuspendDone, "- - - suspended - - - - - - - -"),
+        (
+            Event::SuspendDone,
+            "- - suspended suspended - - - - - - - -",
+        ),
         (Event::SuspendAbandoned, "- - - started - - - - - - - -"),
         (
             Event::StopBegun,
@@ -234,6 +244,7 @@ mod tests {
             Event::Halted,
             "- - stopped stopped - stopped - - stopped - - -",
         ),
+        (Event::Broken, "- - failed failed - failed - - failed - - -"),
         (
             Event::RestartBegun,
             "- - restarting - restarting - - - - - - -",

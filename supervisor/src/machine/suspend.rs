@@ -1,6 +1,7 @@
 //! Suspending: the VMM saves the guest and ends. Until the image is whole, a start or a stop
 //! breaks it off and the same process goes on.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use machine_api::{EventType, Operation, StartKind};
@@ -68,9 +69,6 @@ impl Driver {
                 }
             }
         };
-        if let Err(ControlError::Deadline { .. }) = result {
-            cancel(&control).await;
-        }
         if let Err(ControlError::Closed) = result {
             result = self.ended_while_suspending().await.map(Reply::Suspended);
         }
@@ -199,10 +197,7 @@ async fn save(
 ) -> Result<Reply, ControlError> {
     let patience = Instant::now() + BUSY_LIMIT;
     loop {
-        match control
-            .request("save the machine", body.clone(), limit)
-            .await
-        {
+        match save_within(control, body.clone(), limit).await {
             Err(ControlError::Failed { kind, .. })
                 if kind == "busy" && Instant::now() < patience =>
             {
@@ -210,6 +205,27 @@ async fn save(
             }
             answer => return answer,
         }
+    }
+}
+
+/// Asks for the suspend and breaks it off at its deadline. What the VMM says to that counts: its image
+/// may have been whole already, and then the guest is in it and nowhere else.
+async fn save_within(
+    control: &Control,
+    body: RequestBody,
+    limit: Duration,
+) -> Result<Reply, ControlError> {
+    let what = "save the machine";
+    let mut request = pin!(control.request(what, body, limit + CANCEL_LIMIT));
+    if let Ok(answer) = timeout(limit, request.as_mut()).await {
+        return answer;
+    }
+    cancel(control).await;
+    match request.await {
+        Err(ControlError::Failed { kind, .. }) if kind == "cancelled" => {
+            Err(ControlError::Deadline { what, limit })
+        }
+        answer => answer,
     }
 }
 

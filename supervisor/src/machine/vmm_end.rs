@@ -33,6 +33,13 @@ const STABLE: Duration = Duration::from_secs(60);
 impl Driver {
     /// The VMM ended without a transition under way that expects it.
     pub(super) async fn note_vmm_end(&mut self, exit: VmmExit) -> Option<Envelope> {
+        if exit.reason() == Some(ExitReason::Suspended) && self.dir.image_manifest().exists() {
+            // A suspend that had been given up was done all the same.
+            self.kill_vmm().await;
+            self.note_suspended();
+            return None;
+        }
+        let damaged = exit.reason() == Some(ExitReason::ImageDamaged);
         let main = match &self.session {
             Some(session) => session.main_exit(MAIN_EXIT_LIMIT).await,
             None => None,
@@ -49,9 +56,10 @@ impl Driver {
             self.record.facts.restarts
         };
         let config = &self.record.config;
-        let wait = restart_wait(config, clean, restarts);
+        // Damage is not the guest's doing: it is looked at by somebody before anything runs again.
+        let wait = restart_wait(config, clean, restarts).filter(|_| !damaged);
         let mut message = exit.in_words();
-        if is_given_up(config, clean, restarts) {
+        if is_given_up(config, clean, restarts) && !damaged {
             message = format!("{message}; given up after {restarts} restarts");
         }
         let requested = self.record.facts.stop_requested;
@@ -67,12 +75,17 @@ impl Driver {
             ..Note::default()
         };
         self.log.add_note(&message);
-        self.transition_soon(Event::Halted, note, |record| {
+        let end = if damaged {
+            Event::Broken
+        } else {
+            Event::Halted
+        };
+        self.transition_soon(end, note, |record| {
             record.vmm = None;
             let facts = &mut record.facts;
             facts.restart_due = wait.is_some();
             facts.restarts = restarts + u32::from(wait.is_some());
-            facts.destroy_due = wait.is_none() && record.config.auto_destroy;
+            facts.destroy_due = wait.is_none() && record.config.auto_destroy && !damaged;
         });
         self.settle(Some(&message));
         self.restart_at = wait.map(|wait| Instant::now() + wait);

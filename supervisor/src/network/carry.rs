@@ -8,7 +8,7 @@ use tokio::io::{AsyncWriteExt, copy};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::checks::{PASSING, READINESS};
+use crate::checks::{self, PASSING, READINESS};
 use crate::guest::{GuestError, GuestStream};
 use crate::machine::handle::{Live, Order};
 use crate::machine::{Handle, MachineError, Until};
@@ -162,15 +162,21 @@ async fn ready(
     }
 }
 
-/// Whether all readiness checks have succeeded.
+/// Whether all readiness checks have succeeded, and all that services have of their own.
 fn passes(machine: &Machine) -> bool {
-    machine.config.checks.iter().all(|(name, check)| {
-        check.purpose.as_deref() != Some(READINESS)
-            || machine
+    let decisive = |name: &str| match machine.config.checks.get(name) {
+        Some(check) => check.purpose.as_deref() == Some(READINESS),
+        None => true,
+    };
+    checks::all(&machine.config)
+        .keys()
+        .filter(|name| decisive(name))
+        .all(|name| {
+            machine
                 .checks
                 .iter()
                 .any(|one| one.name == *name && one.status == PASSING)
-    })
+        })
 }
 
 /// Copies both ways; an end of one direction is passed on and does not end the other.

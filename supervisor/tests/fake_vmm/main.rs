@@ -3,7 +3,7 @@
 //!
 //! The guest's state (boot id, counter) lives in the image, so that a resume can be told from a
 //! boot. What it should do wrong it is told by words in the kernel's command line, which a boot
-//! gets and an image keeps: `fail-suspend`, `slow-suspend` (and with it `break-badly`),
+//! gets and an image keeps: `fail-suspend`, `slow-suspend` (and with it `break-badly` or `commit-late`),
 //! `refuse-image`, `rst=N`, `deaf`, `stubborn` (its main process does not end for SIGINT).
 
 #![expect(clippy::unwrap_used, reason = "a double for tests: it may fail loudly")]
@@ -204,6 +204,9 @@ impl Vmm {
             while Instant::now() < deadline {
                 if self.cancelled.swap(false, Ordering::SeqCst) {
                     self.saving.store(false, Ordering::SeqCst);
+                    if self.behaves("commit-late") {
+                        break;
+                    }
                     if self.behaves("break-badly") {
                         return failed("io", "the image broke while it was broken off");
                     }

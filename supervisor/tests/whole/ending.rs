@@ -216,6 +216,20 @@ fn a_suspend_that_was_broken_off_leaves_a_usable_guest_where_a_crash_follows() {
 }
 
 #[test]
+fn a_suspend_that_is_done_at_its_deadline_counts() {
+    let mut stage = Stage::new();
+    stage.kill();
+    stage.start(&["--suspend-timeout", "300ms"]);
+    let id = stage.started("slow-suspend commit-late");
+    let boot_id = stage.boot_id(&id);
+    stage.ask("POST", &id, "/suspend", None);
+    stage.reach(&id, "suspended");
+    let answer = stage.ask("POST", &id, "/start?wait=true", None);
+    assert_eq!(answer["start"]["kind"], "resumed", "{answer}");
+    assert_eq!(stage.boot_id(&id), boot_id);
+}
+
+#[test]
 fn a_take_over_that_a_crash_cut_off_is_begun_anew() {
     let mut stage = Stage::new();
     let id = stage.started("");

@@ -144,7 +144,7 @@ pub struct Restart {
     /// The policy.
     #[serde(default)]
     pub policy: RestartPolicy,
-    /// With `on-failure`: give up after that many restarts in a row; none means never.
+    /// With `on-failure`: give up after that many restarts in a row; 10 unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_retries: Option<u32>,
 }

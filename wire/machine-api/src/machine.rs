@@ -92,7 +92,7 @@ pub enum MachineState {
     Destroying,
     /// Gone; kept for `list --all` for a while.
     Destroyed,
-    /// Could not be started, or gave up restarting.
+    /// Could not be started, or its memory was found damaged.
     Failed,
 }
 
