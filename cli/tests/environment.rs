@@ -184,13 +184,35 @@ fn doctor_reads_the_supervisors_view_of_its_host() {
     let api = Api::with(&[]);
     let info = json!({"version": env!("CARGO_PKG_VERSION"), "kvm": "hardware",
         "kvm_detail": "hardware KVM (900.0 million)", "cpu": "EPYC", "kernel": "6.1", "cpus": 2, "memory_mib": 4096,
-        "images": ["default"], "state_dir": "/s", "vmm": "/bin/mctl-vmm"});
+        "images": ["default"], "image_kernels": {"default": "6.1.0-56"}, "state_dir": "/s",
+        "vmm": "/bin/mctl-vmm"});
     api.answers("GET /v1/host", 200, info);
     let ran = api.mctl(&["doctor"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert!(
         ran.out
             .contains("kvm         ok     hardware KVM (900.0 million)\n"),
+        "{}",
+        ran.out
+    );
+    assert!(
+        ran.out.contains("default (Linux 6.1.0-56) in /s\n"),
+        "{}",
+        ran.out
+    );
+}
+
+#[test]
+fn doctor_says_where_the_vmm_is_missing() {
+    let api = Api::with(&[]);
+    let info = json!({"version": env!("CARGO_PKG_VERSION"), "kvm": "hardware", "kvm_detail": "", "cpu": "",
+        "kernel": "6.1", "cpus": 2, "memory_mib": 4096, "images": ["default"], "state_dir": "/s",
+        "vmm": "/bin/mctl-vmm", "vmm_there": false});
+    api.answers("GET /v1/host", 200, info);
+    let ran = api.mctl(&["doctor"]);
+    assert_eq!(ran.code, 8, "{}", ran.out);
+    assert!(
+        ran.out.contains("/bin/mctl-vmm is not there"),
         "{}",
         ran.out
     );

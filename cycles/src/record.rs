@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::matrix::{Matrix, PortPolicy};
 use crate::phases::{Phases, to_the_microsecond};
-use crate::run::Run;
+use crate::run::{Run, RunEnd};
 use crate::scale::ScaleRun;
 use crate::verdict::judge;
 
@@ -49,7 +49,14 @@ impl Report {
     pub fn of_run(host: Host, started_at: String, run: Run) -> Self {
         let flatness = judge(&run.resume_ms(), run.failed_check()).flatness;
         let failed_check = run.failed_check().cloned();
-        Self {
+        let interrupted = (run.end == RunEnd::Interrupted).then(|| {
+            format!(
+                "interrupted after {} of {} cycles",
+                run.cycles.len(),
+                run.cycles_wanted
+            )
+        });
+        let mut report = Self {
             schema: SCHEMA,
             host,
             config: RunConfig {
@@ -64,7 +71,26 @@ impl Report {
             matrix: None,
             peers: Vec::new(),
             scale: Vec::new(),
+        };
+        if let Some(objection) = interrupted {
+            report.deny(&objection);
         }
+        report
+    }
+
+    /// Takes the verdict back for something that latencies don't show.
+    pub fn deny(&mut self, objection: &str) {
+        self.flatness.flat = false;
+        self.flatness.reason = format!("{objection}; by its latencies: {}", self.flatness.reason);
+    }
+
+    /// Readiness attempts that the guest refused. With ports from a random place and a guest that closes
+    /// what a resume has reset, there is none.
+    pub fn refused_attempts(&self) -> usize {
+        let attempts = self.cycles.iter().flat_map(|cycle| &cycle.readiness);
+        attempts
+            .filter(|one| one.outcome == AttemptOutcome::Reset)
+            .count()
     }
 
     /// A report on `matrix` alone, where no cell with all fixes on was run to stand for the whole.

@@ -76,6 +76,12 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     };
     host.stop()?;
     let mut report = Report::of_run(description, started_at, run);
+    let refused = report.refused_attempts();
+    if arguments.guest == GuestImage::Default && refused > 0 {
+        report.deny(&format!(
+            "the guest refused {refused} readiness attempts, which only leaked pairs explain"
+        ));
+    }
     // What the peer does must not cost what was measured before it.
     report_files::write(&arguments.output, "report", &report)?;
     let measured = match &arguments.vmm {

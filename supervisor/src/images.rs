@@ -1,6 +1,7 @@
 //! The image store, as far as the supervisor needs it: which images there are and where their
 //! files lie. Images are made by another program.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -76,6 +77,8 @@ struct Description {
     schema: u32,
     kernel: String,
     initramfs: String,
+    #[serde(default)]
+    kernel_version: String,
     #[serde(default)]
     kernel_sha256: String,
     #[serde(default)]
@@ -154,6 +157,19 @@ impl ImageStore {
                 digest: found,
             },
         })
+    }
+
+    /// Release of each image's kernel, where its description tells.
+    pub(crate) fn kernels(&self) -> BTreeMap<String, String> {
+        let kernel_of = |name: &String| {
+            let text = fs::read(self.root.join(name).join("image.json")).ok()?;
+            let description: Description = serde_json::from_slice(&text).ok()?;
+            Some(description.kernel_version).filter(|release| !release.is_empty())
+        };
+        let names = self.names().into_iter();
+        names
+            .filter_map(|name| kernel_of(&name).map(|release| (name, release)))
+            .collect()
     }
 
     /// Names of all images.

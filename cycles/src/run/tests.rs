@@ -247,7 +247,34 @@ fn an_observer_can_end_the_run_early() {
         options,
         &mut StopAfterTwo,
     ));
-    assert_eq!((run.end, run.cycles.len()), (RunEnd::Interrupted, 2));
+    assert_eq!(
+        (run.end.clone(), run.cycles.len()),
+        (RunEnd::Interrupted, 2)
+    );
+    let host = Host {
+        kvm: KvmKind::Virtual,
+        details: std::collections::BTreeMap::new(),
+    };
+    let report = Report::of_run(host, String::new(), run);
+    assert!(!report.flatness.flat);
+    let reason = report.flatness.reason;
+    assert!(reason.starts_with("interrupted after 2 of 5"), "{reason}");
+}
+
+#[test]
+fn refused_attempts_are_counted_and_can_deny_the_verdict() {
+    let run = run(&mut Scripted::with(lived_on(41)), 40);
+    let host = Host {
+        kvm: KvmKind::Virtual,
+        details: std::collections::BTreeMap::new(),
+    };
+    let mut report = Report::of_run(host, String::new(), run);
+    assert!(report.flatness.flat, "{}", report.flatness.reason);
+    assert_eq!(report.refused_attempts(), 0);
+    report.cycles[3].readiness[0].outcome = AttemptOutcome::Reset;
+    assert_eq!(report.refused_attempts(), 1);
+    report.deny("refused");
+    assert!(!report.flatness.flat);
 }
 
 #[test]

@@ -30,6 +30,7 @@ pub(super) async fn info(State(api): State<Api>) -> Result<Json<HostInfo>, ApiEr
 fn collect(api: &Api) -> HostInfo {
     let configuration = &api.registry.host().configuration;
     let (kvm, kvm_detail) = kvm();
+    let images = &api.registry.host().images;
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     HostInfo {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -43,9 +44,11 @@ fn collect(api: &Api) -> HostInfo {
         memory_mib: field_of("/proc/meminfo", "MemTotal")
             .and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok())
             .map_or(0, |kib| kib / 1_024),
-        images: api.registry.host().images.names(),
+        images: images.names(),
+        image_kernels: images.kernels(),
         state_dir: configuration.state_dir.root().display().to_string(),
         vmm: configuration.vmm.display().to_string(),
+        vmm_there: configuration.vmm.is_file(),
         address: api.address.as_deref().map(str::to_owned),
     }
 }

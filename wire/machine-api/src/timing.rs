@@ -1,5 +1,7 @@
 //! *Extensions*: where the time of a transition went, and what vsock looked like.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -210,11 +212,22 @@ pub struct HostInfo {
     pub memory_mib: u64,
     /// Names of the images in the store.
     pub images: Vec<String>,
+    /// Release of each image's kernel, by the image's name.
+    #[serde(default)]
+    pub image_kernels: BTreeMap<String, String>,
     /// State directory.
     pub state_dir: String,
     /// VMM binary.
     pub vmm: String,
+    /// Whether that is there.
+    #[serde(default = "yes")]
+    pub vmm_there: bool,
     /// Where the API is served over TCP, such as `https://127.0.0.1:4280`, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+}
+
+/// Of supervisors that do not say.
+const fn yes() -> bool {
+    true
 }

@@ -63,7 +63,7 @@ fn from_supervisor(session: &Session, info: &HostInfo) -> Vec<Finding> {
     let image = if info.images.iter().any(|name| name == "default") {
         Finding::ok(
             "image",
-            format!("{} in {}", info.images.join(", "), info.state_dir),
+            format!("{} in {}", with_kernels(info), info.state_dir),
         )
     } else {
         no_image(&info.state_dir)
@@ -79,8 +79,31 @@ fn from_supervisor(session: &Session, info: &HostInfo) -> Vec<Finding> {
             ),
         ),
         image,
-        Finding::ok("vmm", info.vmm.as_str()),
+        vmm(info),
     ]
+}
+
+/// Images, each with the kernel that it boots.
+fn with_kernels(info: &HostInfo) -> String {
+    let described = info
+        .images
+        .iter()
+        .map(|name| match info.image_kernels.get(name) {
+            Some(release) => format!("{name} (Linux {release})"),
+            None => name.clone(),
+        });
+    described.collect::<Vec<_>>().join(", ")
+}
+
+fn vmm(info: &HostInfo) -> Finding {
+    if info.vmm_there {
+        return Finding::ok("vmm", info.vmm.as_str());
+    }
+    Finding::problem(
+        "vmm",
+        format!("{} is not there", info.vmm),
+        "build it with `./just build`, or name it with `mctl-supervisor --vmm`",
+    )
 }
 
 fn kvm(info: &HostInfo) -> Finding {
@@ -128,8 +151,20 @@ fn image(state_dir: &Path) -> Finding {
         .filter(|path| !path.exists())
         .collect();
     match missing.first() {
-        None => Finding::ok("image", folder.display().to_string()),
+        None => Finding::ok("image", described(&folder)),
         Some(_) => no_image(&state_dir.display().to_string()),
+    }
+}
+
+/// An image's folder and kernel.
+fn described(folder: &Path) -> String {
+    let release = std::fs::read(folder.join("image.json"))
+        .ok()
+        .and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok())
+        .and_then(|image| Some(image["kernel_version"].as_str()?.to_owned()));
+    match release {
+        Some(release) => format!("default (Linux {release}) in {}", folder.display()),
+        None => folder.display().to_string(),
     }
 }
 
