@@ -14,6 +14,7 @@ mod failed_suspend;
 mod files;
 mod instruments;
 mod last_words;
+mod lifecycle;
 mod logs;
 mod peer;
 mod published_ports;
@@ -153,6 +154,10 @@ fn trials() -> Vec<Trial> {
         cli:
             the_commands_of_the_readme_work,
             doctor_finds_a_usable_host;
+        lifecycle:
+            signals_metadata_versions_restarts_and_clones_work_on_a_real_guest,
+            a_lease_and_a_cordon_keep_others_away_from_a_real_guest,
+            a_main_process_that_takes_too_much_memory_is_told_so;
         instruments:
             a_leak_is_told_with_its_size_its_beginning_and_its_cost,
             a_healthy_machine_is_told_healthy_and_a_bench_of_it_makes_a_report;
