@@ -4,6 +4,7 @@
 //! Which of the two it is makes no difference to whoever drives machines on it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -40,6 +41,8 @@ pub struct KvmHost {
     kind: KvmKind,
     client: Client,
     log: PathBuf,
+    /// What strangers show over TCP, where that is served.
+    token: Option<String>,
     place: Place,
 }
 
@@ -102,7 +105,16 @@ impl KvmHost {
         let host = if runs_linux_here() {
             let state = empty_state(&folder)?;
             artifacts::build_images(&state.join("images"), images)?;
-            Self::here(kind, &folder, &state)?
+            let token = new_token();
+            let file = folder.join("token");
+            fs::write(&file, &token).with_context(|| format!("cannot write {}", file.display()))?;
+            let listen = ["--listen", "127.0.0.1:0", "--bootstrap-token-file"].map(OsStr::new);
+            let arguments = [&listen[..], &[file.as_os_str()]].concat();
+            let host = Self::here(kind, &folder, &state, &arguments)?;
+            Self {
+                token: Some(token),
+                ..host
+            }
         } else {
             Self::virtual_one(&folder, images)?
         };
@@ -119,18 +131,24 @@ impl KvmHost {
         let state = empty_state(folder)?;
         std::os::unix::fs::symlink(image_store, state.join("images"))
             .context("cannot link the image store")?;
-        let host = Self::here(kind, folder, &state)?;
+        let host = Self::here(kind, folder, &state, &[])?;
         host.wait_ready().await?;
         Ok(host)
     }
 
-    fn here(kind: KvmKind, folder: &Path, state: &Path) -> anyhow::Result<Self> {
+    fn here(
+        kind: KvmKind,
+        folder: &Path,
+        state: &Path,
+        arguments: &[&OsStr],
+    ) -> anyhow::Result<Self> {
         let log = folder.join("supervisor.log");
         let log_file =
             File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let child = Command::new(artifacts::binary("mctl-supervisor")?)
             .arg("--state-dir")
             .arg(state)
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(log_file.try_clone().context("cannot share the log")?)
             .stderr(log_file)
@@ -141,12 +159,13 @@ impl KvmHost {
             kind,
             client,
             log,
+            token: None,
             place: Place::Here(Supervisor(child)),
         })
     }
 
     fn virtual_one(folder: &Path, images: &[GuestImage]) -> anyhow::Result<Self> {
-        let token = format!("{:032x}", rand::random::<u128>());
+        let token = new_token();
         let host = VirtualHost::start(&Config {
             parts: parts()?,
             memory_mib: VIRTUAL_MEMORY_MIB,
@@ -161,12 +180,13 @@ impl KvmHost {
         let url = host
             .api_url()
             .context("the virtual host has no API address")?;
-        let client = Client::new(url.parse::<Endpoint>()?).with_token(Some(token));
+        let client = Client::new(url.parse::<Endpoint>()?).with_token(Some(token.clone()));
         let log = folder.join("kvm-host/console.log");
         Ok(Self {
             kind: KvmKind::Virtual,
             client,
             log,
+            token: Some(token),
             place: Place::Virtual(host),
         })
     }
@@ -189,6 +209,20 @@ impl KvmHost {
     /// The supervisor's API.
     pub const fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// Address and token for a client of another make.
+    ///
+    /// # Errors
+    /// Where the supervisor does not say.
+    pub async fn for_strangers(&self) -> anyhow::Result<(String, String)> {
+        let address = match &self.place {
+            Place::Virtual(host) => host.api_url(),
+            Place::Here(_) => self.client.host().await?.address,
+        };
+        address
+            .zip(self.token.clone())
+            .context("the supervisor is not served over TCP")
     }
 
     /// Where the supervisor writes what it does.
@@ -238,6 +272,10 @@ impl KvmHost {
         }
         Ok(())
     }
+}
+
+fn new_token() -> String {
+    format!("{:032x}", rand::random::<u128>())
 }
 
 /// An empty state directory; machines of an earlier run that was killed would only be in the way.
