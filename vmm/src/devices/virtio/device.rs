@@ -1,8 +1,8 @@
 //! What every virtio device offers to its transport and to the event loop.
 //!
 //! A device sees guest memory, its queues and an [`Interrupt`]. It never names the machine, the
-//! vCPUs, KVM or a path of the supervisor. Three parts per device: registers and activation
-//! (`device.rs`), queue service (`queue.rs`), backend.
+//! vCPUs, KVM or a path of the supervisor. A device's registers, activation and queue
+//! service are in its `device.rs`; its backend and requests lie beside that.
 //!
 //! All calls come from two places, under one lock per device: register accesses from vCPU
 //! threads, and `serve_*` from the event loop. Nothing in them may block for long.
