@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use machine_api::{EventType, Operation};
-use vmm_control::ExitReason;
 
 use crate::machine::admission::RefusalReason;
 use crate::machine::bring_up::{BringUpError, holding};
@@ -188,12 +187,6 @@ impl Driver {
                 // Killing what has ended is harmless, and takes its sockets along.
                 let killed = self.kill_vmm().await;
                 let exit = ended.ok().or(killed).unwrap_or_else(unseen);
-                if exit.reason() == Some(ExitReason::Suspended)
-                    && self.dir.image_manifest().exists()
-                {
-                    self.note_suspended();
-                    return None;
-                }
                 self.note_vmm_end(exit).await
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use machine_api::{EventType, Operation, StartKind};
 use tokio::time::{Instant, sleep, timeout};
-use vmm_control::{ExitReason, Reply, RequestBody, SuspendFigures};
+use vmm_control::{Reply, RequestBody, SuspendFigures};
 
 use crate::fail_point;
 use crate::machine::driver::{Attended, Driver, Effect};
@@ -98,8 +98,7 @@ impl Driver {
         let exit = timeout(EXIT_LIMIT, vmm.exited())
             .await
             .map_err(|_| ControlError::Closed)?;
-        let whole = exit.reason() == Some(ExitReason::Suspended);
-        if whole && self.dir.image_manifest().exists() {
+        if self.is_in_image(&exit) {
             Ok(no_figures())
         } else {
             Err(ControlError::Closed)

@@ -33,7 +33,7 @@ const STABLE: Duration = Duration::from_secs(60);
 impl Driver {
     /// The VMM ended without a transition under way that expects it.
     pub(super) async fn note_vmm_end(&mut self, exit: VmmExit) -> Option<Envelope> {
-        if exit.reason() == Some(ExitReason::Suspended) && self.dir.image_manifest().exists() {
+        if self.is_in_image(&exit) {
             // A suspend that had been given up was done all the same.
             self.kill_vmm().await;
             self.note_suspended();
@@ -92,6 +92,11 @@ impl Driver {
         self.reach_stored("end.halted").await;
         self.destroy_if_due("end.destroy_due").await;
         None
+    }
+
+    /// Whether a VMM that ended so left its guest in a whole image.
+    pub(super) fn is_in_image(&self, exit: &VmmExit) -> bool {
+        exit.reason() == Some(ExitReason::Suspended) && self.dir.image_manifest().exists()
     }
 
     /// Adds the exit of the main process as an event, where it was heard of.
