@@ -1,7 +1,7 @@
 //! The two clocks: monotonic time for durations, real time for people.
 //!
-//! Monotonic nanoseconds are CLOCK_MONOTONIC of the host, the same line on which a VMM puts its
-//! marks. Nothing here waits.
+//! Monotonic nanoseconds are the host's CLOCK_MONOTONIC, which the VMM's phases use too, so that
+//! both can be compared. Nothing here waits.
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -26,7 +26,7 @@ fn nanoseconds(clock: ClockId) -> u64 {
     seconds.saturating_mul(1_000_000_000) + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
-/// Milliseconds between two marks; zero where they are the wrong way round.
+/// Milliseconds from `start_ns` to `end_ns`; zero if `end_ns` is the earlier one.
 #[expect(clippy::cast_precision_loss, reason = "2^53 ns are a hundred days")]
 pub(crate) fn ms_between(start_ns: u64, end_ns: u64) -> f64 {
     end_ns.saturating_sub(start_ns) as f64 / 1e6

@@ -1,4 +1,4 @@
-//! Flags of the supervisor, and what they resolve to.
+//! The supervisor's flags, and the settings that they resolve to.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::{Parser, ValueEnum};
 
 use crate::duration;
-use crate::machine::readiness::ReadinessLimits;
+use crate::model::settings::{PortPolicy, ReadinessLimits, StartSettings, VerifyMode};
 use crate::paths::StateDir;
 
 /// Drive the machines of this host and serve the Machines API.
@@ -23,23 +23,23 @@ pub(crate) struct Arguments {
     /// Also serve the API on this TCP address, for requests with a bearer token
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
-    /// File with a token that may do everything; made with a random one if it is not there
+    /// File with a token that may do everything; created with a random one if it does not exist
     #[arg(long, value_name = "FILE")]
     bootstrap_token_file: Option<PathBuf>,
-    /// Serve TCP with TLS: file with the certificate, and behind it those that lead to its root
+    /// Serve TCP with TLS: file with the certificate, followed by its intermediate certificates
     /// (PEM; read again on SIGHUP)
     #[arg(long, value_name = "FILE", env = "MCTL_TLS_CERT", requires_all = ["tls_key", "listen"])]
     tls_cert: Option<PathBuf>,
     /// File with the certificate's private key (PEM)
     #[arg(long, value_name = "FILE", env = "MCTL_TLS_KEY", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// The VMM binary [default: mctl-vmm beside this program]
+    /// The VMM binary [default: mctl-vmm in this program's directory]
     #[arg(long, value_name = "PATH")]
     vmm: Option<PathBuf>,
     /// The API's Unix socket [default: <state-dir>/api.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Group that may use the socket too (name or number)
+    /// Group that may use the socket, too (name or number)
     #[arg(long, value_name = "GROUP")]
     socket_group: Option<String>,
     /// Where local vsock ports begin after each start and resume
@@ -48,9 +48,9 @@ pub(crate) struct Arguments {
     /// Free the guest's end of every saved vsock pair before the transport reset
     #[arg(long, value_enum, default_value = "on")]
     vsock_eviction: Switch,
-    /// How the memory of an image is checked at a resume
+    /// When a resume checks the memory of its image
     #[arg(long, value_enum, default_value = "background")]
-    verify: Verify,
+    verify: VerifyMode,
     /// Open the long-lived CPU monitor before the readiness check
     #[arg(long)]
     monitor_first: bool,
@@ -66,26 +66,15 @@ pub(crate) struct Arguments {
     /// Deadline of a whole start or resume
     #[arg(long, value_parser = duration::parse, default_value = "120s")]
     start_timeout: Duration,
-    /// Deadline of a suspend; then it is broken off and the machine runs on
+    /// Deadline of a suspend; then it is cancelled and the machine runs on
     #[arg(long, value_parser = duration::parse, default_value = "300s")]
     suspend_timeout: Duration,
     /// Starts and resumes that may be under way at the same time [default: CPUs, at least 2]
     #[arg(long, value_name = "N")]
     concurrent_starts: Option<NonZeroUsize>,
-    /// Die at this step, for tests of what a crash leaves
+    /// Die at this step, for tests of crashes
     #[arg(long, value_name = "STEP", hide = true)]
     fail_point: Option<String>,
-}
-
-/// Where local vsock ports begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum PortPolicy {
-    /// Drawn anew each time
-    Random,
-    /// After the last one that the image holds
-    Continue,
-    /// 2^30 each time
-    Fixed,
 }
 
 /// A switch.
@@ -97,25 +86,14 @@ pub(crate) enum Switch {
     Off,
 }
 
-/// How the memory of an image is checked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Verify {
-    /// Before the guest runs
-    Full,
-    /// Behind a lazy resume
-    Background,
-    /// Not at all
-    Off,
-}
-
 /// The supervisor's settings, resolved.
 #[derive(Debug)]
 pub(crate) struct Configuration {
-    /// Where everything lies.
+    /// The state directory.
     pub(crate) state_dir: StateDir,
-    /// TCP address of the API.
+    /// TCP address of the API, if it is served there.
     pub(crate) listen: Option<SocketAddr>,
-    /// Files of the certificate and its key, where TCP is served with TLS.
+    /// Files of the certificate and its key, if TCP is served with TLS.
     pub(crate) tls: Option<(PathBuf, PathBuf)>,
     /// File of the bootstrap token.
     pub(crate) bootstrap_token_file: Option<PathBuf>,
@@ -125,31 +103,16 @@ pub(crate) struct Configuration {
     pub(crate) socket: PathBuf,
     /// Group that may use the socket.
     pub(crate) socket_group: Option<String>,
-    /// Settings of a machine that its configuration does not override.
-    pub(crate) defaults: MachineDefaults,
+    /// How machines are started unless their configuration says otherwise.
+    pub(crate) start_settings: StartSettings,
     /// Deadline of a suspend.
     pub(crate) suspend_timeout: Duration,
-    /// Starts and resumes at the same time.
+    /// Starts and resumes that may be under way at the same time.
     pub(crate) concurrent_starts: usize,
 }
 
-/// How machines start unless they say otherwise.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct MachineDefaults {
-    /// Where local vsock ports begin.
-    pub(crate) port_policy: PortPolicy,
-    /// Whether saved pairs are evicted.
-    pub(crate) eviction: bool,
-    /// How images are checked.
-    pub(crate) verify: Verify,
-    /// Whether the monitor connects before the readiness check.
-    pub(crate) monitor_first: bool,
-    /// Bounds of the readiness check.
-    pub(crate) readiness: ReadinessLimits,
-}
-
 impl Arguments {
-    /// The step at which a test wants this process to die.
+    /// The step at which this process dies, if a test wants that.
     pub(crate) fn fail_point(&self) -> Option<String> {
         self.fail_point.clone()
     }
@@ -160,7 +123,7 @@ impl Arguments {
         let state_dir = std::path::absolute(&state_dir)
             .with_context(|| format!("cannot resolve {}", state_dir.display()))?;
         let state_dir = StateDir::new(state_dir)?;
-        let vmm = self.vmm.map_or_else(beside_this_program, Ok)?;
+        let vmm = self.vmm.map_or_else(vmm_beside_this_program, Ok)?;
         let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Ok(Configuration {
             socket: self.socket.unwrap_or_else(|| state_dir.api_socket()),
@@ -171,7 +134,7 @@ impl Arguments {
             vmm: std::path::absolute(&vmm)
                 .with_context(|| format!("cannot resolve {}", vmm.display()))?,
             socket_group: self.socket_group,
-            defaults: MachineDefaults {
+            start_settings: StartSettings {
                 port_policy: self.vsock_port_policy,
                 eviction: self.vsock_eviction == Switch::On,
                 verify: self.verify,
@@ -191,8 +154,8 @@ impl Arguments {
     }
 }
 
-fn beside_this_program() -> anyhow::Result<PathBuf> {
-    let own = std::env::current_exe().context("cannot find this program's own file")?;
+fn vmm_beside_this_program() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot find the path of this program")?;
     Ok(own.parent().unwrap_or(Path::new("/")).join("mctl-vmm"))
 }
 

@@ -1,16 +1,17 @@
 //! Durations as users write them: `5s`, `1m30s`, `250ms`, or a bare number of seconds.
-//! `http::bounds` tells clients this grammar; what is beyond a year counts as a year.
+//!
+//! `api::bounds` describes this grammar to clients. More than a year counts as a year.
 
 use std::time::Duration;
 
-/// Why a text is no duration.
+/// A text is not a duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a duration; write it like 5s, 1m30s or 250ms")]
 pub(crate) struct InvalidDuration {
     text: String,
 }
 
-/// Longest duration that is told apart, so that sums can't overflow.
+/// Longer ones count as this, so that sums cannot overflow.
 const MAX: Duration = Duration::from_secs(366 * 86_400);
 
 /// Reads a duration.
@@ -44,8 +45,8 @@ pub(crate) fn parse(text: &str) -> Result<Duration, InvalidDuration> {
     }
 }
 
-/// A duration as Go's `Duration.String` writes it, which this module reads, too.
-pub(crate) fn in_go(duration: Duration) -> String {
+/// A duration as Go's `Duration.String` writes it. [`parse`] reads it back.
+pub(crate) fn format_like_go(duration: Duration) -> String {
     let (seconds, nanoseconds) = (duration.as_secs(), duration.subsec_nanos());
     if seconds == 0 {
         let part = |unit: u32, digits: usize| {
@@ -110,14 +111,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_practically_endless_is_a_year() {
+    fn more_than_a_year_is_a_year() {
         for text in ["99999999999d", "300d300d", &"9".repeat(400)] {
             assert_eq!(parse(text), Ok(MAX), "{text:?}");
         }
     }
 
     #[test]
-    fn go_spells_it_so_and_it_is_read_again() {
+    fn gos_spelling_is_written_and_read_back() {
         for (nanoseconds, text) in [
             (0, "0s"),
             (7, "7ns"),
@@ -129,7 +130,7 @@ mod tests {
             (3_600_000_000_000, "1h0m0s"),
         ] {
             let duration = Duration::from_nanos(nanoseconds);
-            assert_eq!(in_go(duration), text);
+            assert_eq!(format_like_go(duration), text);
             assert_eq!(parse(text), Ok(duration));
         }
     }

@@ -1,7 +1,7 @@
-//! Named steps at which a test can make the supervisor die as if it had been killed.
+//! Named steps at which a test makes the supervisor die as if it had been killed.
 //!
-//! The hidden flag `--fail-point NAME` arms one of them. Nothing is flushed, dropped or awaited:
-//! what a new supervisor finds is what a crash at that very step leaves.
+//! The hidden flag `--fail-point NAME` arms one of them. Nothing is flushed, dropped or awaited: a
+//! new supervisor finds what a crash at that very step leaves.
 
 use std::sync::OnceLock;
 
@@ -15,12 +15,12 @@ pub(crate) fn arm(name: String) {
     let _ = ARMED.set(name);
 }
 
-/// Whether the process is to die at the step `name`.
+/// Whether the process dies at the step `name`.
 pub(crate) fn is_armed(name: &str) -> bool {
     ARMED.get().is_some_and(|armed| armed == name)
 }
 
-/// The step `name` is reached.
+/// Marks the step `name`; dies here if it is armed.
 pub(crate) fn reach(name: &str) {
     if is_armed(name) {
         let _ = kill_process(getpid(), Signal::KILL);

@@ -1,5 +1,5 @@
-//! The image store, as far as the supervisor needs it: which images there are and where their
-//! files lie. Images are made by another program.
+//! The image store, read only: which images there are, and the paths of their files. Images are built
+//! by `mctl-rootfs`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,11 +18,13 @@ const LATEST: &str = "latest";
 /// Version of `image.json` that we read.
 const SCHEMA: u32 = 1;
 
-/// Why a machine can't be made from an image.
+/// Why an image cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ImageError {
-    /// It is no reference, or its name can't be a folder's.
-    #[error("{name:?} is no image: it is written [REGISTRY/][PATH/]NAME[:TAG][@DIGEST]")]
+    /// The reference is malformed.
+    #[error(
+        "{name:?} is not an image reference; write it as [REGISTRY/][PATH/]NAME[:TAG][@DIGEST]"
+    )]
     Name {
         /// As given.
         name: String,
@@ -32,10 +34,10 @@ pub(crate) enum ImageError {
     Missing {
         /// As given.
         name: String,
-        /// Where it was looked for.
+        /// The image store.
         store: PathBuf,
     },
-    /// Its description can't be read.
+    /// Its description cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
         /// The file.
@@ -43,7 +45,7 @@ pub(crate) enum ImageError {
         /// The system's reason.
         source: io::Error,
     },
-    /// Its description makes no sense.
+    /// Its description is invalid.
     #[error("{} does not describe an image", path.display())]
     Description {
         /// The file.
@@ -51,17 +53,17 @@ pub(crate) enum ImageError {
         /// What is wrong.
         source: serde_json::Error,
     },
-    /// It is another one than was meant.
+    /// It has another digest than the reference.
     #[error("image {name:?} has digest {found}, not {wanted}")]
     Digest {
         /// The image.
         name: String,
         /// Its digest.
         found: String,
-        /// As given.
+        /// The digest of the reference.
         wanted: String,
     },
-    /// A newer program made it.
+    /// A newer program built it.
     #[error("image {name:?} has schema {found}, this supervisor knows {SCHEMA}")]
     Schema {
         /// The image.
@@ -71,7 +73,7 @@ pub(crate) enum ImageError {
     },
 }
 
-/// What is used of `image.json`.
+/// The part of `image.json` that is used here.
 #[derive(Debug, Deserialize)]
 struct Description {
     schema: u32,
@@ -105,12 +107,12 @@ pub(crate) struct ImageStore {
 }
 
 impl ImageStore {
-    /// At that folder, which may not exist yet.
+    /// The store in the folder `root`, which need not exist yet.
     pub(crate) fn new(root: PathBuf) -> Self {
         Self { root }
     }
 
-    /// Finds an image by the reference that a user wrote, or the default one by an empty one.
+    /// Finds an image by the reference that a user wrote. An empty one means the default image.
     pub(crate) fn find(&self, written: &str) -> Result<Image, ImageError> {
         let reference = Reference::parse(written).ok_or_else(|| ImageError::Name {
             name: written.to_owned(),
@@ -159,7 +161,7 @@ impl ImageStore {
         })
     }
 
-    /// Release of each image's kernel, where its description tells.
+    /// Release of each image's kernel, if its description names it.
     pub(crate) fn kernels(&self) -> BTreeMap<String, String> {
         let kernel_of = |name: &String| {
             let text = fs::read(self.root.join(name).join("image.json")).ok()?;
@@ -188,8 +190,8 @@ impl ImageStore {
     }
 }
 
-/// An image as a user wrote it: `[REGISTRY/][PATH/]NAME[:TAG][@DIGEST]`, where the first part may
-/// have a port. `http::bounds` tells clients this grammar.
+/// An image reference: `[REGISTRY/][PATH/]NAME[:TAG][@DIGEST]`, where the registry may have a port.
+/// `api::bounds` describes this grammar to clients.
 #[derive(Debug, PartialEq, Eq)]
 struct Reference<'a> {
     name: &'a str,
@@ -241,7 +243,7 @@ fn is_port(text: &str) -> bool {
     (1..=5).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Such as `sha256:` and digits; ours may have two, with a `+` between.
+/// `sha256:` and digits, for instance; those of our own images may have two parts with a `+` between.
 fn is_digest(text: &str) -> bool {
     text.split_once(':').is_some_and(|(kind, digits)| {
         let plain =
@@ -258,7 +260,7 @@ fn is_name(name: &str) -> bool {
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }
 
-/// Only a plain file name is followed: an image does not reach out of its folder.
+/// Accepts only a plain file name, so that an image cannot name files outside of its folder.
 fn file_name(written: &str, otherwise: &str) -> String {
     let plain = Path::new(written)
         .file_name()

@@ -2,22 +2,22 @@
 
 #![forbid(unsafe_code)]
 
-mod checks;
+mod api;
 mod clock;
 mod configuration;
-mod diagnosis;
+mod deadline;
 mod duration;
-mod exhausted;
+mod error_chain;
+mod exhaustion;
 mod fail_point;
 mod guest;
-mod http;
+mod ids;
 mod images;
 mod logs;
 mod machine;
-mod metrics;
-mod network;
+mod model;
 mod paths;
-mod reconcile;
+mod services;
 mod store;
 mod vmm_process;
 
@@ -35,11 +35,13 @@ use tokio::time::{Instant, sleep};
 use tracing_subscriber::EnvFilter;
 
 use crate::configuration::{Arguments, Configuration};
-use crate::machine::Host;
-use crate::machine::registry::make_directory;
+use crate::error_chain::error_chain;
+use crate::machine::Registry;
+use crate::machine::context::DriverContext;
+use crate::paths::create_private_dir;
 use crate::store::Store;
 
-/// How long the state directory's lock is waited for, and how often it is looked at.
+/// How long to wait for the lock of the state directory, and the wait between attempts.
 const LOCK_LIMIT: Duration = Duration::from_secs(3);
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// Longer than any supervisor runs.
@@ -57,17 +59,16 @@ fn main() -> anyhow::Result<()> {
         fail_point::arm(name);
     }
     let configuration = arguments.resolve()?;
-    exhausted::raise_descriptors();
-    // A static binary reads randomness from a file, which stays open from the first use on: later
-    // there may be no descriptor for it.
+    exhaustion::raise_descriptor_limit();
+    // A static binary reads randomness from a file, which stays open after the first use. Later there
+    // may be no descriptor for it.
     let _: u64 = rand::RngExt::random(&mut rand::rng());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_keep_alive(FOR_GOOD)
         .build()
         .context("cannot start the runtime")?;
-    // One thread for reading files is there from the beginning and stays: later the host may
-    // have none to give.
+    // One thread for reading files is created now and stays: later the host may be out of threads.
     drop(runtime.spawn_blocking(|| ()));
     runtime.block_on(run(configuration))
 }
@@ -75,12 +76,12 @@ fn main() -> anyhow::Result<()> {
 async fn run(configuration: Configuration) -> anyhow::Result<()> {
     let state_dir = &configuration.state_dir;
     for path in [state_dir.root(), &state_dir.machines()] {
-        make_directory(path).with_context(|| format!("cannot make {}", path.display()))?;
+        create_private_dir(path).with_context(|| format!("cannot create {}", path.display()))?;
     }
-    // Held until the process ends: two supervisors would drive the same machines.
+    // Held until the process ends, so that two supervisors never drive the same machines.
     let _lock = lock(&state_dir.lock()).await?;
     let tls = match &configuration.tls {
-        Some((certificate, key)) => Some(Arc::new(http::Tls::load(certificate, key)?)),
+        Some((certificate, key)) => Some(Arc::new(api::Tls::load(certificate, key)?)),
         None => None,
     };
     if let Some(tls) = &tls {
@@ -88,9 +89,10 @@ async fn run(configuration: Configuration) -> anyhow::Result<()> {
     }
     let store = Store::open(&state_dir.database())?;
     let known = store.tokens().await?;
-    let tokens = http::Tokens::load(configuration.bootstrap_token_file.as_deref(), known)?;
-    let host = Arc::new(Host::new(configuration, store).context("cannot watch consoles")?);
-    let registry = reconcile::reconcile(&host).await?;
+    let tokens = api::Tokens::load(configuration.bootstrap_token_file.as_deref(), known)?;
+    let context = DriverContext::new(configuration, store).context("cannot watch consoles")?;
+    let registry = Registry::new(Arc::new(context), services::attach);
+    services::reconcile::reconcile(&registry).await?;
     let mut terminated = signal(SignalKind::terminate()).context("cannot await SIGTERM")?;
     let mut interrupted = signal(SignalKind::interrupt()).context("cannot await SIGINT")?;
     let stopped = async {
@@ -100,7 +102,7 @@ async fn run(configuration: Configuration) -> anyhow::Result<()> {
         }
         tracing::info!("ending; machines run on");
     };
-    http::serve(registry, tokens, tls, stopped).await?;
+    api::serve(registry, tokens, tls, stopped).await?;
     Ok(())
 }
 
@@ -109,12 +111,12 @@ fn hangups() -> anyhow::Result<Signal> {
 }
 
 /// Reads certificate and key again whenever SIGHUP comes.
-async fn reload_on_hangup(tls: Arc<http::Tls>, mut hangups: Signal) {
+async fn reload_on_hangup(tls: Arc<api::Tls>, mut hangups: Signal) {
     while hangups.recv().await.is_some() {
         match tls.reload() {
             Ok(()) => tracing::info!("certificate and key read again"),
             Err(error) => {
-                let error = machine::readiness::chain(&error);
+                let error = error_chain(&error);
                 tracing::error!(
                     error,
                     "certificate and key could not be read again; the old ones stay"
@@ -124,10 +126,10 @@ async fn reload_on_hangup(tls: Arc<http::Tls>, mut hangups: Signal) {
     }
 }
 
-/// Waits a little for the lock. A supervisor that was killed while it launched a VMM leaves a
-/// child that holds the lock until it has become that VMM, and can't be recognised before.
+/// Locks the state directory, and waits a little for that: a supervisor that was killed while it
+/// launched a VMM leaves a child that holds the lock until it has become that VMM.
 async fn lock(path: &Path) -> anyhow::Result<File> {
-    let file = File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
+    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
     let deadline = Instant::now() + LOCK_LIMIT;
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -137,7 +139,7 @@ async fn lock(path: &Path) -> anyhow::Result<File> {
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 bail!(
-                    "another supervisor works in this state directory ({})",
+                    "another supervisor uses this state directory ({})",
                     path.display()
                 )
             }

@@ -1,9 +1,12 @@
-//! Where things lie below the state directory.
+//! Paths below the state directory, and how its directories are created.
 //!
 //! ```text
 //! <state-dir>/mctl.db  lock  api.sock  images/<name>/  machines/<id>/{image/,c.sock,v.sock,…}
 //! ```
 
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Longest path of a Unix socket, without the closing zero byte.
@@ -27,7 +30,7 @@ pub(crate) struct StateDir {
     root: PathBuf,
 }
 
-/// What follows the state directory in the longest socket path: a guest-opened connection's.
+/// The longest socket path below the state directory: that of a connection opened by the guest.
 const LONGEST_SOCKET: &str = "/machines/0123456789abcd/v.sock_4294967295";
 
 const fn longest_state_dir() -> usize {
@@ -43,12 +46,12 @@ impl StateDir {
         Ok(Self { root })
     }
 
-    /// Itself.
+    /// Its own path.
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Held locked while a supervisor works here.
+    /// Locked while a supervisor uses this state directory.
     pub(crate) fn lock(&self) -> PathBuf {
         self.root.join("lock")
     }
@@ -58,7 +61,7 @@ impl StateDir {
         self.root.join("mctl.db")
     }
 
-    /// The API's socket unless told otherwise.
+    /// The API's socket, unless configured otherwise.
     pub(crate) fn api_socket(&self) -> PathBuf {
         self.root.join("api.sock")
     }
@@ -88,7 +91,7 @@ pub(crate) struct MachineDir {
 }
 
 impl MachineDir {
-    /// Itself.
+    /// Its own path.
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }
@@ -98,7 +101,7 @@ impl MachineDir {
         self.root.join("image")
     }
 
-    /// The file without which an image does not count.
+    /// The file that makes an image valid.
     pub(crate) fn image_manifest(&self) -> PathBuf {
         self.root.join("image").join("manifest.json")
     }
@@ -113,12 +116,12 @@ impl MachineDir {
         self.root.join("log.ndjson")
     }
 
-    /// What VMMs print about themselves.
+    /// The log of the VMM processes.
     pub(crate) fn vmm_log(&self) -> PathBuf {
         self.root.join("vmm.log")
     }
 
-    /// What a VMM writes as its last act.
+    /// The report that a VMM writes when it ends.
     pub(crate) fn exit_report(&self) -> PathBuf {
         self.root.join("exit.json")
     }
@@ -132,6 +135,14 @@ impl MachineDir {
     pub(crate) fn vsock_socket(&self) -> PathBuf {
         self.root.join("v.sock")
     }
+}
+
+/// Creates a directory for its owner only, with the ones above it; success if it exists.
+pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
 }
 
 #[cfg(test)]

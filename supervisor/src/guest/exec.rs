@@ -1,12 +1,12 @@
-//! One command in the guest, run to its end, its output collected.
+//! Runs a command in the guest to its end and collects its output.
 
 use std::time::Duration;
 
 use guest_protocol::{ExecSpec, Exit, Frame, Request, StreamEnd};
 
-use super::{GuestAddress, GuestError, OwnedFrame};
+use crate::guest::{GuestAddress, GuestError, OwnedFrame};
 
-/// Most bytes kept of each output stream; the rest is read and dropped.
+/// Most bytes collected from each output stream; the rest is read and dropped.
 const OUTPUT_BYTES: usize = 4 << 20;
 /// Bytes of standard input in a frame.
 const STDIN_BYTES: usize = 64 << 10;
@@ -20,7 +20,7 @@ pub(crate) struct Collected {
     pub(crate) stderr: Vec<u8>,
     /// How it ended.
     pub(crate) exit: Exit,
-    /// One of them was longer than what is kept.
+    /// One of the output streams was longer than that and is cut.
     pub(crate) truncated: bool,
 }
 
@@ -46,10 +46,10 @@ impl GuestAddress {
             loop {
                 match reader.next().await? {
                     Some(OwnedFrame::Stdout(bytes)) => {
-                        collected.truncated |= !keep(&mut collected.stdout, &bytes);
+                        collected.truncated |= !append_bounded(&mut collected.stdout, &bytes);
                     }
                     Some(OwnedFrame::Stderr(bytes)) => {
-                        collected.truncated |= !keep(&mut collected.stderr, &bytes);
+                        collected.truncated |= !append_bounded(&mut collected.stderr, &bytes);
                     }
                     Some(OwnedFrame::Json(payload)) => match serde_json::from_slice(&payload) {
                         Ok(StreamEnd::Exited(exit)) => {
@@ -70,7 +70,7 @@ impl GuestAddress {
             }
         };
         tokio::pin!(collect);
-        // A command need not read its input: only its end counts.
+        // A command need not read its input, so only its end counts.
         tokio::select! {
             biased;
             collected = &mut collect => return collected,
@@ -80,10 +80,10 @@ impl GuestAddress {
     }
 }
 
-/// Whether all of it could be kept.
-fn keep(kept: &mut Vec<u8>, bytes: &[u8]) -> bool {
-    let room = OUTPUT_BYTES.saturating_sub(kept.len());
-    kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+/// Appends `bytes` up to the bound; false if some were dropped.
+fn append_bounded(output: &mut Vec<u8>, bytes: &[u8]) -> bool {
+    let room = OUTPUT_BYTES.saturating_sub(output.len());
+    output.extend_from_slice(&bytes[..bytes.len().min(room)]);
     bytes.len() <= room
 }
 
@@ -92,10 +92,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_kept_is_told() {
-        let mut kept = vec![0; OUTPUT_BYTES - 2];
-        assert!(keep(&mut kept, b"ab"));
-        assert!(!keep(&mut kept, b"c"));
-        assert_eq!(kept.len(), OUTPUT_BYTES);
+    fn dropped_bytes_are_reported() {
+        let mut output = vec![0; OUTPUT_BYTES - 2];
+        assert!(append_bounded(&mut output, b"ab"));
+        assert!(!append_bounded(&mut output, b"c"));
+        assert_eq!(output.len(), OUTPUT_BYTES);
     }
 }

@@ -1,8 +1,7 @@
 //! Client of guest-init: connects through the VMM's vsock host socket, asks, streams.
 //!
-//! The guest is not trusted: its lines and frames are bounded, and whatever does not fit ends
-//! the connection. Deadlines are the caller's, who knows what is waited for; retrying is the
-//! readiness check's.
+//! The guest is not trusted: its lines and frames are bounded, and whatever does not fit ends the
+//! connection. Deadlines and retries are the caller's.
 
 pub(crate) mod exec;
 
@@ -19,10 +18,10 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 /// Longest answer to `CONNECT`.
 const HANDSHAKE_BYTES: usize = 64;
 
-/// Why guest-init could not be asked, or did not answer as it should.
+/// A call to guest-init failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum GuestError {
-    /// The VMM's host socket can't be reached.
+    /// The VMM's host socket cannot be reached.
     #[error("cannot connect to the VMM's vsock socket")]
     Dial(#[source] io::Error),
     /// The guest answered with RST.
@@ -46,23 +45,23 @@ pub(crate) enum GuestError {
         source: Option<io::Error>,
     },
     /// The other end does not speak our protocol.
-    #[error("guest-init sent what is no frame")]
+    #[error("guest-init sent something that is not a frame")]
     Frame(#[from] FrameError),
     /// A message of an unexpected kind.
-    #[error("guest-init answered with something else than {expected}")]
+    #[error("guest-init did not answer with {expected}")]
     BadReply {
-        /// What would have been right.
+        /// The expected message.
         expected: &'static str,
         /// Host end of the pair.
         local_port: u32,
     },
-    /// It will not do it.
+    /// guest-init refused the call.
     #[error("guest-init refused: {}", .0.message)]
     Refused(Refusal),
 }
 
 impl GuestError {
-    /// Host end of the pair, where it is known.
+    /// Host end of the pair, if it is known.
     pub(crate) fn local_port(&self) -> Option<u32> {
         match self {
             Self::Reset { local_port }
@@ -118,8 +117,8 @@ impl GuestAddress {
         }
     }
 
-    /// Makes a call that is answered by [`Reply::Done`].
-    pub(crate) async fn order(&self, request: Request) -> Result<(), GuestError> {
+    /// Makes a call that returns nothing: guest-init answers it with [`Reply::Done`].
+    pub(crate) async fn execute(&self, request: Request) -> Result<(), GuestError> {
         match self.call(request, None).await? {
             (Reply::Done, _) => Ok(()),
             (_, stream) => Err(stream.reader.bad_reply("done")),
@@ -138,9 +137,9 @@ impl GuestAddress {
 /// A connection to guest-init.
 #[derive(Debug)]
 pub(crate) struct GuestStream {
-    /// What it sends.
+    /// The receiving half.
     pub(crate) reader: GuestReader,
-    /// What it is sent.
+    /// The sending half.
     pub(crate) writer: GuestWriter,
 }
 
@@ -192,7 +191,7 @@ impl GuestStream {
             }
         };
         let rest = buffer.split_off(end + 1);
-        let local_port = answered(&buffer[..end])?;
+        let local_port = parse_handshake(&buffer[..end])?;
         let (read, write) = stream.into_split();
         Ok(Self {
             reader: GuestReader {
@@ -212,7 +211,7 @@ impl GuestStream {
         self.reader.local_port
     }
 
-    /// The halves for raw bytes, and those that have arrived already.
+    /// Both halves for raw bytes, and the bytes that have arrived already.
     pub(crate) fn into_raw(self) -> (OwnedReadHalf, OwnedWriteHalf, Vec<u8>) {
         (self.reader.half, self.writer.half, self.reader.buffer)
     }
@@ -249,7 +248,7 @@ impl GuestWriter {
 }
 
 impl GuestReader {
-    /// Waits for the next frame; none at the end of the stream. May be cancelled and called again.
+    /// Waits for the next frame; none at the end of the stream. Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<Option<OwnedFrame>, GuestError> {
         loop {
             if let Decoded::Frame(frame, taken) = guest_protocol::decode(&self.buffer)? {
@@ -286,7 +285,7 @@ impl GuestReader {
         }
     }
 
-    /// An error about an answer that is something else than `expected`.
+    /// The error for an answer that is not `expected`.
     pub(crate) fn bad_reply(&self, expected: &'static str) -> GuestError {
         GuestError::BadReply {
             expected,
@@ -303,7 +302,7 @@ impl GuestReader {
 }
 
 /// Reads the VMM's answer to `CONNECT`.
-fn answered(line: &[u8]) -> Result<u32, GuestError> {
+fn parse_handshake(line: &[u8]) -> Result<u32, GuestError> {
     let text = std::str::from_utf8(line).unwrap_or("");
     let (word, port) = text.split_once(' ').unwrap_or((text, ""));
     let closed = |local_port| GuestError::Closed {
@@ -325,20 +324,23 @@ mod tests {
 
     #[test]
     fn every_answer_to_connect_keeps_its_port() {
-        assert!(matches!(answered(b"OK 1073741824"), Ok(1_073_741_824)));
         assert!(matches!(
-            answered(b"RST 7"),
+            parse_handshake(b"OK 1073741824"),
+            Ok(1_073_741_824)
+        ));
+        assert!(matches!(
+            parse_handshake(b"RST 7"),
             Err(GuestError::Reset { local_port: 7 })
         ));
         assert!(matches!(
-            answered(b"NOREPLY 8"),
+            parse_handshake(b"NOREPLY 8"),
             Err(GuestError::NoReply { local_port: 8 })
         ));
-        let gone = answered(b"GONE 9").unwrap_err();
+        let gone = parse_handshake(b"GONE 9").unwrap_err();
         assert_eq!(gone.local_port(), Some(9));
         for line in [&b""[..], b"OK", b"OK x", b"OK 99999999999", b"\xff\xfe"] {
             assert!(
-                matches!(answered(line), Err(GuestError::Closed { .. })),
+                matches!(parse_handshake(line), Err(GuestError::Closed { .. })),
                 "{line:?}"
             );
         }

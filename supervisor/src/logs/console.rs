@@ -1,8 +1,7 @@
-//! Brings what a VMM writes to the console's file into the log, line by line, with the time at
-//! which it was seen.
+//! Copies the console's file into the log, line by line, with the time at which a line was noticed.
 //!
-//! The VMM appends to a plain file, so that nothing is lost while no supervisor runs. One
-//! inotify descriptor serves all machines: an idle console costs nothing.
+//! The VMM appends to a plain file, so that nothing is lost while no supervisor runs. One inotify
+//! descriptor serves all machines; an idle console costs nothing.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -19,28 +18,28 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use super::MachineLog;
+use crate::logs::MachineLog;
 
-/// Longest line; a longer one is taken as several.
+/// Longest line; a longer one becomes several.
 const LINE_BYTES: usize = 16 << 10;
-/// Wait before lines that could not be taken are tried again.
-const AGAIN: Duration = Duration::from_secs(2);
-/// Consumed parts of the file are given back to the file system in steps of this.
+/// Wait before lines that could not be copied are tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Copied parts of the file are released in steps of this size.
 const RELEASE_BYTES: u64 = 1 << 20;
 
 /// Watches the console files of all machines.
 #[derive(Debug, Clone)]
 pub(crate) struct ConsoleWatcher {
-    inner: Arc<Inner>,
+    watches: Arc<Watches>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct Watches {
     inotify: Arc<OwnedFd>,
-    watched: Mutex<HashMap<i32, Arc<Notify>>>,
+    by_descriptor: Mutex<HashMap<i32, Arc<Notify>>>,
 }
 
-/// Ends the collection of one console when dropped.
+/// Copies one console into its log until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Collection {
     watcher: ConsoleWatcher,
@@ -52,13 +51,13 @@ impl Drop for Collection {
     fn drop(&mut self) {
         self.task.abort();
         self.watcher.watched().remove(&self.watch);
-        // Fails where the file was removed, and with it the watch.
-        let _ = inotify::remove_watch(&self.watcher.inner.inotify, self.watch);
+        // Fails if the file was removed, and the watch with it.
+        let _ = inotify::remove_watch(&self.watcher.watches.inotify, self.watch);
     }
 }
 
 impl ConsoleWatcher {
-    /// Begins to watch nothing.
+    /// Watches no console yet.
     pub(crate) fn new() -> io::Result<Self> {
         let inotify = Arc::new(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?);
         #[expect(
@@ -67,19 +66,19 @@ impl ConsoleWatcher {
         )]
         let readable = AsyncFd::new(inotify.clone())?;
         let watcher = Self {
-            inner: Arc::new(Inner {
+            watches: Arc::new(Watches {
                 inotify,
-                watched: Mutex::default(),
+                by_descriptor: Mutex::default(),
             }),
         };
         tokio::spawn(watcher.clone().serve(readable));
         Ok(watcher)
     }
 
-    /// Brings the console at `path` into `log` until the answer is dropped.
+    /// Copies the console at `path` into `log` until the returned value is dropped.
     pub(crate) fn collect(&self, path: &Path, log: &MachineLog) -> io::Result<Collection> {
         OpenOptions::new().create(true).append(true).open(path)?;
-        let watch = inotify::add_watch(&self.inner.inotify, path, WatchFlags::MODIFY)?;
+        let watch = inotify::add_watch(&self.watches.inotify, path, WatchFlags::MODIFY)?;
         let changed = Arc::new(Notify::new());
         self.watched().insert(watch, changed.clone());
         let task = tokio::spawn(collect(path.to_owned(), log.clone(), changed)).abort_handle();
@@ -91,8 +90,8 @@ impl ConsoleWatcher {
     }
 
     fn watched(&self) -> MutexGuard<'_, HashMap<i32, Arc<Notify>>> {
-        self.inner
-            .watched
+        self.watches
+            .by_descriptor
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
@@ -126,22 +125,22 @@ impl ConsoleWatcher {
 
 async fn collect(path: PathBuf, log: MachineLog, changed: Arc<Notify>) {
     loop {
-        if let Err(error) = take_new_lines(&path, &log) {
-            // The machine was destroyed, and with it its console.
+        if let Err(error) = copy_new_lines(&path, &log) {
+            // The machine was destroyed, and its console with it.
             if error.kind() == io::ErrorKind::NotFound {
                 return;
             }
-            tracing::warn!(%error, path = %path.display(), "cannot bring a console into its log");
-            // Want of space or descriptors passes, perhaps without a further line.
-            let _ = timeout(AGAIN, changed.notified()).await;
+            tracing::warn!(%error, path = %path.display(), "cannot copy a console into its log");
+            // Space or descriptors may become free without a further line of the console.
+            let _ = timeout(RETRY_AFTER, changed.notified()).await;
             continue;
         }
         changed.notified().await;
     }
 }
 
-/// Moves the whole lines behind the log's position into the log.
-fn take_new_lines(path: &Path, log: &MachineLog) -> io::Result<()> {
+/// Copies the complete lines behind the log's position into the log.
+fn copy_new_lines(path: &Path, log: &MachineLog) -> io::Result<()> {
     let mut file = OpenOptions::new().read(true).write(true).open(path)?;
     let mut offset = log.position().console_offset;
     if file.metadata()?.len() < offset {
@@ -179,8 +178,8 @@ fn line_length(pending: &[u8]) -> Option<usize> {
     }
 }
 
-/// Gives the file's beginning back to the file system. The VMM goes on appending, which a
-/// truncation would race with.
+/// Gives the blocks of the file's beginning back to the file system. A truncation would race with the
+/// VMM, which goes on appending.
 fn release(file: &File, bytes: u64) {
     use rustix::fs::{FallocateFlags, fallocate};
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;

@@ -1,9 +1,9 @@
 //! A machine's log: main process, console and supervisor in one bounded file, a JSON object per
 //! line.
 //!
-//! The file is its own bookkeeping. Lines that came from guest-init carry their sequence number
-//! and lines of the console the offset behind them, so that whoever opens the file after a crash
-//! knows what to ask for next: nothing is lost and nothing doubled.
+//! The file holds its own position: lines from guest-init carry their sequence number, lines of the
+//! console the offset behind them. After a crash the last of them says which line is next, so that
+//! none is lost and none is added twice.
 
 mod console;
 mod read;
@@ -23,16 +23,16 @@ pub(crate) use read::{LogFilter, LogReader};
 
 use crate::clock;
 
-/// Size at which a log is set aside; one older file is kept.
+/// Size at which a log is rotated; one older file is kept.
 const ROTATE_BYTES: u64 = 8 << 20;
-/// Longest text of a line; longer ones are cut into several.
+/// Longest text of a line; a longer one becomes several lines.
 const TEXT_BYTES: usize = 16 << 10;
 /// Position lines are at most this far apart, so that the tail of a file always has one.
 const POSITION_EVERY_BYTES: u64 = 64 << 10;
 /// How much of the end of a file is read to find the position.
 const TAIL_BYTES: u64 = 256 << 10;
 
-/// What the next line continues.
+/// Which lines come next.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Position {
     /// First output record that is not in the log yet.
@@ -41,7 +41,7 @@ pub(crate) struct Position {
     pub(crate) console_offset: u64,
 }
 
-/// A line of the file. Only those with a text are shown.
+/// A line of the file. Lines without a text only hold the position.
 #[derive(Debug, Serialize, Deserialize)]
 struct StoredLine {
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
@@ -66,10 +66,10 @@ struct Shared {
     grown: watch::Sender<Growth>,
 }
 
-/// How far a log has come.
+/// The size of a log, and how often it was rotated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Growth {
-    /// Raised when the file is set aside for a new one.
+    /// Counts rotations.
     pub(super) rotations: u64,
     /// Size of the file.
     pub(super) bytes: u64,
@@ -85,17 +85,18 @@ struct OpenLog {
 }
 
 impl MachineLog {
-    /// The log of a machine that is gone or whose file can't be used: what is written is lost.
+    /// The log of a machine that is destroyed, or whose file cannot be used: lines are dropped.
     pub(crate) fn unwritten(path: &Path) -> Self {
-        Self::over(path, None, Position::default(), 0)
+        Self::with_file(path, None, Position::default(), 0)
     }
 
-    /// The machine is gone: gives the file back. What is written from now on is lost.
+    /// Closes the file of a machine that is being destroyed. Later lines are dropped.
     pub(crate) fn close(&self) {
         self.open_log().file = None;
     }
 
-    /// Opens the log at `path`, made if it is not there; a line that a crash cut off is removed.
+    /// Opens the log at `path`; creates it if it does not exist. Removes a line that a crash left
+    /// incomplete.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let mut file = OpenOptions::new()
             .create(true)
@@ -103,10 +104,10 @@ impl MachineLog {
             .append(true)
             .open(path)?;
         let (position, bytes) = recover(&mut file)?;
-        Ok(Self::over(path, Some(file), position, bytes))
+        Ok(Self::with_file(path, Some(file), position, bytes))
     }
 
-    fn over(path: &Path, file: Option<File>, position: Position, bytes: u64) -> Self {
+    fn with_file(path: &Path, file: Option<File>, position: Position, bytes: u64) -> Self {
         let (grown, _) = watch::channel(Growth {
             rotations: 0,
             bytes,
@@ -127,7 +128,7 @@ impl MachineLog {
         }
     }
 
-    /// What the next line continues.
+    /// Which lines come next.
     pub(crate) fn position(&self) -> Position {
         self.open_log().position
     }
@@ -141,13 +142,13 @@ impl MachineLog {
         }
     }
 
-    /// Adds a line of the supervisor's own. It is lost where the log can't be written.
+    /// Adds a line of the supervisor's own. It is lost if the log cannot be written.
     pub(crate) fn add_note(&self, text: &str) {
         let _ = self.write(LogSource::Supervisor, text, |_| {});
     }
 
-    /// Adds a record of the main process; one that is there already is passed over. After an
-    /// error the record is still the next one: the guest keeps it and can be asked again.
+    /// Adds a record of the main process, unless the log has it already. After an error the record
+    /// is still the next one; the guest keeps it and can be asked again.
     pub(crate) fn add_output(&self, record: &OutputRecord) -> io::Result<()> {
         let expected = self.position().next_output;
         if record.sequence < expected {
@@ -175,7 +176,7 @@ impl MachineLog {
         })
     }
 
-    /// The console's file begins anew.
+    /// The console's file begins from zero again.
     pub(super) fn restart_console(&self) {
         self.open_log().position.console_offset = 0;
     }
@@ -200,7 +201,7 @@ impl MachineLog {
         let mut next = open.position;
         advance(&mut next);
         let written = open.append(realtime_ns, source, text, next);
-        // The line is there even if the file could not be set aside; the next line tries again.
+        // The line is written even if the rotation failed, which the next line tries again.
         let rotated = self.rotate_if_large(&mut open);
         if let Some(error) = written.as_ref().err().or(rotated.as_ref().err()) {
             tracing::warn!(%error, path = %self.shared.path.display(), "cannot write a log");
@@ -216,8 +217,8 @@ impl MachineLog {
             return Ok(());
         }
         let path = &self.shared.path;
-        match fs::rename(path, older(path)) {
-            // An earlier attempt came this far and could not open the new file.
+        match fs::rename(path, older_path(path)) {
+            // An earlier attempt renamed it and could not open the new file.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             renamed => renamed?,
         }
@@ -236,7 +237,7 @@ impl MachineLog {
         Ok(())
     }
 
-    /// Sections under this lock are short and don't panic.
+    /// Sections under this lock are short and do not panic.
     fn open_log(&self) -> MutexGuard<'_, OpenLog> {
         self.shared
             .open
@@ -256,7 +257,7 @@ impl OpenLog {
         let time = clock::rfc3339(realtime_ns);
         let mut rest = text;
         loop {
-            let (part, tail) = rest.split_at(cut(rest));
+            let (part, tail) = rest.split_at(part_length(rest));
             let last = tail.is_empty();
             let changed = |now: u64, before: u64| (last && now != before).then_some(now);
             self.put(&StoredLine {
@@ -297,7 +298,7 @@ impl OpenLog {
         let mut bytes = serde_json::to_vec(line)?;
         bytes.push(b'\n');
         if let Err(error) = file.write_all(&bytes) {
-            // A full disk takes a part of a line; the next one must not continue it.
+            // On a full disk a part of the line may be written; the next line must not continue it.
             file.set_len(self.bytes)?;
             return Err(error);
         }
@@ -306,8 +307,8 @@ impl OpenLog {
     }
 }
 
-/// Where a text has to be cut so that no part is too long.
-fn cut(text: &str) -> usize {
+/// Length of the first part of a text that is cut into lines.
+fn part_length(text: &str) -> usize {
     let mut end = text.len().min(TEXT_BYTES);
     while !text.is_char_boundary(end) {
         end -= 1;
@@ -315,14 +316,14 @@ fn cut(text: &str) -> usize {
     end
 }
 
-/// Where the older part of a log is kept.
-pub(super) fn older(path: &Path) -> PathBuf {
+/// Path of the older file of a log.
+pub(super) fn older_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".1");
     PathBuf::from(name)
 }
 
-/// Finds position and size of a log, and removes a line without an end.
+/// Finds position and size of a log, and removes an incomplete line.
 fn recover(file: &mut File) -> io::Result<(Position, u64)> {
     let size = file.metadata()?.len();
     let from = size.saturating_sub(TAIL_BYTES);

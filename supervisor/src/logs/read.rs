@@ -8,12 +8,12 @@ use std::sync::{Arc, PoisonError, Weak};
 use machine_api::LogLine;
 use tokio::sync::watch;
 
-use super::{Growth, MachineLog, Shared, StoredLine, older};
+use crate::logs::{Growth, MachineLog, Shared, StoredLine, older_path};
 
-/// Lines handed out at a time.
+/// Most lines that are returned at a time.
 const BATCH: usize = 1_000;
 
-/// Which lines are wanted.
+/// Which lines to read.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LogFilter {
     /// Only lines from then on, RFC 3339 in UTC.
@@ -25,10 +25,10 @@ pub(crate) struct LogFilter {
 /// A reader's place in a log.
 #[derive(Debug)]
 pub(crate) struct LogReader {
-    /// Not kept alive: with the log its readers end.
+    /// Weak, so that readers end with the log.
     log: Weak<Shared>,
     file: BufReader<File>,
-    /// A line whose end has not been written yet.
+    /// An incomplete line.
     partial: Vec<u8>,
     rotations: u64,
     grown: watch::Receiver<Growth>,
@@ -39,17 +39,17 @@ pub(crate) struct LogReader {
 struct Opened {
     older: Option<File>,
     file: File,
-    /// How many came before `file`.
+    /// Rotations before `file`.
     rotations: u64,
 }
 
 impl Shared {
-    /// Opens the files between two rotations: of a file that is counted wrongly, a reader that
-    /// follows would skip the next one, or read it twice.
+    /// Opens the files between two rotations. With a wrong count of rotations a reader that follows
+    /// would skip a file, or read it twice.
     fn open_to_read(&self) -> io::Result<Opened> {
         let _no_rotation = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Opened {
-            older: File::open(older(&self.path)).ok(),
+            older: File::open(older_path(&self.path)).ok(),
             file: File::open(&self.path)?,
             rotations: self.grown.borrow().rotations,
         })
@@ -57,7 +57,7 @@ impl Shared {
 }
 
 impl MachineLog {
-    /// The lines that are there, and a reader for those to come.
+    /// The lines so far, and a reader for those to come.
     pub(crate) fn read(&self, filter: &LogFilter) -> io::Result<(Vec<LogLine>, LogReader)> {
         let Opened {
             older,
@@ -77,12 +77,12 @@ impl MachineLog {
         };
         if let Some(older) = older {
             let mut reader = LogReader::new(self, older, rotations, grown.clone(), filter);
-            while let Some(line) = reader.next_there()? {
+            while let Some(line) = reader.next_line()? {
                 push(line);
             }
         }
         let mut reader = LogReader::new(self, file, rotations, grown, filter);
-        while let Some(line) = reader.next_there()? {
+        while let Some(line) = reader.next_line()? {
             push(line);
         }
         Ok((lines.into(), reader))
@@ -107,13 +107,13 @@ impl LogReader {
         }
     }
 
-    /// Waits for further lines; none once the machine is gone.
+    /// Waits for further lines; none once the machine is destroyed.
     pub(crate) async fn more(&mut self) -> io::Result<Option<Vec<LogLine>>> {
         loop {
             let now = *self.grown.borrow_and_update();
             let mut lines = Vec::new();
             while lines.len() < BATCH
-                && let Some(line) = self.next_there()?
+                && let Some(line) = self.next_line()?
             {
                 lines.push(line);
             }
@@ -136,7 +136,7 @@ impl LogReader {
         }
     }
 
-    fn next_there(&mut self) -> io::Result<Option<LogLine>> {
+    fn next_line(&mut self) -> io::Result<Option<LogLine>> {
         loop {
             self.file.read_until(b'\n', &mut self.partial)?;
             if !self.partial.ends_with(b"\n") {

@@ -1,4 +1,4 @@
-//! From a VMM that was launched, or is taken over, to a guest that is ready.
+//! From a VMM that was launched or is adopted to a guest that is ready.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -9,31 +9,32 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use crate::guest::{GuestAddress, GuestError, GuestStream};
-use crate::machine::readiness::{NotReady, ReadinessLimits, StatusReply, Try, ask_status, repeat};
+use crate::machine::readiness::{AttemptFuture, NotReady, StatusReply, ask_status, repeat};
 use crate::machine::session::open_monitor;
-use crate::machine::timing::Trace;
+use crate::model::settings::ReadinessLimits;
+use crate::model::timing::Trace;
 use crate::paths::MachineDir;
 use crate::vmm_process::{Control, ControlError, VmmExit, VmmProcess};
-use crate::{clock, exhausted};
+use crate::{clock, exhaustion};
 
 /// Time that guest-init has to start the main process.
 const LAUNCH_LIMIT: Duration = Duration::from_secs(30);
-/// How long to wait for the VMM's word on a reset that the guest has evidently acknowledged.
-const RESET_WORD_LIMIT: Duration = Duration::from_millis(50);
+/// How long to wait for the VMM's report of a reset that the guest must have acknowledged.
+const RESET_REPORT_LIMIT: Duration = Duration::from_millis(50);
 /// How long a VMM that closed its control connection may take to end.
 const EXIT_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long a start keeps others waiting. One that takes longer takes no processor for that: its
-/// guest is slow or deaf, and so might be all of those that are allowed at a time.
-const HELD_LIMIT: Duration = Duration::from_secs(5);
+/// How long a start holds its permit. One that takes longer is slow or deaf rather than busy, and
+/// must not block those that wait for a permit.
+const PERMIT_LIMIT: Duration = Duration::from_secs(5);
 
-/// Does `work` and holds `permit` meanwhile, but not for longer than a start should take.
-pub(super) async fn holding<T>(
+/// Does `work` and holds `permit` meanwhile, but at most for [`PERMIT_LIMIT`].
+pub(super) async fn with_permit<T>(
     permit: Option<OwnedSemaphorePermit>,
     work: impl Future<Output = T>,
 ) -> T {
     let mut work = pin!(work);
-    if let Ok(done) = timeout(HELD_LIMIT, &mut work).await {
+    if let Ok(done) = timeout(PERMIT_LIMIT, &mut work).await {
         return done;
     }
     drop(permit);
@@ -43,29 +44,29 @@ pub(super) async fn holding<T>(
 /// Why a launched VMM did not become a started machine.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BringUpError {
-    /// It ended.
+    /// The VMM ended.
     #[error("{}", .0.in_words())]
     Ended(VmmExit),
-    /// It does not do what it should.
+    /// The VMM's control connection failed.
     #[error(transparent)]
     Control(#[from] ControlError),
     /// The guest is not ready in time.
     #[error(transparent)]
     NotReady(#[from] NotReady),
-    /// The main process can't be started.
+    /// guest-init could not start the main process.
     #[error("the main process could not be started")]
     Main(#[source] GuestError),
-    /// guest-init does not answer the order to start the main process.
+    /// guest-init did not answer the call that starts the main process.
     #[error("guest-init did not start the main process within {} s", LAUNCH_LIMIT.as_secs())]
     MainDeadline,
 }
 
 impl BringUpError {
-    /// The supervisor itself was short of something: nothing speaks against VMM and guest.
-    pub(super) fn for_want(&self) -> bool {
+    /// Whether the supervisor itself is out of something: VMM and guest may be fine.
+    pub(super) fn is_exhaustion(&self) -> bool {
         match self {
-            Self::NotReady(error) => error.for_want,
-            error => exhausted::is_cause(error),
+            Self::NotReady(error) => error.is_exhaustion,
+            error => exhaustion::is_exhaustion(error),
         }
     }
 }
@@ -81,25 +82,25 @@ pub(super) struct BringUp {
     pub(super) monitor_first: bool,
     pub(super) resumed: bool,
     pub(super) launch: Option<Request>,
-    /// Just before the process was made.
+    /// Just before the process was created.
     pub(super) spawned_ns: u64,
 }
 
 /// A guest that is ready.
 #[derive(Debug)]
-pub(super) struct Up {
+pub(super) struct ReadyGuest {
     pub(super) control: Control,
     pub(super) monitor: Option<GuestStream>,
     pub(super) status: GuestStatus,
 }
 
 impl BringUp {
-    /// Waits for VMM and guest. `trace` and `attempts` are filled also where it fails.
+    /// Waits for VMM and guest. `trace` and `attempts` are filled even if that fails.
     pub(super) async fn run(
         &self,
         trace: &mut Trace,
         attempts: &mut Vec<Attempt>,
-    ) -> Result<Up, BringUpError> {
+    ) -> Result<ReadyGuest, BringUpError> {
         let ready = self.make_ready(trace, attempts);
         let result = tokio::select! {
             biased;
@@ -107,7 +108,7 @@ impl BringUp {
             result = ready => result,
         };
         match result {
-            // A VMM that dies closes its sockets a moment before its process is gone.
+            // A VMM that dies closes its sockets a moment before its process ends.
             Err(error @ BringUpError::Control(_)) => {
                 match timeout(EXIT_LIMIT, self.vmm.exited()).await {
                     Ok(exit) => Err(BringUpError::Ended(exit)),
@@ -122,7 +123,7 @@ impl BringUp {
         &self,
         trace: &mut Trace,
         attempts: &mut Vec<Attempt>,
-    ) -> Result<Up, BringUpError> {
+    ) -> Result<ReadyGuest, BringUpError> {
         let (socket, limit) = (self.dir.control_socket(), self.limits.total);
         let generation = self.address.generation;
         let control = Control::connect(&socket, &self.machine_id, generation, limit).await?;
@@ -134,7 +135,7 @@ impl BringUp {
         let mut monitor = None;
         if self.monitor_first {
             let begun_ns = clock::monotonic_ns();
-            let open = || -> Try<GuestStream> {
+            let open = || -> AttemptFuture<GuestStream> {
                 let address = self.address.clone();
                 Box::pin(async move {
                     let stream = open_monitor(&address).await?;
@@ -147,19 +148,19 @@ impl BringUp {
         }
         let status = self.check(&control, trace, attempts).await?;
         if let Some(launch) = &self.launch {
-            let ordered = timeout(LAUNCH_LIMIT, self.address.order(launch.clone())).await;
-            ordered
+            let launched = timeout(LAUNCH_LIMIT, self.address.execute(launch.clone())).await;
+            launched
                 .map_err(|_| BringUpError::MainDeadline)?
                 .map_err(BringUpError::Main)?;
             trace.mark("launch_main");
         }
         if !self.monitor_first {
-            // The session opens it again where this fails; a started machine does not depend on it.
+            // If this fails the session tries again; a started machine does not depend on the monitor.
             let opened = timeout(self.limits.attempt, open_monitor(&self.address)).await;
             monitor = opened.ok().and_then(Result::ok);
             trace.mark("monitor_reopened");
         }
-        Ok(Up {
+        Ok(ReadyGuest {
             control,
             monitor,
             status,
@@ -175,7 +176,7 @@ impl BringUp {
     ) -> Result<GuestStatus, BringUpError> {
         let before_ns = trace.last_ns();
         let first_ns = clock::monotonic_ns();
-        let ask = || -> Try<StatusReply> {
+        let ask = || -> AttemptFuture<StatusReply> {
             let address = self.address.clone();
             Box::pin(async move {
                 let reply = ask_status(&address).await?;
@@ -187,12 +188,12 @@ impl BringUp {
         let done_ns = clock::monotonic_ns();
         let mut connecting_ns = success.attempt_ns;
         if self.resumed {
-            let told = control
-                .until("tell of the reset", RESET_WORD_LIMIT, |told| {
-                    told.reset_acknowledged_ns
+            let reported = control
+                .wait_for("report the reset", RESET_REPORT_LIMIT, |reports| {
+                    reports.reset_acknowledged_ns
                 })
                 .await;
-            if let Ok(acknowledged_ns) = told {
+            if let Ok(acknowledged_ns) = reported {
                 trace.add("reset_acknowledged", before_ns, acknowledged_ns);
                 connecting_ns = connecting_ns.max(acknowledged_ns);
             }

@@ -4,8 +4,8 @@ use machine_api::MachineState;
 
 use crate::guest::GuestError;
 use crate::images::ImageError;
-use crate::machine::admission::RefusalReason;
-use crate::machine::config::InvalidConfig;
+use crate::model::admission::RefusalReason;
+use crate::model::config_check::InvalidConfig;
 use crate::store::StoreError;
 
 /// What a request can fail with; `http` maps each to a status.

@@ -1,69 +1,40 @@
 //! The command line of a VMM, from a machine's record and the supervisor's settings.
 
 use clap::ValueEnum;
-use machine_api::{PortPolicy as WirePolicy, VsockOptions};
 
-use crate::configuration::{MachineDefaults, PortPolicy};
 use crate::images::Image;
-use crate::machine::Host;
+use crate::machine::context::DriverContext;
+use crate::model::record::MachineRecord;
 use crate::paths::MachineDir;
-use crate::store::MachineRecord;
 use crate::vmm_process::LaunchSpec;
 
-/// The context id of every guest: each has a VMM of its own, so they never meet.
+/// The CID of every guest. Each has a VMM of its own, so one is enough.
 const GUEST_CID: u32 = 3;
 
-/// What a VMM is to do.
+/// What a VMM is launched for.
 #[derive(Debug)]
-pub(crate) enum Plan {
-    /// Boot this image.
+pub(crate) enum Launch {
+    /// Boots this image.
     Boot(Image),
-    /// Restore the suspended image of that generation.
+    /// Restores the machine's image.
     Resume {
-        /// Generation that wrote it.
+        /// Generation that wrote the image.
         image_generation: u64,
     },
 }
 
-/// A machine's vsock options over the supervisor's.
-pub(crate) fn effective(record: &MachineRecord, defaults: &MachineDefaults) -> MachineDefaults {
-    overridden(record.config.vsock.as_ref(), defaults)
-}
-
-/// Vsock options over the supervisor's.
-pub(crate) fn overridden(
-    options: Option<&VsockOptions>,
-    defaults: &MachineDefaults,
-) -> MachineDefaults {
-    let options = options.cloned().unwrap_or_default();
-    let VsockOptions {
-        port_policy,
-        eviction,
-        monitor_first,
-    } = options;
-    MachineDefaults {
-        port_policy: port_policy.map_or(defaults.port_policy, |policy| match policy {
-            WirePolicy::Random => PortPolicy::Random,
-            WirePolicy::Continue => PortPolicy::Continue,
-            WirePolicy::Fixed => PortPolicy::Fixed,
-        }),
-        eviction: eviction.unwrap_or(defaults.eviction),
-        monitor_first: monitor_first.unwrap_or(defaults.monitor_first),
-        ..*defaults
-    }
-}
-
-/// The launch of `record`'s machine at its present generation.
+/// The launch of `record`'s machine in its present generation.
 pub(crate) fn launch_spec(
-    host: &Host,
+    context: &DriverContext,
     record: &MachineRecord,
     dir: &MachineDir,
-    plan: &Plan,
+    launch: &Launch,
 ) -> LaunchSpec {
-    let settings = effective(record, &host.configuration.defaults);
+    let defaults = &context.configuration.start_settings;
+    let settings = defaults.overridden_by(record.config.vsock.as_ref());
     let mut words = Words(Vec::new());
-    match plan {
-        Plan::Boot(image) => {
+    match launch {
+        Launch::Boot(image) => {
             let guest = record.config.guest.clone().unwrap_or_default();
             words.verb("boot");
             words.flag("--kernel", image.kernel.display());
@@ -74,7 +45,7 @@ pub(crate) fn launch_spec(
             words.flag("--vcpus", guest.cpus);
             words.flag("--memory-mib", guest.memory_mb);
         }
-        Plan::Resume { image_generation } => {
+        Launch::Resume { image_generation } => {
             words.verb("restore");
             words.flag("--image", dir.image().display());
             words.flag("--expect-generation", image_generation);
@@ -93,7 +64,7 @@ pub(crate) fn launch_spec(
         "--vsock-eviction",
         if settings.eviction { "on" } else { "off" },
     );
-    // Before the attempt itself is given up, so that the VMM can say which port got no answer.
+    // Shorter than the deadline of the attempt, so that the VMM can report which port got no answer.
     let answer = settings.readiness.attempt * 3 / 4;
     words.flag("--vsock-request-timeout-ms", answer.as_millis().max(1));
     for mount in &record.config.mounts {
@@ -101,7 +72,7 @@ pub(crate) fn launch_spec(
         words.flag("--disk", format!("{}{suffix}", mount.volume));
     }
     LaunchSpec {
-        program: host.configuration.vmm.clone(),
+        program: context.configuration.vmm.clone(),
         arguments: words.0,
         machine_id: record.id.clone(),
         generation: record.generation,
@@ -116,7 +87,7 @@ impl Words {
         self.0.push(verb.to_owned());
     }
 
-    /// In two words, except where the value could be taken for a flag.
+    /// As two words, unless the value could be taken for a flag.
     fn flag(&mut self, name: &str, value: impl ToString) {
         let value = value.to_string();
         if value.starts_with('-') {

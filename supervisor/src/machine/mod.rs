@@ -1,32 +1,27 @@
 //! Machines: one driver task each, the only owner of its machine's state.
 //!
-//! `http` sends requests through a [`Handle`]; the driver admits them, stores the new state and
-//! only then acts on VMM and guest. What others may see is published as a whole.
+//! Those above (`services`, `api`) send messages through a [`Handle`]. The driver admits a command,
+//! stores the new state, and only then acts on VMM and guest; what others may see it publishes as
+//! a whole. Nothing here knows what uses machines.
 
-pub(crate) mod admission;
-pub(crate) mod adopt;
+pub(crate) mod activity;
 mod bring_up;
-pub(crate) mod config;
+pub(crate) mod context;
 pub(crate) mod driver;
-pub(crate) mod error;
+mod error;
+mod event_loop;
+pub(crate) mod found_vmm;
 pub(crate) mod handle;
-pub(crate) mod host;
-pub(crate) mod launch;
-pub(crate) mod publish;
-pub(crate) mod readiness;
-pub(crate) mod record;
-pub(crate) mod registry;
+mod launch;
+mod main_process;
+mod publish;
+mod readiness;
+mod registry;
+pub(crate) mod request;
 pub(crate) mod session;
-pub(crate) mod start;
-pub(crate) mod state;
-pub(crate) mod stop;
-pub(crate) mod suspend;
-pub(crate) mod timing;
+mod transitions;
 mod unsaved;
-pub(crate) mod view;
-mod vmm_end;
 
 pub(crate) use error::MachineError;
-pub(crate) use handle::{Handle, Until};
-pub(crate) use host::Host;
+pub(crate) use handle::Handle;
 pub(crate) use registry::Registry;

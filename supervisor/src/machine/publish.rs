@@ -1,59 +1,29 @@
 //! How a machine's state is changed, stored and shown: the driver's only way to do so.
 //!
-//! Every step goes through the table of [`crate::machine::state`], becomes an event, is written
-//! to the database and then published as a whole.
+//! Every step goes through [`crate::model::state::apply`], becomes an event, is stored and then
+//! published with the whole machine.
 
 use std::sync::Arc;
 
-use machine_api::{CheckStatus, EventRequest, EventType, MachineEvent, StartKind, Timing};
+use machine_api::{CheckStatus, EventRequest, EventType, MachineEvent};
 
 use crate::machine::driver::Driver;
-use crate::machine::handle::Envelope;
-use crate::machine::state::{Event, State, apply};
-use crate::machine::{MachineError, record, view};
-use crate::store::{Change, MachineRecord};
+use crate::machine::error::MachineError;
+use crate::model::event::{self, EventDetails, Source};
+use crate::model::record::MachineRecord;
+use crate::model::state::{Event, State, apply};
+use crate::model::view;
+use crate::store::Change;
 use crate::{clock, fail_point};
 
-/// Events kept in a machine's view.
+/// Most events in a machine's view.
 const SHOWN_EVENTS: usize = 30;
 
-/// What an event says besides the state it led to.
-#[derive(Debug, Default)]
-pub(super) struct Note {
-    pub(super) kind: Option<EventType>,
-    pub(super) source: Source,
-    pub(super) timing: Option<Timing>,
-    pub(super) start: Option<StartKind>,
-    pub(super) message: Option<String>,
-    pub(super) request: Option<EventRequest>,
-}
-
-impl Note {
-    /// About a step that somebody's request caused, or else the supervisor.
-    pub(super) fn by(envelope: Option<&Envelope>) -> Self {
-        Self {
-            source: envelope.map_or(Source::Supervisor, Envelope::source),
-            ..Self::default()
-        }
-    }
-}
-
-/// Who caused an event.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) enum Source {
-    /// A request.
-    User,
-    /// The supervisor by itself.
-    #[default]
-    Supervisor,
-    /// The guest.
-    Guest,
-}
-
 impl Driver {
-    /// A check has run: shown, and told as an event where its result changed.
-    pub(super) fn note_check(&mut self, generation: u64, status: CheckStatus) {
-        // A check that a suspend or a stop cut off fails late and says nothing about what runs now.
+    /// Shows the result of a check; a changed one becomes an event.
+    pub(super) fn publish_check_result(&mut self, generation: u64, status: CheckStatus) {
+        // A check that a suspend or a stop interrupted fails late, and says nothing about the guest that
+        // runs now.
         let runs = self.record.state == State::Started && self.session.is_some();
         if !runs || generation != self.record.generation {
             return;
@@ -80,18 +50,18 @@ impl Driver {
         }
     }
 
-    /// Moves to where `event` leads: stored first, then shown.
+    /// Moves to the state that `event` leads to: stored first, then shown.
     pub(super) async fn transition(
         &mut self,
         event: Event,
-        note: Note,
+        details: EventDetails,
         edit: impl FnOnce(&mut MachineRecord),
     ) -> Result<(), MachineError> {
-        let (next, shown, mut changes) = self.prepare(event, note, edit)?;
+        let (next, shown, mut changes) = self.prepare(event, details, edit)?;
         if next.instance_id != self.record.instance_id {
             changes.push(Change::Version(Box::new(next.clone())));
         }
-        self.host
+        self.context
             .store
             .commit("store the machine's new state", changes)
             .await?;
@@ -100,48 +70,48 @@ impl Driver {
         Ok(())
     }
 
-    /// Moves to where `event` leads: shown at once, stored in the background. For the ends of
-    /// transitions, which a new supervisor would find out by itself.
-    pub(super) fn transition_soon(
+    /// Moves to the state that `event` leads to: shown at once, stored later. For the ends of
+    /// transitions, which a new supervisor finds out by itself.
+    pub(super) fn transition_then_store(
         &mut self,
         event: Event,
-        note: Note,
+        details: EventDetails,
         edit: impl FnOnce(&mut MachineRecord),
     ) {
-        match self.prepare(event, note, edit) {
+        match self.prepare(event, details, edit) {
             Ok((next, shown, changes)) => {
-                self.commit_soon("store the machine's new state", changes);
+                self.commit_later("store the machine's new state", changes);
                 self.record = next;
                 self.show(Some(shown));
             }
-            Err(error) => tracing::error!(machine_id = self.record.id, %error, "impossible step"),
+            Err(error) => {
+                tracing::error!(machine_id = self.record.id, %error, "a step is impossible");
+            }
         }
     }
 
     fn prepare(
         &self,
         event: Event,
-        note: Note,
+        details: EventDetails,
         edit: impl FnOnce(&mut MachineRecord),
     ) -> Result<(MachineRecord, MachineEvent, Vec<Change>), MachineError> {
-        let state = apply(self.record.state, event).map_err(|unexpected| MachineError::Failed {
-            id: self.record.id.clone(),
-            state: view::wire_state(self.record.state),
-            message: unexpected.to_string(),
-        })?;
+        let state = apply(self.record.state, event)
+            .map_err(|unexpected| self.failed(unexpected.to_string()))?;
         let mut next = self.record.clone();
         edit(&mut next);
         next.state = state;
         next.updated_at_ms = clock::realtime_ms();
-        let shown = note.into_event(state, kind_of(event));
+        let timing = details.timing.clone();
+        let shown = event::new(kind_of(event), state, details);
         let mut changes = vec![
             Change::Machine(Box::new(next.clone())),
-            Change::Event(next.id.clone(), Box::new(shown.0.clone())),
+            Change::Event(next.id.clone(), Box::new(shown.clone())),
         ];
-        if let Some(timing) = shown.1 {
+        if let Some(timing) = timing {
             changes.push(Change::Timing(next.id.clone(), Box::new(timing)));
         }
-        Ok((next, shown.0, changes))
+        Ok((next, shown, changes))
     }
 
     /// Publishes the machine as it is now, with `event` as its newest.
@@ -157,102 +127,72 @@ impl Driver {
         )));
     }
 
-    /// Adds an event that is no transition.
+    /// Adds an event of the supervisor's that is no transition.
     pub(super) fn add_event(&mut self, kind: EventType, message: String) {
-        let note = Note {
+        let details = EventDetails {
             message: Some(message),
-            ..Note::default()
+            ..EventDetails::default()
         };
-        let (event, _) = note.into_event(self.record.state, kind);
-        let change = Change::Event(self.record.id.clone(), Box::new(event.clone()));
-        self.commit_soon("store an event", vec![change]);
-        self.show(Some(event));
+        self.publish_event(event::new(kind, self.record.state, details));
     }
 
     /// Adds the event of a new version.
     pub(super) fn add_launch(&mut self) {
-        let event = record::launch();
-        let change = Change::Event(self.record.id.clone(), Box::new(event.clone()));
-        self.commit_soon("store an event", vec![change]);
-        self.show(Some(event));
+        self.publish_event(event::launch());
     }
 
-    /// Adds a warning, unless it is the newest event already: what is tried again and again is
-    /// told once.
+    /// Adds a warning, unless it is the newest event already: a retry that fails for the same reason
+    /// is no news.
     pub(super) fn warn_once(&mut self, message: &str) {
-        let told = self.events.front().is_some_and(|event| {
+        let newest = self.events.front().is_some_and(|event| {
             event.kind == EventType::Warning && event.message.as_deref() == Some(message)
         });
-        if !told {
+        if !newest {
             self.add_event(EventType::Warning, message.to_owned());
         }
     }
 
     /// Adds an event about the guest that is no transition.
-    pub(super) fn add_request_event(&mut self, kind: EventType, request: EventRequest) {
-        let note = Note {
+    pub(super) fn add_guest_event(&mut self, kind: EventType, request: EventRequest) {
+        let details = EventDetails {
             source: Source::Guest,
             request: Some(request),
-            ..Note::default()
+            ..EventDetails::default()
         };
-        let (event, _) = note.into_event(self.record.state, kind);
+        self.publish_event(event::new(kind, self.record.state, details));
+    }
+
+    fn publish_event(&mut self, event: MachineEvent) {
         let change = Change::Event(self.record.id.clone(), Box::new(event.clone()));
-        self.commit_soon("store an event", vec![change]);
+        self.commit_later("store an event", vec![change]);
         self.show(Some(event));
     }
 
-    /// Stores the record as it is, without waiting.
-    pub(super) fn store_record_soon(&mut self) {
+    /// Stores the record as it is now, without waiting.
+    pub(super) fn store_record_later(&mut self) {
         let change = Change::Machine(Box::new(self.record.clone()));
-        self.commit_soon("store the machine", vec![change]);
+        self.commit_later("store the machine", vec![change]);
     }
 
-    /// Stores the record as it is, and before it what could not be stored earlier.
+    /// Stores what could not be stored before, and the record as it is now.
     pub(super) fn store_unsaved(&mut self) {
-        let mut changes = self.unsaved.take();
+        let mut changes = self.unsaved.drain();
         changes.push(Change::Machine(Box::new(self.record.clone())));
-        self.commit_soon("store what could not be stored before", changes);
+        self.commit_later("store what could not be stored before", changes);
     }
 
-    /// The step `name` is reached, and everything so far is in the database.
-    pub(super) async fn reach_stored(&self, name: &str) {
+    /// Marks the step `name`, for a test only after everything so far is stored.
+    pub(super) async fn reach_when_stored(&self, name: &str) {
         if fail_point::is_armed(name) {
-            let arrived = self.host.store.commit("arrive at a step", Vec::new());
+            let arrived = self.context.store.commit("arrive at a step", Vec::new());
             let _ = arrived.await;
             fail_point::reach(name);
         }
     }
 
-    fn commit_soon(&self, what: &'static str, changes: Vec<Change>) {
-        let way_back = self.unsaved.way_back();
-        self.host.store.commit_soon(what, changes, way_back);
-    }
-}
-
-impl Note {
-    fn into_event(self, state: State, kind: EventType) -> (MachineEvent, Option<Timing>) {
-        let source = match self.source {
-            Source::User => "user",
-            Source::Supervisor => "flyd",
-            Source::Guest => "guest",
-        };
-        let event = MachineEvent {
-            id: record::new_ulid(),
-            kind: self.kind.unwrap_or(kind),
-            status: state.name().to_owned(),
-            source: source.to_owned(),
-            timestamp: clock::realtime_ms(),
-            request: self.request,
-            duration_ms: self.timing.as_ref().map(|timing| timing.total_ms),
-            phases: self
-                .timing
-                .as_ref()
-                .map(|timing| timing.phases.clone())
-                .unwrap_or_default(),
-            start: self.start,
-            message: self.message,
-        };
-        (event, self.timing)
+    fn commit_later(&self, what: &'static str, changes: Vec<Change>) {
+        let return_path = self.unsaved.return_path();
+        self.context.store.commit_later(what, changes, return_path);
     }
 }
 

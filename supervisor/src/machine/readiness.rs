@@ -1,9 +1,9 @@
 //! The readiness check: a machine is started only when guest-init has answered in the current
 //! generation.
 //!
-//! Each attempt has a deadline of its own, since a request that meets an occupied pair may get
-//! no answer at all, and is recorded with its local port. Between attempts the wait grows, with
-//! jitter, so that many machines which wake together do not ask together.
+//! Each attempt is recorded with its local port, and has a deadline of its own: a request on an
+//! occupied pair may get no answer at all. Between attempts the wait grows, with jitter, so that
+//! machines which resume together do not ask together.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -13,35 +13,25 @@ use machine_api::{Attempt, AttemptOutcome};
 use rand::RngExt;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::error_chain::error_chain;
 use crate::guest::{GuestAddress, GuestError, GuestStream};
-use crate::{clock, exhausted};
+use crate::model::settings::ReadinessLimits;
+use crate::{clock, exhaustion, ids};
 
-/// Bounds of a readiness check.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ReadinessLimits {
-    /// For one attempt.
-    pub(crate) attempt: Duration,
-    /// Wait after the first failed attempt; doubles with each.
-    pub(crate) backoff_first: Duration,
-    /// Longest wait between attempts.
-    pub(crate) backoff_most: Duration,
-    /// For the whole check.
-    pub(crate) total: Duration,
-}
-
-/// What a successful attempt brought, and when.
+/// A successful attempt.
 #[derive(Debug)]
 pub(crate) struct Success<T> {
     /// Its result.
     pub(crate) value: T,
-    /// How many attempts failed before.
+    /// Attempts that failed before it.
     pub(crate) failed: u32,
-    /// Begin of the attempt that succeeded.
+    /// When it began.
     pub(crate) attempt_ns: u64,
 }
 
-/// One attempt: its result, and the local port it used.
-pub(crate) type Try<T> = Pin<Box<dyn Future<Output = Result<(T, u32), GuestError>> + Send>>;
+/// An attempt under way: its result, and the local port that it used.
+pub(crate) type AttemptFuture<T> =
+    Pin<Box<dyn Future<Output = Result<(T, u32), GuestError>> + Send>>;
 
 /// No attempt succeeded in time.
 #[derive(Debug, thiserror::Error)]
@@ -49,20 +39,21 @@ pub(crate) type Try<T> = Pin<Box<dyn Future<Output = Result<(T, u32), GuestError
 pub(crate) struct NotReady {
     limit: Duration,
     last: Option<String>,
-    /// The supervisor itself could not ask; that says nothing about the guest.
-    pub(crate) for_want: bool,
+    /// The last attempt failed because the supervisor is out of something, which says nothing about
+    /// the guest.
+    pub(crate) is_exhaustion: bool,
 }
 
-/// Repeats `attempt` until it succeeds or the limits are reached, noting each in `attempts`.
+/// Repeats `attempt` until it succeeds or the limits are reached; adds each to `attempts`.
 pub(crate) async fn repeat<T>(
     limits: &ReadinessLimits,
     what: &str,
     attempts: &mut Vec<Attempt>,
-    mut attempt: impl FnMut() -> Try<T>,
+    mut attempt: impl FnMut() -> AttemptFuture<T>,
 ) -> Result<Success<T>, NotReady> {
     let deadline = Instant::now() + limits.total;
     let mut last = None;
-    let mut for_want = false;
+    let mut is_exhaustion = false;
     for failed in 0_u32.. {
         let attempt_ns = clock::monotonic_ns();
         let left = deadline.saturating_duration_since(Instant::now());
@@ -84,8 +75,8 @@ pub(crate) async fn repeat<T>(
                 });
             }
             Ok(Err(error)) => {
-                let message = format!("{what}: {}", chain(&error));
-                for_want = exhausted::is_cause(&error);
+                let message = format!("{what}: {}", error_chain(&error));
+                is_exhaustion = exhaustion::is_exhaustion(&error);
                 last = Some(message.clone());
                 let (local_port, outcome) = (error.local_port(), outcome_of(&error));
                 tracing::debug!(local_port, ?outcome, ms, message, "an attempt failed");
@@ -118,11 +109,11 @@ pub(crate) async fn repeat<T>(
     Err(NotReady {
         limit: limits.total,
         last,
-        for_want,
+        is_exhaustion,
     })
 }
 
-/// Asks for the status; right only in the current generation.
+/// Asks for the status. An answer of another generation is an error.
 pub(crate) async fn ask_status(address: &GuestAddress) -> Result<StatusReply, GuestError> {
     let mut connection = GuestStream::connect(&address.socket).await?;
     let connected_ns = clock::monotonic_ns();
@@ -151,29 +142,23 @@ pub(crate) async fn ask_status(address: &GuestAddress) -> Result<StatusReply, Gu
 /// guest-init's answer to the readiness check.
 #[derive(Debug)]
 pub(crate) struct StatusReply {
-    /// What it says.
+    /// The status.
     pub(crate) status: GuestStatus,
-    /// When the connection stood.
+    /// When the connection was open.
     pub(crate) connected_ns: u64,
     /// Host end of the pair.
     pub(crate) local_port: u32,
 }
 
-/// The time and fresh entropy, for a guest that may have slept.
+/// The time and fresh entropy, for a guest that may have been suspended.
 pub(crate) fn wake() -> Wake {
-    let entropy: [u8; 32] = rand::rng().random();
     Wake {
         realtime_ns: clock::realtime_ns(),
-        entropy_hex: hex(&entropy),
+        entropy_hex: ids::random_hex(),
     }
 }
 
-/// Bytes as lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// How an error of an attempt is counted.
+/// The outcome of an attempt that failed with `error`.
 fn outcome_of(error: &GuestError) -> AttemptOutcome {
     match error {
         GuestError::Reset { .. } => AttemptOutcome::Reset,
@@ -189,25 +174,6 @@ fn outcome_of(error: &GuestError) -> AttemptOutcome {
 fn backoff(limits: &ReadinessLimits, failed: u32, jitter: f64) -> Duration {
     let doubled = limits.backoff_first.saturating_mul(1 << failed.min(16));
     doubled.min(limits.backoff_most).mul_f64(jitter)
-}
-
-/// An error with all its causes, and what to do where something of the system is used up.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = String::new();
-    let mut hint = None;
-    let mut next = Some(error);
-    while let Some(cause) = next {
-        if !text.is_empty() {
-            text.push_str(": ");
-        }
-        text.push_str(&cause.to_string());
-        hint = hint.or_else(|| cause.downcast_ref().and_then(exhausted::hint));
-        next = cause.source();
-    }
-    if let Some(hint) = hint {
-        text.push_str(&format!(" ({hint})"));
-    }
-    text
 }
 
 #[cfg(test)]
@@ -252,14 +218,14 @@ mod tests {
         .await
         .unwrap();
         assert_eq!(found.value, "there");
-        use AttemptOutcome::{BadReply, NoReply, Ok as Fine, Reset};
+        use AttemptOutcome::{BadReply, NoReply, Ok as Succeeded, Reset};
         let seen: Vec<_> = attempts.iter().map(|a| (a.local_port, a.outcome)).collect();
         let expected = [
             (Some(1), Reset),
             (Some(2), NoReply),
             (None, NoReply),
             (Some(4), BadReply),
-            (Some(5), Fine),
+            (Some(5), Succeeded),
         ];
         assert_eq!(seen, expected);
     }
@@ -268,7 +234,7 @@ mod tests {
     async fn the_check_ends_at_its_total_deadline() {
         let begun = Instant::now();
         let mut attempts = Vec::new();
-        let silent = || -> Try<()> { Box::pin(std::future::pending()) };
+        let silent = || -> AttemptFuture<()> { Box::pin(std::future::pending()) };
         let error = repeat(&LIMITS, "status", &mut attempts, silent)
             .await
             .unwrap_err();

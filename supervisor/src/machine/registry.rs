@@ -1,11 +1,8 @@
-//! All machines of the host: makes them, finds them, lists them.
+//! All machines of the host: creates them, finds them, lists them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
 use machine_api::{CreateMachine, MachineEvent, MachineState};
@@ -13,37 +10,47 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 use crate::logs::MachineLog;
-use crate::machine::driver::{Driver, Opening};
+use crate::machine::activity::Activity;
+use crate::machine::context::DriverContext;
+use crate::machine::driver::Driver;
 use crate::machine::error::MachineError;
-use crate::machine::{Handle, Host, config, record, view};
-use crate::network::Activity;
-use crate::store::{Change, MachineRecord, StoreError};
+use crate::machine::found_vmm::FoundVmm;
+use crate::machine::handle::Handle;
+use crate::model::record::{MachineRecord, is_name};
+use crate::model::{config_check, event, view};
+use crate::paths::create_private_dir;
+use crate::store::{Change, StoreError};
 use crate::{clock, fail_point};
 
-/// How long a destroyed machine can still be looked at.
+/// How long a destroyed machine is still shown.
 const REMEMBERED_MS: i64 = 24 * 3_600 * 1_000;
-/// How often it is looked for machines to forget.
+/// Time between two searches for machines to forget.
 const FORGET_EVERY: Duration = Duration::from_secs(3_600);
+
+/// Starts what uses a machine: called once for each one that has a driver.
+pub(crate) type Attach = fn(&Handle);
 
 /// The machines; cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Registry {
-    host: Arc<Host>,
+    context: Arc<DriverContext>,
+    attach: Attach,
     machines: Arc<RwLock<BTreeMap<String, Handle>>>,
 }
 
 impl Registry {
-    /// Knows no machine yet.
-    pub(crate) fn new(host: Arc<Host>) -> Self {
+    /// No machines yet. `attach` is called for each that is added.
+    pub(crate) fn new(context: Arc<DriverContext>, attach: Attach) -> Self {
         Self {
-            host,
+            context,
+            attach,
             machines: Arc::default(),
         }
     }
 
-    /// What all machines share.
-    pub(crate) fn host(&self) -> &Arc<Host> {
-        &self.host
+    /// What all drivers share.
+    pub(crate) fn context(&self) -> &Arc<DriverContext> {
+        &self.context
     }
 
     /// Stores a new machine and gives it a driver. Does not start it.
@@ -52,27 +59,27 @@ impl Registry {
         app: &str,
         request: CreateMachine,
     ) -> Result<Handle, MachineError> {
-        config::check(&request.config)?;
+        config_check::check(&request.config)?;
         if let Some(name) = &request.name {
             self.check_name(name, None)?;
         }
-        let image = self.host.images.find(&request.config.image)?;
-        let record = record::new(app, request.name, request.config, image.reference);
-        // In a task of its own: a client that goes away would otherwise leave it half made.
-        let made = tokio::spawn(self.clone().make(record));
-        made.await.map_err(|_| MachineError::ShuttingDown)?
+        let image = self.context.images.find(&request.config.image)?;
+        let record = MachineRecord::new(app, request.name, request.config, image.reference);
+        // In a task of its own: otherwise a client that goes away would leave it half created.
+        let created = tokio::spawn(self.clone().create_from(record));
+        created.await.map_err(|_| MachineError::ShuttingDown)?
     }
 
-    async fn make(self, record: MachineRecord) -> Result<Handle, MachineError> {
+    async fn create_from(self, record: MachineRecord) -> Result<Handle, MachineError> {
         let name = record.name.clone();
-        let dir = self.host.configuration.state_dir.machine(&record.id);
-        make_directory(dir.root()).map_err(|source| MachineError::Files {
-            what: "make the machine's directory",
+        let dir = self.context.configuration.state_dir.machine(&record.id);
+        create_private_dir(dir.root()).map_err(|source| MachineError::Files {
+            what: "create the machine's directory",
             source,
         })?;
         fail_point::reach("create.directory");
-        let launch = record::launch();
-        let driver = Driver::new(self.host.clone(), record.clone(), vec![launch.clone()]);
+        let launch = event::launch();
+        let driver = Driver::new(self.context.clone(), record.clone(), vec![launch.clone()]);
         let stored = match &driver {
             Ok(_) => self.store(&record, launch).await,
             Err(_) => Ok(()),
@@ -80,8 +87,7 @@ impl Registry {
         let failed = match (stored, driver) {
             (Ok(()), Ok((driver, handle))) => {
                 fail_point::reach("create.stored");
-                self.add(handle.clone());
-                tokio::spawn(driver.run(Opening::Resting));
+                self.add(driver, &handle, None);
                 return Ok(handle);
             }
             (Err(StoreError::Exists { .. }), _) => MachineError::NameTaken(name),
@@ -91,8 +97,8 @@ impl Registry {
                 source,
             },
         };
-        // Nothing refers to the directory; what can't be removed is found at the next start.
-        // By name, which needs no descriptor where those are what was wanting.
+        // Nothing refers to the directory; what cannot be removed is found at the next start. Files
+        // are removed by name, which works even when out of descriptors.
         for file in [dir.log(), dir.console()] {
             let _ = fs::remove_file(file);
         }
@@ -100,13 +106,13 @@ impl Registry {
         Err(failed)
     }
 
-    /// Whether a machine may be called so; `id` is its own, where it has one.
+    /// Checks that a machine may have that name. `id` is the machine's own, if it exists already.
     pub(crate) fn check_name(&self, name: &str, id: Option<&str>) -> Result<(), MachineError> {
-        if !record::is_name(name) {
+        if !is_name(name) {
             let problem = "a name has 1 to 63 letters, digits, '-', '_' or '.'";
             return Err(MachineError::Invalid(format!("name {name:?}: {problem}")));
         }
-        // The database has the last word, where two ask at once.
+        // If two ask at once, the database refuses the second.
         let taken = |handle: &Handle| {
             let view = handle.view();
             view.name == name && view.state != MachineState::Destroyed
@@ -123,25 +129,26 @@ impl Registry {
             Change::Version(Box::new(record.clone())),
             Change::Event(record.id.clone(), Box::new(launch)),
         ];
-        self.host.store.commit("store the machine", changes).await
+        self.context
+            .store
+            .commit("store the machine", changes)
+            .await
     }
 
-    /// Makes a machine known, publishes its ports and runs its checks.
-    pub(crate) fn add(&self, handle: Handle) {
-        tokio::spawn(crate::network::serve(handle.clone()));
-        tokio::spawn(crate::checks::serve(handle.clone()));
-        let mut machines = self
-            .machines
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        machines.insert(handle.id().to_owned(), handle);
+    /// Adds a machine, starts its driver and attaches what uses it. `found` is what an earlier
+    /// supervisor has left of its VMM.
+    pub(crate) fn add(&self, driver: Driver, handle: &Handle, found: Option<FoundVmm>) {
+        (self.attach)(handle);
+        self.machines_mut()
+            .insert(handle.id().to_owned(), handle.clone());
+        tokio::spawn(driver.run(found));
     }
 
-    /// Makes a destroyed machine known, which has no driver any more.
+    /// Adds a destroyed machine, which has no driver any more.
     pub(crate) fn add_destroyed(&self, record: &MachineRecord, events: Vec<MachineEvent>) {
-        let dir = self.host.configuration.state_dir.machine(&record.id);
+        let dir = self.context.configuration.state_dir.machine(&record.id);
         let view = view::machine(record, &VecDeque::from(events), &[]);
-        // Nobody is at the other ends, as after the end of a driver.
+        // Its channels are closed at the other end, as after the end of a driver.
         let handle = Handle {
             id: record.id.clone(),
             inbox: mpsc::channel(1).0,
@@ -150,36 +157,29 @@ impl Registry {
             log: MachineLog::unwritten(&dir.log()),
             activity: Activity::new(),
         };
-        let mut machines = self
-            .machines
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        machines.insert(record.id.clone(), handle);
+        self.machines_mut().insert(record.id.clone(), handle);
     }
 
-    /// Forgets machines a while after they were destroyed, now and from time to time.
+    /// Forgets machines a while after they were destroyed; runs for ever.
     pub(crate) async fn forget_destroyed(self) {
         loop {
             let before_ms = clock::realtime_ms() - REMEMBERED_MS;
-            match self.host.store.forget_destroyed(before_ms).await {
+            match self.context.store.forget_destroyed(before_ms).await {
                 Ok(ids) => {
-                    let mut machines = self
-                        .machines
-                        .write()
-                        .unwrap_or_else(PoisonError::into_inner);
+                    let mut machines = self.machines_mut();
                     for id in ids {
                         tracing::info!(machine_id = id, "destroyed machine forgotten");
                         machines.remove(&id);
                     }
                 }
-                // The next time may go better, and nothing depends on it.
-                Err(error) => tracing::warn!(%error, "destroyed machines not forgotten"),
+                // It is tried again next time; nothing depends on it.
+                Err(error) => tracing::warn!(%error, "destroyed machines could not be forgotten"),
             }
             sleep(FORGET_EVERY).await;
         }
     }
 
-    /// The machine of that id, or else of that name.
+    /// The machine with that id, or else with that name.
     pub(crate) fn find(&self, id_or_name: &str) -> Result<Handle, MachineError> {
         let machines = self.machines.read().unwrap_or_else(PoisonError::into_inner);
         let named = |handle: &&Handle| {
@@ -202,12 +202,11 @@ impl Registry {
             .cloned()
             .collect()
     }
-}
 
-/// A directory for its owner only; success if it is there.
-pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
+    /// Sections under this lock are short and do not panic.
+    fn machines_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Handle>> {
+        self.machines
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
 }

@@ -1,7 +1,7 @@
-//! The long-lived connections to a running guest: its CPU figures and its main process's output.
+//! The long-lived connections to a running guest: the CPU monitor and the main process's output.
 //!
-//! Both are opened again when they break, for as long as the guest runs: a VMM that is gone ends
-//! the session, not an error on a connection.
+//! Both are opened again when they break. Only the end of the VMM ends the session, never an error
+//! on a connection.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,9 +23,9 @@ const OPEN_LIMIT: Duration = Duration::from_secs(5);
 const REOPEN_FIRST: Duration = Duration::from_millis(100);
 const REOPEN_MOST: Duration = Duration::from_secs(5);
 
-/// What the session has learnt.
+/// What the session has observed.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Learnt {
+pub(crate) struct Observations {
     /// The latest CPU figures and the ones before.
     pub(crate) samples: Option<(CpuSample, Option<CpuSample>)>,
     /// How the main process ended.
@@ -36,7 +36,7 @@ pub(crate) struct Learnt {
 #[derive(Debug)]
 pub(crate) struct GuestSession {
     tasks: Vec<AbortHandle>,
-    learnt: watch::Receiver<Learnt>,
+    observations: watch::Receiver<Observations>,
 }
 
 impl Drop for GuestSession {
@@ -48,14 +48,14 @@ impl Drop for GuestSession {
 }
 
 impl GuestSession {
-    /// Serves `monitor`, if it stands already, and opens the rest.
+    /// Goes on with `monitor` if it is open already, and opens the rest.
     pub(crate) fn begin(
         address: &GuestAddress,
         monitor: Option<GuestStream>,
         log: &MachineLog,
         with_output: bool,
     ) -> Self {
-        let (sender, learnt) = watch::channel(Learnt::default());
+        let (sender, observations) = watch::channel(Observations::default());
         let sender = Arc::new(sender);
         let mut tasks = vec![
             tokio::spawn(keep_monitor(address.clone(), monitor, sender.clone())).abort_handle(),
@@ -64,19 +64,26 @@ impl GuestSession {
             let output = keep_output(address.clone(), log.clone(), sender);
             tasks.push(tokio::spawn(output).abort_handle());
         }
-        Self { tasks, learnt }
+        Self {
+            tasks,
+            observations,
+        }
     }
 
-    /// What has been learnt, as it changes.
-    pub(crate) fn learnt(&self) -> watch::Receiver<Learnt> {
-        self.learnt.clone()
+    /// What has been observed, as it changes.
+    pub(crate) fn observations(&self) -> watch::Receiver<Observations> {
+        self.observations.clone()
     }
 
-    /// How the main process ended, if that was heard of before `limit` passed.
+    /// How the main process ended, if that is reported within `limit`.
     pub(crate) async fn main_exit(&self, limit: Duration) -> Option<Exit> {
-        let mut learnt = self.learnt.clone();
-        let heard = timeout(limit, learnt.wait_for(|learnt| learnt.main_exit.is_some())).await;
-        heard.ok()?.ok()?.main_exit
+        let mut observations = self.observations.clone();
+        let reported = timeout(
+            limit,
+            observations.wait_for(|observations| observations.main_exit.is_some()),
+        )
+        .await;
+        reported.ok()?.ok()?.main_exit
     }
 }
 
@@ -92,12 +99,12 @@ pub(crate) async fn open_monitor(address: &GuestAddress) -> Result<GuestStream, 
 async fn keep_monitor(
     address: GuestAddress,
     first: Option<GuestStream>,
-    learnt: Arc<watch::Sender<Learnt>>,
+    observations: Arc<watch::Sender<Observations>>,
 ) {
-    let mut standing = first;
+    let mut open = first;
     let mut wait = REOPEN_FIRST;
     loop {
-        let opened = match standing.take() {
+        let opened = match open.take() {
             Some(stream) => Some(stream),
             None => timeout(OPEN_LIMIT, open_monitor(&address))
                 .await
@@ -107,9 +114,9 @@ async fn keep_monitor(
         if let Some(mut stream) = opened {
             while let Ok(sample) = stream.message::<CpuSample>("a CPU sample").await {
                 wait = REOPEN_FIRST;
-                learnt.send_modify(|learnt| {
-                    let before = learnt.samples.take().map(|(latest, _)| latest);
-                    learnt.samples = Some((sample, before));
+                observations.send_modify(|observations| {
+                    let before = observations.samples.take().map(|(latest, _)| latest);
+                    observations.samples = Some((sample, before));
                 });
             }
         }
@@ -118,7 +125,11 @@ async fn keep_monitor(
     }
 }
 
-async fn keep_output(address: GuestAddress, log: MachineLog, learnt: Arc<watch::Sender<Learnt>>) {
+async fn keep_output(
+    address: GuestAddress,
+    log: MachineLog,
+    observations: Arc<watch::Sender<Observations>>,
+) {
     let mut wait = REOPEN_FIRST;
     loop {
         let request = Request::Output {
@@ -126,8 +137,8 @@ async fn keep_output(address: GuestAddress, log: MachineLog, learnt: Arc<watch::
         };
         if let Ok(Ok(mut stream)) = timeout(OPEN_LIMIT, address.open(request)).await {
             let before = log.position().next_output;
-            if let Ok(Some(exit)) = carry_output(&mut stream, &log).await {
-                learnt.send_modify(|learnt| learnt.main_exit = Some(exit));
+            if let Ok(Some(exit)) = log_output(&mut stream, &log).await {
+                observations.send_modify(|observations| observations.main_exit = Some(exit));
                 return;
             }
             if log.position().next_output > before {
@@ -147,8 +158,8 @@ enum OutputMessage {
     End(StreamEnd),
 }
 
-/// Brings records into the log until the stream ends; the main process's exit if it tells.
-async fn carry_output(
+/// Adds records to the log until the stream ends; returns the main process's exit if that comes.
+async fn log_output(
     stream: &mut GuestStream,
     log: &MachineLog,
 ) -> Result<Option<Exit>, GuestError> {
@@ -157,7 +168,7 @@ async fn carry_output(
             return Ok(None);
         };
         match serde_json::from_slice(&payload) {
-            // What can't be written stays in the guest, which is asked again.
+            // A record that cannot be written stays in the guest; the caller asks for it again.
             Ok(OutputMessage::Record(record)) if log.add_output(&record).is_err() => {
                 return Ok(None);
             }

@@ -1,7 +1,7 @@
-//! What could not be stored in the background, kept until it can.
+//! Changes that could not be stored in the background, kept until they can.
 //!
-//! The end of a transition is shown at once and stored behind the driver's back. On a full disk
-//! that fails; nothing of it may be lost once there is space again.
+//! The end of a transition is shown at once and stored later. On a full disk that fails; nothing
+//! is lost once there is space again.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,90 +9,91 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::deadline;
 use crate::store::Change;
 
-/// Wait before it is tried again.
-const AGAIN: Duration = Duration::from_secs(2);
-/// Events and timings kept at the most; the oldest give way.
-const KEPT: usize = 256;
+/// Wait before storing is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Most events and timings that are kept; the oldest are dropped.
+const MOST_CHANGES: usize = 256;
 
-/// Changes on their way back from the database.
+/// Changes that the database returned.
 #[derive(Debug)]
 pub(super) struct Unsaved {
-    way_back: mpsc::UnboundedSender<Vec<Change>>,
+    sender: mpsc::UnboundedSender<Vec<Change>>,
     returned: mpsc::UnboundedReceiver<Vec<Change>>,
-    kept: VecDeque<Change>,
-    again_at: Option<Instant>,
+    changes: VecDeque<Change>,
+    retry_at: Option<Instant>,
 }
 
 impl Unsaved {
     /// Nothing yet.
     pub(super) fn new() -> Self {
-        let (way_back, returned) = mpsc::unbounded_channel();
+        let (sender, returned) = mpsc::unbounded_channel();
         Self {
-            way_back,
+            sender,
             returned,
-            kept: VecDeque::new(),
-            again_at: None,
+            changes: VecDeque::new(),
+            retry_at: None,
         }
     }
 
-    /// Where changes go that were not stored.
-    pub(super) fn way_back(&self) -> impl FnOnce(Vec<Change>) + Send + use<> {
-        let way_back = self.way_back.clone();
+    /// Takes back changes that were not stored.
+    pub(super) fn return_path(&self) -> impl FnOnce(Vec<Change>) + Send + use<> {
+        let sender = self.sender.clone();
         move |changes| {
-            // The driver has ended: nobody cares any more.
-            let _ = way_back.send(changes);
+            // Fails if the driver has ended, and then nobody needs them.
+            let _ = sender.send(changes);
         }
     }
 
-    /// Resolves when it is time to try again.
-    pub(super) async fn due(&mut self) {
+    /// Resolves when storing should be tried again.
+    pub(super) async fn retry_due(&mut self) {
         loop {
-            let at = self.again_at;
+            let retry_at = self.retry_at;
             tokio::select! {
-                Some(changes) = self.returned.recv() => self.keep(changes),
-                () = super::driver::at(at) => return,
+                Some(changes) = self.returned.recv() => self.add(changes),
+                () = deadline::reached(retry_at) => return,
             }
         }
     }
 
-    /// What is to be stored besides the machine as it is now, oldest first.
-    pub(super) fn take(&mut self) -> Vec<Change> {
-        self.again_at = None;
-        self.kept.drain(..).collect()
+    /// Removes and returns the changes, oldest first, without the machine's row.
+    pub(super) fn drain(&mut self) -> Vec<Change> {
+        self.retry_at = None;
+        self.changes.drain(..).collect()
     }
 
-    fn keep(&mut self, changes: Vec<Change>) {
-        // The machine's row is written anew, as it is by then.
+    fn add(&mut self, changes: Vec<Change>) {
+        // A row is outdated by the time of the retry, which writes the present one.
         let lasting = |change: &Change| !matches!(change, Change::Machine(_));
-        self.kept.extend(changes.into_iter().filter(lasting));
-        let surplus = self.kept.len().saturating_sub(KEPT);
-        self.kept.drain(..surplus);
-        self.again_at = Some(Instant::now() + AGAIN);
+        self.changes.extend(changes.into_iter().filter(lasting));
+        let surplus = self.changes.len().saturating_sub(MOST_CHANGES);
+        self.changes.drain(..surplus);
+        self.retry_at = Some(Instant::now() + RETRY_AFTER);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::record;
+    use crate::model::event;
+    use crate::model::record::MachineRecord;
 
     #[tokio::test(start_paused = true)]
-    async fn what_comes_back_is_tried_again_after_a_while_without_the_old_row() {
+    async fn returned_changes_are_due_again_after_a_while_without_the_old_row() {
         let mut unsaved = Unsaved::new();
         let (config, image) = Default::default();
-        let row = record::new("default", None, config, image);
-        let event = record::event(machine_api::EventType::Start, "begun".to_owned());
+        let row = MachineRecord::new("default", None, config, image);
         let changes = vec![
             Change::Machine(Box::new(row)),
-            Change::Event("m".to_owned(), Box::new(event)),
+            Change::Event("m".to_owned(), Box::new(event::launch())),
         ];
-        unsaved.way_back()(changes);
+        unsaved.return_path()(changes);
         let begun = Instant::now();
-        unsaved.due().await;
-        assert_eq!(begun.elapsed(), AGAIN);
-        assert!(matches!(unsaved.take()[..], [Change::Event(..)]));
-        assert!(unsaved.take().is_empty());
+        unsaved.retry_due().await;
+        assert_eq!(begun.elapsed(), RETRY_AFTER);
+        assert!(matches!(unsaved.drain()[..], [Change::Event(..)]));
+        assert!(unsaved.drain().is_empty());
     }
 }

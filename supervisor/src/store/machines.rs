@@ -1,134 +1,30 @@
 //! Rows of machines, their versions, events and timings.
 
-use machine_api::{
-    Attempt, ImageRef, MachineConfig, MachineEvent, MachineVersion, PublishedPort, StartKind,
-    Timing,
-};
+use machine_api::{MachineEvent, MachineVersion, Timing};
 use rusqlite::types::Type;
 use rusqlite::{Connection, Row, params};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
-use crate::machine::state::State;
+use crate::model::record::MachineRecord;
+use crate::model::state::State;
 use crate::store::{Store, StoreError};
-use crate::vmm_process::ProcessIdentity;
 
-/// Events and timings kept per machine.
-const KEPT: i64 = 5_000;
+/// Most events, and most timings, of a machine.
+const MOST_ROWS: i64 = 5_000;
 
-/// A machine as the database has it.
-#[derive(Debug, Clone)]
-pub(crate) struct MachineRecord {
-    /// 14 hexadecimal digits.
-    pub(crate) id: String,
-    /// The app it belongs to.
-    pub(crate) app: String,
-    /// Unique among machines of the app that are not destroyed.
-    pub(crate) name: String,
-    /// Where it is in its life.
-    pub(crate) state: State,
-    /// Its version.
-    pub(crate) instance_id: String,
-    /// Its configuration.
-    pub(crate) config: MachineConfig,
-    /// The image it boots.
-    pub(crate) image_ref: ImageRef,
-    /// Milliseconds since 1970.
-    pub(crate) created_at_ms: i64,
-    /// Milliseconds since 1970.
-    pub(crate) updated_at_ms: i64,
-    /// Raised and stored before each launch of a VMM.
-    pub(crate) generation: u64,
-    /// Generation of the suspended image that counts, if there is one.
-    pub(crate) image_generation: Option<u64>,
-    /// Its VMM, as far as it is known.
-    pub(crate) vmm: Option<ProcessIdentity>,
-    /// The rest.
-    pub(crate) facts: Facts,
-}
-
-/// What is kept of a machine and never searched for.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct Facts {
-    /// No new connections are routed to it.
-    pub(crate) cordoned: bool,
-    /// A user asked for the last stop.
-    pub(crate) stop_requested: bool,
-    /// Restarts in a row by the restart policy.
-    pub(crate) restarts: u32,
-    /// How the last start went.
-    pub(crate) last_start: Option<StartKind>,
-    /// Readiness attempts of the last start or resume.
-    pub(crate) readiness: Vec<Attempt>,
-    /// Why the image of a suspended machine must not be resumed.
-    pub(crate) image_unusable: Option<String>,
-    /// Why a start that is under way boots a machine that had an image.
-    pub(crate) cold_reason: Option<String>,
-    /// Warnings for the operator.
-    pub(crate) warnings: Vec<String>,
-    /// Who may change it, if somebody took a lease.
-    pub(crate) lease: Option<LeaseFact>,
-    /// An update that is under way leaves it stopped.
-    pub(crate) skip_launch: bool,
-    /// Its VMM ended and the restart policy will start it again.
-    pub(crate) restart_due: bool,
-    /// It has ended and is to be removed, as its configuration wants.
-    pub(crate) destroy_due: bool,
-    /// Ports that are published now.
-    pub(crate) published: Vec<PublishedPort>,
-    /// First generation in which leaked sockets were seen, while they are.
-    pub(crate) leaking_since: Option<u64>,
-}
-
-/// A lease as it is stored.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct LeaseFact {
-    /// Proves who holds it.
-    pub(crate) nonce: String,
-    /// Milliseconds since 1970.
-    pub(crate) expires_at_ms: i64,
-    /// For people.
-    pub(crate) description: String,
-    /// The machine's version when it was taken.
-    pub(crate) version: String,
-}
-
-impl Facts {
-    /// The lease, if it has not expired.
-    pub(crate) fn standing_lease(&self, now_ms: i64) -> Option<&LeaseFact> {
-        self.lease
-            .as_ref()
-            .filter(|lease| lease.expires_at_ms > now_ms)
-    }
-
-    /// Notes what the first status after a start said about sockets of older generations.
-    pub(crate) fn note_leaks(&mut self, older: u32, generation: u64) {
-        self.warnings.clear();
-        if older == 0 {
-            self.leaking_since = None;
-            return;
-        }
-        let since = *self.leaking_since.get_or_insert(generation);
-        self.warnings.push(format!(
-            "{older} vsock sockets of older generations are still open in the guest (first seen \
-             in generation {since})"
-        ));
-    }
-}
-
-/// One write. Those of a commit happen together or not at all.
+/// One write. All changes of a commit are stored, or none.
 #[derive(Debug, Clone)]
 pub(crate) enum Change {
     /// A machine that must not exist yet.
     NewMachine(Box<MachineRecord>),
-    /// A machine's row as it is now.
+    /// A machine's row, which exists.
     Machine(Box<MachineRecord>),
-    /// A configuration that was in force.
+    /// A version of a machine.
     Version(Box<MachineRecord>),
-    /// Something happened.
+    /// An event of a machine.
     Event(String, Box<MachineEvent>),
-    /// Something was measured.
+    /// A timing of a machine.
     Timing(String, Box<Timing>),
 }
 
@@ -160,7 +56,7 @@ impl Store {
             bodies(connection, sql, &id, limit)
         });
         let mut events: Vec<MachineEvent> = read.await?;
-        // What a full disk held up is stored late, behind what happened after it.
+        // After a full disk, events are stored late, behind those that happened after them.
         events.sort_by_key(|event| std::cmp::Reverse(event.timestamp));
         Ok(events)
     }
@@ -217,7 +113,7 @@ impl Store {
     }
 }
 
-/// Carries out `changes` in order.
+/// Writes `changes` in order.
 pub(super) fn write(connection: &Connection, changes: &[Change]) -> rusqlite::Result<()> {
     for change in changes {
         match change {
@@ -323,11 +219,11 @@ fn add_body(
     connection
         .prepare_cached(insert)?
         .execute(params![machine_id, json(body)?])?;
-    // Pruning each time would walk the index each time; now and then is enough for a bound.
+    // Pruning walks the index, so it is not done each time.
     if connection.last_insert_rowid() % 256 == 0 {
         connection
             .prepare_cached(prune)?
-            .execute(params![machine_id, KEPT])?;
+            .execute(params![machine_id, MOST_ROWS])?;
     }
     Ok(())
 }
@@ -385,31 +281,7 @@ fn json(value: &impl Serialize) -> rusqlite::Result<String> {
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
-/// SQLite's integers are signed; a generation never comes near their bound.
+/// SQLite's integers are signed. Generations are far below their maximum.
 fn integer(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_leak_is_warned_of_with_its_size_and_its_beginning_until_it_is_gone() {
-        let mut facts = Facts::default();
-        facts.note_leaks(0, 3);
-        assert!(facts.warnings.is_empty());
-        facts.note_leaks(1, 4);
-        facts.note_leaks(2, 5);
-        assert_eq!(facts.leaking_since, Some(4));
-        assert_eq!(
-            facts.warnings,
-            [
-                "2 vsock sockets of older generations are still open in the guest (first seen in \
-                 generation 4)"
-            ]
-        );
-        facts.note_leaks(0, 6);
-        assert!(facts.warnings.is_empty() && facts.leaking_since.is_none());
-    }
 }

@@ -1,8 +1,8 @@
-//! What survives the supervisor: SQLite, and the only place with SQL.
+//! The database: SQLite, and the only place with SQL.
 //!
-//! One thread owns the connection. Jobs that wait while it works go into one transaction
-//! together, so that a hundred machines that change at once share one sync of the disk. A job's
-//! answer is given after the commit. Files of machines are not kept here.
+//! One thread owns the connection. Jobs that arrive while it works go into one transaction, so that
+//! a hundred machines that change at the same time share one sync of the disk. A job is answered
+//! after the commit. The files of machines are not kept here.
 
 mod machines;
 mod open;
@@ -14,31 +14,30 @@ use std::sync::{Arc, mpsc};
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-use crate::machine::readiness::chain;
+use crate::error_chain::error_chain;
 
-pub(crate) use machines::{Change, Facts, LeaseFact, MachineRecord};
+pub(crate) use machines::Change;
 pub(crate) use open::OpenError;
-pub(crate) use tokens::TokenRecord;
 
-/// Jobs that share one transaction at most.
+/// Most jobs in one transaction.
 const BATCH: usize = 64;
 
-/// A job runs inside the transaction and returns what came of it.
+/// A job runs inside the transaction and returns its outcome.
 type Job = Box<dyn FnOnce(&Connection) -> Outcome + Send>;
 type Finish = Box<dyn FnOnce(Result<(), Arc<rusqlite::Error>>) + Send>;
 
-/// What a job has done, before anything is durable.
+/// The outcome of a job, before anything is durable.
 struct Outcome {
-    /// What failed, where something did.
+    /// Its error, if it failed.
     failed: Option<Arc<rusqlite::Error>>,
-    /// What to do once its fate is known.
+    /// Answers it, once the transaction is committed or not.
     finish: Finish,
 }
 
-/// The database did not do what it should.
+/// A database operation failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum StoreError {
-    /// There is no room left, or the disk can't be written.
+    /// No space is left, or the disk cannot be written.
     #[error("cannot {what}: {why}")]
     Unwritable {
         /// What was attempted.
@@ -48,7 +47,7 @@ pub(crate) enum StoreError {
         /// SQLite's error.
         source: Arc<rusqlite::Error>,
     },
-    /// A row of that name or id is there already.
+    /// A row with that name or id exists already.
     #[error("cannot {what}: it exists already")]
     Exists {
         /// What was attempted.
@@ -56,7 +55,7 @@ pub(crate) enum StoreError {
         /// SQLite's error.
         source: Arc<rusqlite::Error>,
     },
-    /// Anything else that SQLite says.
+    /// Any other error of SQLite.
     #[error("cannot {what}")]
     Sqlite {
         /// What was attempted.
@@ -64,7 +63,7 @@ pub(crate) enum StoreError {
         /// SQLite's error.
         source: Arc<rusqlite::Error>,
     },
-    /// The thread is gone: the supervisor is shutting down.
+    /// The database's thread has ended: the supervisor is shutting down.
     #[error("cannot {what}: the database is closed")]
     Closed {
         /// What was attempted.
@@ -84,7 +83,7 @@ impl StoreError {
                 "the state directory is read-only (see the kernel's log for why, and remount it)"
             }
             Some(Code::SystemIoFailure | Code::CannotOpen) => {
-                "the disk of the state directory can't be written (see the kernel's log)"
+                "the disk of the state directory cannot be written (see the kernel's log)"
             }
             Some(Code::ConstraintViolation) => return Self::Exists { what, source },
             _ => return Self::Sqlite { what, source },
@@ -93,7 +92,7 @@ impl StoreError {
     }
 }
 
-/// The way to the database; cheap to clone.
+/// The database; cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     jobs: mpsc::Sender<Job>,
@@ -123,7 +122,7 @@ impl Store {
             Outcome {
                 failed: result.as_ref().err().cloned(),
                 finish: Box::new(move |committed| {
-                    // Nobody waits any more where the caller was cancelled.
+                    // Fails if the caller was cancelled, and then nobody waits.
                     let _ = sender.send(result.and_then(|value| committed.map(|()| value)));
                 }),
             }
@@ -148,8 +147,8 @@ impl Store {
     }
 
     /// Stores `changes` without waiting, in order with all other jobs. For what a new supervisor
-    /// would find out by itself after a crash. `failed` gets them back if there was no room.
-    pub(crate) fn commit_soon(
+    /// finds out by itself after a crash. `failed` gets them back if the disk cannot be written.
+    pub(crate) fn commit_later(
         &self,
         what: &'static str,
         changes: Vec<Change>,
@@ -163,7 +162,7 @@ impl Store {
                 finish: Box::new(move |committed| {
                     if let Some(source) = error.or_else(|| committed.err()) {
                         let error = StoreError::from_sqlite(what, source);
-                        tracing::error!(error = chain(&error), "database");
+                        tracing::error!(error = error_chain(&error), "database");
                         if matches!(error, StoreError::Unwritable { .. }) {
                             failed(changes);
                         }
@@ -179,7 +178,7 @@ impl Store {
 
 fn serve(connection: &Connection, queue: &mpsc::Receiver<Job>) {
     while let Ok(first) = queue.recv() {
-        // A failure here shows itself again at the end: what has not begun can't be committed.
+        // If this fails the commit below fails, too.
         let begun = connection.execute_batch("BEGIN").map_err(Arc::new);
         let mut finishes = Vec::new();
         let mut rolled_back = None;
@@ -188,8 +187,8 @@ fn serve(connection: &Connection, queue: &mpsc::Receiver<Job>) {
             let Outcome { failed, finish } = job(connection);
             finishes.push(finish);
             if connection.is_autocommit() {
-                // A full disk has taken back the whole transaction, and with it the jobs before
-                // this one. What came after would be committed each by itself.
+                // A full disk has rolled back the whole transaction, with the jobs before this one.
+                // Further jobs would run outside of a transaction.
                 rolled_back = failed;
                 break;
             }
@@ -202,7 +201,7 @@ fn serve(connection: &Connection, queue: &mpsc::Receiver<Job>) {
             (Ok(()), None) => connection.execute_batch("COMMIT").map_err(Arc::new),
         };
         if committed.is_err() && !connection.is_autocommit() {
-            // A commit that failed for want of space leaves the transaction open.
+            // A commit that failed when out of space leaves the transaction open.
             if let Err(error) = connection.execute_batch("ROLLBACK") {
                 tracing::error!(%error, "cannot roll back");
             }
@@ -213,7 +212,7 @@ fn serve(connection: &Connection, queue: &mpsc::Receiver<Job>) {
     }
 }
 
-/// Runs one job of a batch so that its failure takes back its own writes only.
+/// Runs one job of a batch so that its failure rolls back its own writes only.
 fn in_savepoint<T>(
     connection: &Connection,
     work: impl FnOnce(&Connection) -> rusqlite::Result<T>,

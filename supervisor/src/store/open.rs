@@ -1,6 +1,6 @@
 //! Opening the database: its settings, its check, its migrations.
 //!
-//! A file that is damaged, foreign or of a newer version is left exactly as it is.
+//! A file that is damaged, of another program or of a newer version is not changed.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -11,20 +11,20 @@ use rusqlite::{Connection, OpenFlags};
 /// `application_id` of our databases: "mctl".
 const APPLICATION_ID: i32 = 0x6d63_746c;
 
-/// Space set aside for the write-ahead log. It is folded into the database whenever it holds
-/// 4 MiB; as much again is for changes while the database can't grow.
+/// Space reserved for the write-ahead log. A checkpoint moves it into the database whenever it holds
+/// 4 MiB; the second half is for changes while the database cannot grow.
 const LOG_BYTES: u64 = 8 << 20;
 
-/// What brings a database from one version to the next; `user_version` counts them.
+/// The steps from one version of the database to the next; `user_version` counts them.
 const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_machines.sql"),
     include_str!("migrations/0002_tokens.sql"),
 ];
 
-/// Why the database can't be used.
+/// Why the database cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
-    /// The file can't be opened or written.
+    /// The file cannot be opened or written.
     #[error("cannot open the database {}", path.display())]
     Open {
         /// The file.
@@ -32,7 +32,7 @@ pub(crate) enum OpenError {
         /// SQLite's error.
         source: rusqlite::Error,
     },
-    /// It is no database, or parts of it are wrong.
+    /// It is not a database, or is damaged.
     #[error(
         "the database {} is damaged: {finding} (nothing was changed; restore it from a backup, or \
          move it away to begin without machines)",
@@ -63,7 +63,7 @@ pub(crate) enum OpenError {
         path: PathBuf,
         /// Its version.
         found: usize,
-        /// The newest we know.
+        /// The newest version that this supervisor knows.
         known: usize,
     },
     /// A migration failed; the database is as before.
@@ -76,14 +76,14 @@ pub(crate) enum OpenError {
         /// SQLite's error.
         source: rusqlite::Error,
     },
-    /// No thread for it.
+    /// Its thread cannot be created.
     #[error("cannot start the database's thread")]
     Thread(#[source] io::Error),
 }
 
-/// Opens the database at `path`, made if it is not there.
+/// Opens the database at `path`; creates it if it does not exist.
 pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
-    let fail = |source| refine(path, source);
+    let fail = |source| open_error(path, source);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_CREATE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -104,12 +104,12 @@ pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
     Ok(connection)
 }
 
-/// Sets blocks of the disk aside for changes, so that on a full disk machines can still be
-/// stopped and destroyed, which is what frees space.
+/// Reserves blocks of the disk for changes, so that on a full disk machines can still be stopped and
+/// destroyed, which frees space.
 ///
 /// Changes go to the write-ahead log, which is written from its beginning again after each
-/// checkpoint: once it has its blocks, a commit needs none. The database's own file is left
-/// alone: closing a further descriptor of it would drop SQLite's locks.
+/// checkpoint: once it has its blocks, a commit needs no further ones. The database's own file is not
+/// opened here: closing a second descriptor of it would drop SQLite's locks.
 fn reserve(path: &Path) {
     use rustix::fs::{FallocateFlags, fallocate};
     let mut log = path.as_os_str().to_owned();
@@ -119,22 +119,22 @@ fn reserve(path: &Path) {
         Ok(())
     });
     if let Err(error) = reserved {
-        // Then a change on a full disk is refused, with that reason.
-        tracing::warn!(%error, "no space could be set aside for changes on a full disk");
+        // Changes on a full disk are refused then.
+        tracing::warn!(%error, "cannot reserve space for changes on a full disk");
     }
 }
 
-/// Reads only: whose file it is, which version, and whether it is whole.
+/// Checks, without a write, that it is our file, of a known version, and not damaged.
 fn check(connection: &Connection, path: &Path) -> Result<(), OpenError> {
-    let fail = |source| refine(path, source);
+    let fail = |source| open_error(path, source);
     let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let version = usize::try_from(number("user_version").map_err(fail)?).unwrap_or(usize::MAX);
     let id = i32::try_from(number("application_id").map_err(fail)?).unwrap_or(0);
     let tables: i64 = connection
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
         .map_err(fail)?;
-    let fresh = version == 0 && id == 0 && tables == 0;
-    if !fresh && id != APPLICATION_ID {
+    let is_new = version == 0 && id == 0 && tables == 0;
+    if !is_new && id != APPLICATION_ID {
         return Err(OpenError::Foreign {
             path: path.to_owned(),
             id,
@@ -163,7 +163,7 @@ fn check(connection: &Connection, path: &Path) -> Result<(), OpenError> {
 fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
     let done: i64 = connection
         .pragma_query_value(None, "user_version", |row| row.get(0))
-        .map_err(|source| refine(path, source))?;
+        .map_err(|source| open_error(path, source))?;
     let done = usize::try_from(done).unwrap_or(0);
     for (index, script) in MIGRATIONS.iter().enumerate().skip(done) {
         let version = index + 1;
@@ -188,8 +188,8 @@ fn apply(connection: &mut Connection, script: &str, version: usize) -> rusqlite:
     transaction.commit()
 }
 
-/// Tells a damaged file from one that can't be opened.
-fn refine(path: &Path, source: rusqlite::Error) -> OpenError {
+/// Distinguishes a damaged file from one that cannot be opened.
+fn open_error(path: &Path, source: rusqlite::Error) -> OpenError {
     use rusqlite::ErrorCode as Code;
     let path = path.to_owned();
     match source.sqlite_error_code() {

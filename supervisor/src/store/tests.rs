@@ -1,4 +1,4 @@
-//! The store on real files: what survives, what is refused, what is left alone.
+//! The store on real files: what survives, what is refused, what is not changed.
 
 use std::fs;
 use std::path::Path;
@@ -6,8 +6,9 @@ use std::path::Path;
 use machine_api::{ImageRef, MachineConfig};
 use rusqlite::Connection;
 
-use super::{Change, Facts, MachineRecord, OpenError, Store, StoreError};
-use crate::machine::state::State;
+use super::{Change, OpenError, Store, StoreError};
+use crate::model::record::{Facts, MachineRecord};
+use crate::model::state::State;
 
 fn machine(id: &str, name: &str) -> Box<MachineRecord> {
     Box::new(MachineRecord {

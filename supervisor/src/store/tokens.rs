@@ -4,22 +4,8 @@ use machine_api::TokenScope;
 use rusqlite::params;
 use rusqlite::types::Type;
 
-use super::{Store, StoreError};
-
-/// A token as the database has it.
-#[derive(Debug, Clone)]
-pub(crate) struct TokenRecord {
-    /// Names it.
-    pub(crate) id: String,
-    /// For people.
-    pub(crate) name: String,
-    /// What it allows.
-    pub(crate) scope: TokenScope,
-    /// SHA-256 of the token.
-    pub(crate) sha256: [u8; 32],
-    /// Milliseconds since 1970.
-    pub(crate) created_at_ms: i64,
-}
+use crate::model::record::TokenRecord;
+use crate::store::{Store, StoreError};
 
 impl Store {
     /// All tokens, oldest first.

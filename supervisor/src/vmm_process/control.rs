@@ -1,4 +1,4 @@
-//! Client of a VMM's control socket: requests and their replies, and what the VMM reports.
+//! Client of a VMM's control socket: requests with their replies, and what the VMM reports.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,16 +14,16 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use vmm_control::{Event, Hello, MAX_LINE_BYTES, Message, Phase, Reply, Request, RequestBody};
 
-/// The control socket did not do what it should.
+/// A request to a VMM failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ControlError {
     /// Nobody answers at the socket.
     #[error("cannot connect to the VMM's control socket")]
     Connect(#[source] io::Error),
-    /// The connection ended; usually so did the VMM.
+    /// The connection ended, and usually the VMM with it.
     #[error("the VMM closed its control connection")]
     Closed,
-    /// The VMM is there and silent.
+    /// The VMM did not report or answer in time.
     #[error("the VMM did not {what} within {} ms", limit.as_millis())]
     Deadline {
         /// What was waited for.
@@ -31,7 +31,7 @@ pub(crate) enum ControlError {
         /// For how long.
         limit: Duration,
     },
-    /// Another program, machine, generation or protocol version answers.
+    /// A VMM of another machine, generation or protocol version answers.
     #[error(
         "the control socket belongs to machine {machine_id}, generation {generation}, protocol \
          {version}"
@@ -44,7 +44,7 @@ pub(crate) enum ControlError {
         /// Its protocol version.
         version: u32,
     },
-    /// The VMM says no.
+    /// The VMM refused or failed.
     #[error("{message}")]
     Failed {
         /// For programs: `cancelled`, `no_space`, …
@@ -54,9 +54,9 @@ pub(crate) enum ControlError {
     },
 }
 
-/// What the VMM has told so far.
+/// What the VMM has reported so far.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Told {
+pub(crate) struct Reports {
     /// Its first line.
     pub(crate) hello: Option<Hello>,
     /// Phases of the start, once all vCPUs were entered.
@@ -72,19 +72,19 @@ type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Reply>>>>;
 /// A connection to a VMM; cheap to clone, closed with the last clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Control {
-    inner: Arc<Inner>,
-    told: watch::Receiver<Told>,
+    connection: Arc<Connection>,
+    reports: watch::Receiver<Reports>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct Connection {
     lines: mpsc::UnboundedSender<Vec<u8>>,
     waiting: Waiting,
     next_id: Mutex<u64>,
     reader: AbortHandle,
 }
 
-impl Drop for Inner {
+impl Drop for Connection {
     fn drop(&mut self) {
         self.reader.abort();
     }
@@ -102,23 +102,23 @@ impl Control {
             .await
             .map_err(ControlError::Connect)?;
         let (read, write) = stream.into_split();
-        let (sender, told) = watch::channel(Told::default());
+        let (sender, reports) = watch::channel(Reports::default());
         let (lines, queue) = mpsc::unbounded_channel();
         let waiting = Waiting::default();
         let reader = tokio::spawn(read_messages(read, sender, waiting.clone())).abort_handle();
         tokio::spawn(write_lines(write, queue));
-        let inner = Inner {
+        let connection = Connection {
             lines,
             waiting,
             next_id: Mutex::new(0),
             reader,
         };
         let control = Self {
-            inner: Arc::new(inner),
-            told,
+            connection: Arc::new(connection),
+            reports,
         };
         let hello = control
-            .until("greet", limit, |told| told.hello.clone())
+            .wait_for("greet", limit, |reports| reports.hello.clone())
             .await?;
         let known = hello.version == vmm_control::VERSION;
         if !known || hello.machine_id != machine_id || hello.generation != generation {
@@ -137,17 +137,17 @@ impl Control {
         Ok(control)
     }
 
-    /// Waits until the VMM has told what `find` looks for.
-    pub(crate) async fn until<T>(
+    /// Waits until `find` finds something in the VMM's reports.
+    pub(crate) async fn wait_for<T>(
         &self,
         what: &'static str,
         limit: Duration,
-        find: impl Fn(&Told) -> Option<T>,
+        find: impl Fn(&Reports) -> Option<T>,
     ) -> Result<T, ControlError> {
-        let mut told = self.told.clone();
+        let mut reports = self.reports.clone();
         let found = timeout(
             limit,
-            told.wait_for(|told| told.closed || find(told).is_some()),
+            reports.wait_for(|reports| reports.closed || find(reports).is_some()),
         )
         .await
         .map_err(|_| ControlError::Deadline { what, limit })?
@@ -157,7 +157,7 @@ impl Control {
 
     /// Waits until all vCPUs have been entered; the phases of the start.
     pub(crate) async fn running(&self, limit: Duration) -> Result<Vec<Phase>, ControlError> {
-        self.until("run its vCPUs", limit, |told| told.running.clone())
+        self.wait_for("run its vCPUs", limit, |reports| reports.running.clone())
             .await
     }
 
@@ -169,20 +169,20 @@ impl Control {
         limit: Duration,
     ) -> Result<Reply, ControlError> {
         let id = {
-            let mut next = lock(&self.inner.next_id);
+            let mut next = lock(&self.connection.next_id);
             *next += 1;
             *next
         };
         let (sender, receiver) = oneshot::channel();
-        lock(&self.inner.waiting).insert(id, sender);
+        lock(&self.connection.waiting).insert(id, sender);
         let mut line = serde_json::to_vec(&Request { id, body }).expect("requests are plain JSON");
         line.push(b'\n');
-        self.inner
+        self.connection
             .lines
             .send(line)
             .map_err(|_| ControlError::Closed)?;
         let answer = timeout(limit, receiver).await;
-        lock(&self.inner.waiting).remove(&id);
+        lock(&self.connection.waiting).remove(&id);
         match answer {
             Ok(Ok(Reply::Failed { kind, message })) => Err(ControlError::Failed { kind, message }),
             Ok(Ok(reply)) => Ok(reply),
@@ -192,7 +192,7 @@ impl Control {
     }
 }
 
-/// The short sections under these locks don't panic.
+/// Sections under these locks are short and do not panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -205,7 +205,7 @@ async fn write_lines(mut stream: OwnedWriteHalf, mut queue: mpsc::UnboundedRecei
     }
 }
 
-async fn read_messages(stream: OwnedReadHalf, told: watch::Sender<Told>, waiting: Waiting) {
+async fn read_messages(stream: OwnedReadHalf, reports: watch::Sender<Reports>, waiting: Waiting) {
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();
     loop {
@@ -216,28 +216,28 @@ async fn read_messages(stream: OwnedReadHalf, told: watch::Sender<Told>, waiting
             _ => break,
         }
         match serde_json::from_slice::<Message>(&line) {
-            Ok(message) => note(message, &told, &waiting),
+            Ok(message) => publish(message, &reports, &waiting),
             Err(error) => {
                 tracing::warn!(%error, "unreadable line on a control socket");
                 break;
             }
         }
     }
-    // Whoever waits for a reply learns that none will come.
+    // Ends the waits for replies: none will come.
     lock(&waiting).clear();
-    told.send_modify(|told| told.closed = true);
+    reports.send_modify(|reports| reports.closed = true);
 }
 
-fn note(message: Message, told: &watch::Sender<Told>, waiting: &Waiting) {
+fn publish(message: Message, reports: &watch::Sender<Reports>, waiting: &Waiting) {
     match message {
-        Message::Hello(hello) => told.send_modify(|told| {
+        Message::Hello(hello) => reports.send_modify(|reports| {
             if matches!(hello.state, vmm_control::RunState::Building) {
-                told.running = None;
+                reports.running = None;
             } else {
-                told.running = Some(hello.phases.clone());
+                reports.running = Some(hello.phases.clone());
             }
-            told.reset_acknowledged_ns = hello.reset_acknowledged_ns;
-            told.hello = Some(hello);
+            reports.reset_acknowledged_ns = hello.reset_acknowledged_ns;
+            reports.hello = Some(hello);
         }),
         Message::Reply { id, reply } => {
             if let Some(sender) = lock(waiting).remove(&id) {
@@ -245,14 +245,16 @@ fn note(message: Message, told: &watch::Sender<Told>, waiting: &Waiting) {
             }
         }
         Message::Event { at_ns, event } => match event {
-            Event::Running { phases } => told.send_modify(|told| told.running = Some(phases)),
+            Event::Running { phases } => {
+                reports.send_modify(|reports| reports.running = Some(phases));
+            }
             Event::ResetAcknowledged => {
-                told.send_modify(|told| told.reset_acknowledged_ns = Some(at_ns));
+                reports.send_modify(|reports| reports.reset_acknowledged_ns = Some(at_ns));
             }
             Event::Verified { bytes, ms } => {
                 tracing::debug!(bytes, ms, "memory of a resumed machine is verified");
             }
-            // The exit itself is what counts; its report is read from the file.
+            // The end of the process counts; the report is read from its file.
             Event::Exiting(_) => {}
         },
     }

@@ -1,4 +1,4 @@
-//! Which process is meant: a pid alone is a number that the kernel gives out again.
+//! Finding a process by its identity, without mistaking another one under the same pid for it.
 
 use std::fs;
 use std::io;
@@ -6,24 +6,14 @@ use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use serde::{Deserialize, Serialize};
 
-/// A process of this host for all time: its pid, when it started, and in which boot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ProcessIdentity {
-    /// Process id.
-    pub(crate) pid: i32,
-    /// Start time in clock ticks since boot, from `/proc/<pid>/stat`.
-    pub(crate) start_ticks: u64,
-    /// The host's boot id.
-    pub(crate) boot_id: String,
-}
+use crate::model::process_identity::ProcessIdentity;
 
 impl ProcessIdentity {
-    /// Opens the process `pid`, whichever that is now, and says who it is.
+    /// Opens the process that has `pid` now, and returns its identity.
     ///
-    /// The descriptor comes first: once it is open the number can't move to another process
-    /// unnoticed, since a descriptor of a dead process never becomes readable as a living one.
+    /// The descriptor is opened before the identity is read: if the pid moved to another process
+    /// in between, the descriptor belongs to the dead one, and reports its end at once.
     pub(crate) fn open_pid(pid: i32) -> io::Result<(Self, OwnedFd)> {
         let handle = Pid::from_raw(pid)
             .filter(|_| pid > 0)
@@ -40,8 +30,7 @@ impl ProcessIdentity {
         ))
     }
 
-    /// Opens this very process; none if it does not exist any more. An error says nothing about
-    /// the process: it could not be looked.
+    /// Opens this very process; none if it has ended. After an error its state is unknown.
     pub(crate) fn open(&self) -> io::Result<Option<OwnedFd>> {
         match Self::open_pid(self.pid) {
             Ok((found, pidfd)) => Ok((found == *self).then_some(pidfd)),

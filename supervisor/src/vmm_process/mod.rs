@@ -1,8 +1,8 @@
 //! VMM processes: launch, adopt, watch, kill; the only place with pids.
 //!
-//! A VMM outlives the supervisor that launched it. It gets its control listener as standard
-//! input, so that a later supervisor can connect by path, and leaves an exit report in a file,
-//! since only a parent can collect an exit status.
+//! A VMM outlives the supervisor that launched it. It gets its control socket, which listens already,
+//! as standard input, so that a later supervisor can connect by path. It leaves an exit report in a
+//! file, since only the parent of a process gets its exit status.
 
 mod control;
 mod identity;
@@ -22,31 +22,30 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use vmm_control::{ExitReason, ExitReport};
 
-pub(crate) use control::{Control, ControlError};
-pub(crate) use identity::ProcessIdentity;
-
-use crate::exhausted;
+use crate::exhaustion;
+use crate::model::process_identity::ProcessIdentity;
 use crate::paths::MachineDir;
+pub(crate) use control::{Control, ControlError};
 
-/// What a VMM is launched with, besides its files.
+/// How a VMM is launched.
 #[derive(Debug, Clone)]
 pub(crate) struct LaunchSpec {
     /// The binary.
     pub(crate) program: PathBuf,
-    /// Verb and arguments of their own.
+    /// Its arguments.
     pub(crate) arguments: Vec<String>,
     /// The machine.
     pub(crate) machine_id: String,
-    /// Its new generation.
+    /// The machine's generation.
     pub(crate) generation: u64,
-    /// Its directory.
+    /// The machine's directory.
     pub(crate) dir: MachineDir,
 }
 
 /// A VMM could not be launched.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SpawnError {
-    /// A file or socket that it needs can't be made.
+    /// A file or socket that it needs cannot be created.
     #[error("cannot prepare {}", path.display())]
     Prepare {
         /// The file.
@@ -54,7 +53,7 @@ pub(crate) enum SpawnError {
         /// The system's reason.
         source: io::Error,
     },
-    /// No process can be made.
+    /// No process can be created.
     #[error("cannot run {} ({hint})", program.display())]
     NoProcess {
         /// The program.
@@ -64,7 +63,7 @@ pub(crate) enum SpawnError {
         /// The system's reason.
         source: io::Error,
     },
-    /// Too few descriptors are left to carry a start through.
+    /// Too few descriptors are left for a whole start.
     #[error("cannot run {}", program.display())]
     Descriptors {
         /// The program.
@@ -72,7 +71,7 @@ pub(crate) enum SpawnError {
         /// The system's reason.
         source: io::Error,
     },
-    /// The program can't be run.
+    /// The program cannot be run.
     #[error("cannot run {}", program.display())]
     Run {
         /// The program.
@@ -89,12 +88,21 @@ pub(crate) struct VmmExit {
     pub(crate) code: Option<i32>,
     /// Signal that killed it.
     pub(crate) signal: Option<i32>,
-    /// What it wrote as its last act.
+    /// The report that it wrote when it ended.
     pub(crate) report: Option<ExitReport>,
 }
 
 impl VmmExit {
-    /// Why it ended, as far as it said.
+    /// An end that nobody saw, with no report.
+    pub(crate) fn unseen() -> Self {
+        Self {
+            code: None,
+            signal: None,
+            report: None,
+        }
+    }
+
+    /// Why it ended, if it left a report.
     pub(crate) fn reason(&self) -> Option<ExitReason> {
         self.report.as_ref().map(|report| report.reason)
     }
@@ -105,12 +113,12 @@ impl VmmExit {
             (Some(report), _, _) => report.message.clone(),
             (None, Some(signal), _) => format!("the VMM was killed by signal {signal}"),
             (None, None, Some(code)) => format!("the VMM exited with code {code} and no report"),
-            (None, None, None) => "the VMM is gone and left no report".to_owned(),
+            (None, None, None) => "the VMM has ended and left no report".to_owned(),
         }
     }
 }
 
-/// A VMM that was alive when this was made.
+/// A VMM process, which may have ended since.
 #[derive(Debug, Clone)]
 pub(crate) struct VmmProcess {
     identity: ProcessIdentity,
@@ -121,7 +129,7 @@ pub(crate) struct VmmProcess {
 impl VmmProcess {
     /// Launches a VMM. Returns as soon as the process exists.
     pub(crate) fn spawn(spec: &LaunchSpec) -> Result<Self, SpawnError> {
-        exhausted::descriptors_for_a_start().map_err(|source| SpawnError::Descriptors {
+        exhaustion::check_descriptors_for_start().map_err(|source| SpawnError::Descriptors {
             program: spec.program.clone(),
             source,
         })?;
@@ -133,7 +141,7 @@ impl VmmProcess {
             .map_err(|source| prepare_error(&log, source))?;
         let run = |source| {
             let program = spec.program.clone();
-            match exhausted::hint_of_spawn(&source).filter(|_| exhausted::hint(&source).is_none()) {
+            match exhaustion::spawn_hint(&source).filter(|_| exhaustion::hint(&source).is_none()) {
                 Some(hint) => SpawnError::NoProcess {
                     program,
                     hint,
@@ -148,7 +156,7 @@ impl VmmProcess {
             .stdin(Stdio::from(OwnedFd::from(listener)))
             .stdout(output)
             .stderr(error)
-            // A group of its own: a Ctrl-C at the supervisor's terminal is none of its business.
+            // In a process group of its own, so that a Ctrl-C at the supervisor's terminal does not end it.
             .process_group(0)
             .spawn()
             .map_err(run)?;
@@ -159,7 +167,7 @@ impl VmmProcess {
         match opened {
             Ok((identity, pidfd)) => Ok(Self::watch(spec, identity, pidfd, Some(child))),
             Err(source) => {
-                // Without a descriptor it could not be watched; better no VMM than an unseen one.
+                // Without a descriptor it cannot be watched, so it must not run.
                 let _ = child.kill();
                 let _ = child.wait();
                 Err(run(source))
@@ -167,8 +175,8 @@ impl VmmProcess {
         }
     }
 
-    /// Takes over a VMM that another supervisor launched; none if that very process is gone. An
-    /// error means that it could not be looked, and must not be taken for an end.
+    /// Takes over a VMM that another supervisor launched; none if that very process has ended. After
+    /// an error its state is unknown, and it must not be taken for ended.
     pub(crate) fn adopt(
         identity: &ProcessIdentity,
         machine_id: &str,
@@ -219,12 +227,12 @@ impl VmmProcess {
         }
     }
 
-    /// Who it is.
+    /// Which process it is.
     pub(crate) fn identity(&self) -> &ProcessIdentity {
         &self.identity
     }
 
-    /// Waits for its end, which may be long past.
+    /// Waits for its end, which may have happened long ago.
     pub(crate) async fn exited(&self) -> VmmExit {
         let mut exit = self.exit.clone();
         match exit
@@ -238,9 +246,9 @@ impl VmmProcess {
         }
     }
 
-    /// Kills it; [`Self::exited`] tells when it is gone.
+    /// Kills it; [`Self::exited`] resolves when it has ended.
     pub(crate) fn kill(&self) {
-        // The only failure is that it has ended already.
+        // Fails only if it has ended already.
         let _ = pidfd_send_signal(self.pidfd.as_fd(), Signal::KILL);
     }
 }
@@ -253,7 +261,7 @@ fn watchable(pidfd: OwnedFd) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
     AsyncFd::new(Arc::new(pidfd))
 }
 
-/// Removes what an earlier VMM left and binds the control socket.
+/// Removes what an earlier VMM has left, and binds the control socket.
 fn prepare(dir: &MachineDir) -> Result<UnixListener, SpawnError> {
     for path in [dir.control_socket(), dir.vsock_socket(), dir.exit_report()] {
         match fs::remove_file(&path) {
@@ -278,7 +286,7 @@ fn append_to(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path)
 }
 
-/// The exit report of that generation, if one was written; a stale or foreign one does not count.
+/// The exit report of that machine and generation, if there is one.
 pub(crate) fn read_exit_report(
     path: &Path,
     machine_id: &str,
@@ -290,7 +298,7 @@ pub(crate) fn read_exit_report(
         .filter(|report| report.machine_id == machine_id && report.generation == generation)
 }
 
-/// Removes the sockets of a VMM that is gone; nobody answers there any more.
+/// Removes the sockets of a VMM that has ended.
 pub(crate) fn remove_sockets(dir: &MachineDir) {
     for path in [dir.control_socket(), dir.vsock_socket()] {
         match fs::remove_file(&path) {
@@ -302,8 +310,8 @@ pub(crate) fn remove_sockets(dir: &MachineDir) {
     }
 }
 
-/// All processes of the host whose command line names an exit report: VMMs, whoever launched
-/// them. For a supervisor that died between a launch and its note about it.
+/// All processes of the host whose command line names an exit report: VMMs, whoever launched them.
+/// They are needed after a supervisor died between a launch and storing it.
 #[derive(Debug)]
 pub(crate) struct CommandLines {
     by_report: HashMap<Vec<u8>, Vec<i32>>,
@@ -325,7 +333,7 @@ impl CommandLines {
         Ok(Self { by_report })
     }
 
-    /// Those that still live of one machine.
+    /// Those of one machine that still run.
     pub(crate) fn of(&self, dir: &MachineDir) -> io::Result<Vec<ProcessIdentity>> {
         let report = dir.exit_report().into_os_string().into_encoded_bytes();
         let mut found = Vec::new();
@@ -334,7 +342,7 @@ impl CommandLines {
                 Err(error) if identity::is_gone(&error) => continue,
                 opened => opened?,
             };
-            // The number may have gone to another process since.
+            // Its pid may belong to another process by now.
             if named_report(*pid)?.as_ref() == Some(&report) {
                 found.push(opened.0);
             }
@@ -346,7 +354,7 @@ impl CommandLines {
 /// The exit report that a process's command line names.
 fn named_report(pid: i32) -> io::Result<Option<Vec<u8>>> {
     let line = match fs::read(format!("/proc/{pid}/cmdline")) {
-        // It ended meanwhile, or is another user's and hidden from us.
+        // It has ended meanwhile, or belongs to another user and is hidden.
         Err(error)
             if identity::is_gone(&error) || error.kind() == io::ErrorKind::PermissionDenied =>
         {

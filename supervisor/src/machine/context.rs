@@ -1,0 +1,50 @@
+//! What all drivers share: settings, the database, images, and the bounds on starts.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use crate::configuration::Configuration;
+use crate::images::ImageStore;
+use crate::logs::ConsoleWatcher;
+use crate::store::Store;
+
+/// Adoptions that may be under way for each start that may: they cost far less.
+const ADOPTIONS_PER_START: usize = 8;
+
+/// What all drivers share.
+#[derive(Debug)]
+pub(crate) struct DriverContext {
+    /// Settings.
+    pub(crate) configuration: Configuration,
+    /// The database.
+    pub(crate) store: Store,
+    /// The image store.
+    pub(crate) images: ImageStore,
+    /// Notices what guests print to their consoles.
+    pub(crate) consoles: ConsoleWatcher,
+    /// Permits for starts and resumes: few at a time, so that each is fast.
+    pub(crate) launches: Arc<Semaphore>,
+    /// Permits for taking over running guests.
+    pub(crate) adoptions: Arc<Semaphore>,
+}
+
+impl DriverContext {
+    /// Puts the parts together.
+    pub(crate) fn new(configuration: Configuration, store: Store) -> io::Result<Self> {
+        Ok(Self {
+            images: ImageStore::new(configuration.state_dir.images()),
+            consoles: ConsoleWatcher::new()?,
+            launches: Arc::new(Semaphore::new(configuration.concurrent_starts)),
+            adoptions: Arc::new(Semaphore::new(
+                configuration
+                    .concurrent_starts
+                    .saturating_mul(ADOPTIONS_PER_START)
+                    .min(Semaphore::MAX_PERMITS),
+            )),
+            store,
+            configuration,
+        })
+    }
+}

@@ -1,0 +1,362 @@
+//! Starting and resuming: launch a VMM, wait until the guest is ready, open the session.
+//!
+//! If the VMM refuses the image, the start goes on as a cold boot with that reason. A resume that
+//! fails before it consumed the image leaves the machine suspended.
+
+use machine_api::{Attempt, EventType, Operation, StartKind, Timing};
+use vmm_control::{ExitReason, exit_code};
+
+use crate::error_chain::error_chain;
+use crate::guest::GuestAddress;
+use crate::machine::bring_up::{BringUp, BringUpError, ReadyGuest, with_permit};
+use crate::machine::driver::{Attended, Driver, Effect};
+use crate::machine::error::MachineError;
+use crate::machine::handle::LiveGuest;
+use crate::machine::launch::{Launch, launch_spec};
+use crate::machine::main_process::launch_request;
+use crate::machine::request::Request;
+use crate::machine::session::GuestSession;
+use crate::model::event::{EventDetails, Source};
+use crate::model::state::Event;
+use crate::model::timing::Trace;
+use crate::model::view;
+use crate::vmm_process::{VmmExit, VmmProcess};
+use crate::{clock, fail_point};
+
+/// How a launch ended.
+enum Launched {
+    /// The guest is ready.
+    Ready(Box<ReadyGuest>),
+    /// The VMM refused the image.
+    Refused { reason: String },
+    /// The VMM or the guest failed.
+    Failed { message: String },
+    /// The supervisor is out of something; the guest may be ready.
+    Unreachable { message: String },
+    /// A request interrupted it.
+    Interrupted(Request),
+}
+
+impl Driver {
+    /// Starts the machine from its image, or boots it; answers `request` once that is stored.
+    pub(in crate::machine) async fn start(
+        &mut self,
+        mut trace: Trace,
+        request: Option<Request>,
+    ) -> Option<Request> {
+        let previous = self.record.state;
+        let asked_by = request.as_ref().map(Request::source);
+        let begun = match self.choose_launch() {
+            Ok((launch, cold_reason)) => {
+                let begun = self.begin_start(asked_by, &launch, cold_reason);
+                begun.await.map(|()| launch)
+            }
+            Err(error) => Err(error),
+        };
+        let mut launch = match begun {
+            Ok(launch) => launch,
+            Err(error) => {
+                self.refuse_start(request, &error);
+                return None;
+            }
+        };
+        fail_point::reach("start.stored");
+        self.admitted(request, previous);
+        loop {
+            let mut attempts = Vec::new();
+            let resumed = matches!(launch, Launch::Resume { .. });
+            match self.launch(&launch, &mut trace, &mut attempts).await {
+                Launched::Ready(guest) => {
+                    self.finish_start(*guest, resumed, &trace, attempts);
+                    return None;
+                }
+                Launched::Refused { reason } => {
+                    self.log
+                        .add_note(&format!("the image was refused: {reason}"));
+                    match self.begin_boot_instead(reason).await {
+                        Ok(boot) => launch = boot,
+                        Err(error) => {
+                            self.fail_start(error_chain(&error), resumed, &trace, attempts);
+                            return None;
+                        }
+                    }
+                    fail_point::reach("start.refused");
+                }
+                Launched::Failed { message } => {
+                    self.fail_start(message, resumed, &trace, attempts);
+                    return None;
+                }
+                Launched::Unreachable { message } => {
+                    // Killing the VMM would lose what its image held; the start is retried.
+                    self.warn_once(&format!("cannot be reached: {message}; it is tried again"));
+                    self.answer_waiters(Some(&message));
+                    return None;
+                }
+                Launched::Interrupted(request) => {
+                    self.kill_vmm().await;
+                    return Some(request);
+                }
+            }
+        }
+    }
+
+    /// Resume or boot? A boot comes with a reason if a machine that has an image is booted.
+    fn choose_launch(&self) -> Result<(Launch, Option<String>), MachineError> {
+        let facts = &self.record.facts;
+        // There is a reason already if a boot for it was interrupted or failed.
+        let mut cold_reason = facts.cold_reason.clone();
+        if let Some(image_generation) = self.record.image_generation {
+            let exists = self.dir.image_manifest().exists();
+            match (&facts.image_unusable, exists) {
+                (None, true) => return Ok((Launch::Resume { image_generation }, None)),
+                (Some(reason), _) => cold_reason = Some(reason.clone()),
+                (None, false) => cold_reason = Some("image missing".to_owned()),
+            }
+        }
+        Ok((self.boot()?, cold_reason))
+    }
+
+    fn boot(&self) -> Result<Launch, MachineError> {
+        let image = self.context.images.find(&self.record.config.image)?;
+        Ok(Launch::Boot(image))
+    }
+
+    /// The VMM refused the image: a cold boot from now on, also for a later supervisor.
+    async fn begin_boot_instead(&mut self, reason: String) -> Result<Launch, MachineError> {
+        let boot = self.boot()?;
+        let begun = self.begin_start(None, &boot, Some(reason));
+        begun.await.map(|()| boot)
+    }
+
+    /// Stores that the start begins. A later supervisor learns from it whether the guest that it finds
+    /// was resumed, or still has to be told which main process to run.
+    async fn begin_start(
+        &mut self,
+        asked_by: Option<Source>,
+        launch: &Launch,
+        cold_reason: Option<String>,
+    ) -> Result<(), MachineError> {
+        let boots = matches!(launch, Launch::Boot(_));
+        let details = EventDetails::caused_by(asked_by.unwrap_or(Source::Supervisor));
+        self.transition(Event::StartBegun, details, |record| {
+            record.generation += 1;
+            record.vmm = None;
+            let facts = &mut record.facts;
+            facts.stop_requested = false;
+            facts.destroy_due = false;
+            facts.cold_reason = cold_reason;
+            if asked_by.is_some() {
+                // Not a restart by policy, so restarts are counted from zero again.
+                facts.restarts = 0;
+                facts.restart_due = false;
+            }
+            if boots {
+                record.image_generation = None;
+            }
+        })
+        .await
+    }
+
+    fn refuse_start(&mut self, request: Option<Request>, error: &MachineError) {
+        let message = error_chain(error);
+        self.warn_once(&format!("could not be started: {message}"));
+        if let Some(request) = request {
+            request.refuse(self.failed(message.clone()));
+        }
+        self.answer_waiters(Some(&format!("could not be started: {message}")));
+    }
+
+    async fn launch(
+        &mut self,
+        launch: &Launch,
+        trace: &mut Trace,
+        attempts: &mut Vec<Attempt>,
+    ) -> Launched {
+        trace.mark("admission");
+        let context = self.context.clone();
+        let mut permit: Effect<'_, _> = Box::pin(context.launches.clone().acquire_owned());
+        let permit = match self.attend(&mut permit).await {
+            Attended::Done(permit) => permit.ok(),
+            Attended::Interrupted(request) => return Launched::Interrupted(request),
+        };
+        trace.mark("queue");
+        let resumed = matches!(launch, Launch::Resume { .. });
+        if !resumed {
+            self.log.begin_boot(self.record.generation);
+        }
+        let spec = launch_spec(&context, &self.record, &self.dir, launch);
+        let spawned_ns = clock::monotonic_ns();
+        let vmm = match VmmProcess::spawn(&spec) {
+            Ok(vmm) => vmm,
+            Err(error) => {
+                return Launched::Failed {
+                    message: error_chain(&error),
+                };
+            }
+        };
+        fail_point::reach("start.spawned");
+        if !resumed {
+            fail_point::reach("boot.spawned");
+        }
+        self.vmm = Some(vmm.clone());
+        self.record.vmm = Some(vmm.identity().clone());
+        self.store_record_later();
+        self.show(None);
+        let bring_up = self.bring_up(vmm, spawned_ns, resumed);
+        let mut work: Effect<'_, _> = Box::pin(with_permit(permit, bring_up.run(trace, attempts)));
+        let result = match self.attend(&mut work).await {
+            Attended::Done(result) => result,
+            Attended::Interrupted(request) => return Launched::Interrupted(request),
+        };
+        match result {
+            Ok(guest) => Launched::Ready(Box::new(guest)),
+            Err(BringUpError::Ended(exit)) if resumed && is_refusal(&exit) => {
+                self.kill_vmm().await;
+                Launched::Refused {
+                    reason: exit.in_words(),
+                }
+            }
+            Err(error) if error.is_exhaustion() => Launched::Unreachable {
+                message: error_chain(&error),
+            },
+            Err(error) => {
+                let message = error_chain(&error);
+                self.kill_vmm().await;
+                Launched::Failed { message }
+            }
+        }
+    }
+
+    pub(super) fn bring_up(&self, vmm: VmmProcess, spawned_ns: u64, resumed: bool) -> BringUp {
+        let defaults = &self.context.configuration.start_settings;
+        let settings = defaults.overridden_by(self.record.config.vsock.as_ref());
+        let launch = launch_request(&self.record.config, &self.record.name);
+        BringUp {
+            machine_id: self.record.id.clone(),
+            dir: self.dir.clone(),
+            vmm,
+            address: self.guest_address(),
+            limits: settings.readiness,
+            monitor_first: settings.monitor_first,
+            resumed,
+            launch: launch.filter(|_| !resumed),
+            spawned_ns,
+        }
+    }
+
+    /// The guest is ready: the machine is started.
+    pub(super) fn finish_start(
+        &mut self,
+        guest: ReadyGuest,
+        resumed: bool,
+        trace: &Trace,
+        attempts: Vec<Attempt>,
+    ) {
+        fail_point::reach("start.ready");
+        let start = match (resumed, &self.record.facts.cold_reason) {
+            (true, _) => StartKind::Resumed,
+            (false, Some(reason)) => StartKind::ColdBooted {
+                reason: reason.clone(),
+            },
+            (false, None) => StartKind::Booted,
+        };
+        let mut timing = self.timing(resumed, trace, &attempts);
+        timing.start = Some(start.clone());
+        timing.guest = Some(view::guest(&guest.status));
+        let older = guest.status.open_vsocks.older_generations;
+        self.begin_session(guest);
+        let details = EventDetails {
+            timing: Some(timing),
+            start: Some(start.clone()),
+            ..EventDetails::default()
+        };
+        self.transition_then_store(Event::Ready, details, |record| {
+            record.image_generation = None;
+            let facts = &mut record.facts;
+            facts.image_unusable = None;
+            facts.cold_reason = None;
+            facts.restart_due = false;
+            facts.last_start = Some(start);
+            facts.readiness = attempts;
+            facts.record_leaks(older, record.generation);
+        });
+        fail_point::reach("start.shown");
+        if older > 0 {
+            let message = self.record.facts.warnings.join("; ");
+            self.add_event(EventType::Warning, message);
+        }
+        self.answer_waiters(None);
+    }
+
+    /// Begins the long-lived connections and lets others use the guest.
+    pub(super) fn begin_session(&mut self, guest: ReadyGuest) {
+        let address = self.guest_address();
+        let with_output = launch_request(&self.record.config, &self.record.name).is_some();
+        let session = GuestSession::begin(&address, guest.monitor, &self.log, with_output);
+        let observations = session.observations();
+        self.publish_live(Some(LiveGuest {
+            address,
+            control: guest.control.clone(),
+            observations,
+        }));
+        self.control = Some(guest.control);
+        self.session = Some(session);
+        self.activity.restart_idle_time();
+        self.started_at = Some(tokio::time::Instant::now());
+    }
+
+    /// Where guest-init is reached.
+    pub(super) fn guest_address(&self) -> GuestAddress {
+        GuestAddress {
+            socket: self.dir.vsock_socket(),
+            generation: self.record.generation,
+        }
+    }
+
+    fn timing(&self, resumed: bool, trace: &Trace, attempts: &[Attempt]) -> Timing {
+        let operation = if resumed {
+            Operation::Resume
+        } else {
+            Operation::Start
+        };
+        let mut timing = trace.finish(operation, self.record.generation);
+        timing.readiness = attempts.to_vec();
+        timing
+    }
+
+    fn fail_start(
+        &mut self,
+        message: String,
+        resumed: bool,
+        trace: &Trace,
+        attempts: Vec<Attempt>,
+    ) {
+        let mut timing = self.timing(resumed, trace, &attempts);
+        timing.error = Some(message.clone());
+        self.log
+            .add_note(&format!("could not be started: {message}"));
+        let intact = resumed && self.dir.image_manifest().exists();
+        let event = if intact {
+            Event::StartRolledBack
+        } else {
+            Event::StartFailed
+        };
+        let details = EventDetails {
+            timing: Some(timing),
+            message: Some(message.clone()),
+            ..EventDetails::default()
+        };
+        self.transition_then_store(event, details, |record| {
+            record.vmm = None;
+            record.facts.readiness = attempts;
+            if !intact {
+                record.image_generation = None;
+            }
+        });
+        self.answer_waiters(Some(&message));
+    }
+}
+
+fn is_refusal(exit: &VmmExit) -> bool {
+    exit.reason() == Some(ExitReason::ImageRefused) || exit.code == Some(exit_code::IMAGE_REFUSED)
+}

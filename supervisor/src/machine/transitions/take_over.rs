@@ -1,0 +1,94 @@
+//! What a driver does first about a machine that an earlier supervisor has left, and when it retries a
+//! transition that could not go on: both continue from what is stored and what is found.
+
+use machine_api::{EventType, Operation};
+
+use crate::machine::driver::Driver;
+use crate::machine::found_vmm::FoundVmm;
+use crate::machine::request::Request;
+use crate::model::event::EventDetails;
+use crate::model::graceful_stop::GracefulStop;
+use crate::model::recovery::{Recovery, recovery};
+use crate::model::state::Event;
+use crate::model::timing::Trace;
+use crate::vmm_process::{VmmExit, read_exit_report, remove_sockets};
+
+impl Driver {
+    /// Continues from what was found.
+    pub(in crate::machine) async fn take_over(&mut self, found: FoundVmm) -> Option<Request> {
+        let (vmm, suspended) = match found {
+            FoundVmm::Alive(vmm) => (Some(vmm), false),
+            FoundVmm::Ended { suspended } => {
+                remove_sockets(&self.dir);
+                (None, suspended)
+            }
+        };
+        let recovery = recovery(self.record.state, vmm.is_some(), suspended);
+        self.record.vmm = vmm.as_ref().map(|vmm| vmm.identity().clone());
+        self.vmm = vmm;
+        let stop = GracefulStop::configured(&self.record.config);
+        match recovery {
+            Recovery::Nothing => {
+                self.continue_restart();
+                self.destroy_if_due("rest.destroy_due").await;
+                None
+            }
+            Recovery::Kill => {
+                self.kill_stray_vmm().await;
+                None
+            }
+            Recovery::Adopt => self.adopt().await,
+            Recovery::Start => self.start(Trace::begin(), None).await,
+            Recovery::RecordEnd => self.record_unseen_end().await,
+            Recovery::Suspend => self.adopt_suspending().await,
+            Recovery::Suspended => {
+                self.record_unseen_suspend();
+                None
+            }
+            Recovery::Stop => self.carry_out_stop(stop, Trace::begin()).await,
+            Recovery::Restart => self.carry_out_restart(stop, &mut Trace::begin()).await,
+            Recovery::Update => self.carry_out_update(&mut Trace::begin()).await,
+            Recovery::Destroy => {
+                self.destroy(None).await;
+                None
+            }
+        }
+    }
+
+    /// Kills a VMM that there should not be.
+    async fn kill_stray_vmm(&mut self) {
+        let message = "a VMM that should have ended was killed".to_owned();
+        self.add_event(EventType::Warning, message);
+        self.kill_vmm().await;
+        self.record.vmm = None;
+        self.store_record_later();
+    }
+
+    /// The VMM ended while no supervisor was there.
+    async fn record_unseen_end(&mut self) -> Option<Request> {
+        let path = self.dir.exit_report();
+        let report = read_exit_report(&path, &self.record.id, self.record.generation);
+        self.respond_to_vmm_end(VmmExit {
+            report,
+            ..VmmExit::unseen()
+        })
+        .await
+    }
+
+    /// A suspend was completed while no supervisor was there, or after it had been given up.
+    pub(super) fn record_unseen_suspend(&mut self) {
+        let timing = Trace::begin().finish(Operation::Suspend, self.record.generation);
+        let message = "completed while nobody waited for it; its phases are not known".to_owned();
+        let details = EventDetails {
+            timing: Some(timing),
+            message: Some(message),
+            ..EventDetails::default()
+        };
+        self.transition_then_store(Event::SuspendDone, details, |record| {
+            record.image_generation = Some(record.generation);
+            record.facts.image_unusable = None;
+            record.vmm = None;
+        });
+        self.answer_waiters(None);
+    }
+}
