@@ -1,8 +1,11 @@
-//! Rules about the tree itself, as ordinary tests: who may import whom, how long a file may
-//! grow, where `unsafe`, SQL and HTTP statuses may stand.
+//! Rules about the tree itself, as ordinary tests: who may import whom, how long a file may be, and
+//! where `unsafe`, SQL and HTTP statuses may be used.
 //!
-//! ARCHITECTURE.md gives the reasons. A rule that has to be broken is changed here, with the
-//! reason beside it, and nowhere else.
+//! ARCHITECTURE.md gives the reasons. An exception to a rule is listed here, with its reason, and
+//! nowhere else.
+
+mod imports;
+mod layers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
