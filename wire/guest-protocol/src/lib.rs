@@ -7,6 +7,7 @@
 //! [`Frame::Json`] holding a [`Call`]. guest-init answers with one [`Frame::Json`] holding a
 //! [`Reply`]. Requests whose doc says *streams* go on after [`Reply::Streaming`]: see each.
 
+pub mod backoff;
 pub mod base64;
 mod frame;
 mod message;

@@ -19,6 +19,19 @@ pub struct Call {
     pub request: Request,
 }
 
+impl Call {
+    /// A call in this crate's version of the protocol.
+    #[must_use]
+    pub fn new(generation: u64, wake: Option<Wake>, request: Request) -> Self {
+        Self {
+            version: crate::VERSION,
+            generation,
+            wake,
+            request,
+        }
+    }
+}
+
 /// What a guest that slept needs to know. Applied once per generation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wake {
@@ -26,6 +39,18 @@ pub struct Wake {
     pub realtime_ns: u64,
     /// 32 bytes of the host's entropy, in hexadecimal, for the guest kernel's random pool.
     pub entropy_hex: String,
+}
+
+impl Wake {
+    /// The host's time, and its entropy as the wire has it.
+    #[must_use]
+    pub fn new(realtime_ns: u64, entropy: &[u8; 32]) -> Self {
+        let entropy_hex = entropy.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self {
+            realtime_ns,
+            entropy_hex,
+        }
+    }
 }
 
 /// What the supervisor asks of guest-init.

@@ -69,6 +69,23 @@ fn calls_look_like_this() {
 }
 
 #[test]
+fn a_new_call_is_of_this_version_and_entropy_is_sent_in_hexadecimal() {
+    let mut entropy = [0; 32];
+    entropy[31] = 0xab;
+    let wake = Wake::new(7, &entropy);
+    assert_eq!(wake.realtime_ns, 7);
+    assert_eq!(wake.entropy_hex, format!("{:0>62}ab", ""));
+    let call = Call::new(3, Some(wake.clone()), Request::Status);
+    let fields = Call {
+        version: VERSION,
+        generation: 3,
+        wake: Some(wake),
+        request: Request::Status,
+    };
+    assert_eq!(call, fields);
+}
+
+#[test]
 fn requests_for_processes_look_like_this() {
     let spec = concat!(
         r#"{"argv":["sh","-c","true"],"env":{"KEY":"value"},"cwd":"/srv","#,
