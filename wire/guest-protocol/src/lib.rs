@@ -14,9 +14,9 @@ mod message;
 
 pub use frame::{Decoded, Frame, FrameError, HEADER_BYTES, MAX_PAYLOAD_BYTES, decode, encode};
 pub use message::{
-    Call, CpuSample, ExecSpec, Exit, FileKind, GuestStatus, LaunchFile, ListeningSocket,
-    MainProcess, MainProcessState, OpenVsocks, OutputRecord, OutputSource, ProcessEntry, Refusal,
-    RefusalKind, Reply, Request, StreamEnd, TerminalSize, VsockCount, Wake,
+    Call, CpuSample, ENTROPY_BYTES, ExecSpec, Exit, FileKind, GuestStatus, LaunchFile,
+    ListeningSocket, MainProcess, MainProcessState, OpenVsocks, OutputRecord, OutputSource,
+    ProcessEntry, Refusal, RefusalKind, Reply, Request, StreamEnd, TerminalSize, VsockCount, Wake,
 };
 
 /// Version of this protocol. Both ends refuse a call of another version.

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+/// Bytes of entropy in a [`Wake`].
+pub const ENTROPY_BYTES: usize = 32;
+
 /// First message of a connection, from the supervisor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Call {
@@ -42,14 +45,30 @@ pub struct Wake {
 }
 
 impl Wake {
-    /// The host's time, and its entropy as the wire has it.
+    /// A wake-up of the host's time and entropy.
     #[must_use]
-    pub fn new(realtime_ns: u64, entropy: &[u8; 32]) -> Self {
+    pub fn new(realtime_ns: u64, entropy: &[u8; ENTROPY_BYTES]) -> Self {
         let entropy_hex = entropy.iter().map(|byte| format!("{byte:02x}")).collect();
         Self {
             realtime_ns,
             entropy_hex,
         }
+    }
+
+    /// The entropy, decoded; none if it has another length or is not hexadecimal.
+    #[must_use]
+    pub fn entropy(&self) -> Option<[u8; ENTROPY_BYTES]> {
+        if self.entropy_hex.len() != 2 * ENTROPY_BYTES {
+            return None;
+        }
+        let mut bytes = [0; ENTROPY_BYTES];
+        let (digits, _) = self.entropy_hex.as_bytes().as_chunks::<2>();
+        for (byte, [high, low]) in bytes.iter_mut().zip(digits) {
+            let high = char::from(*high).to_digit(16)?;
+            let low = char::from(*low).to_digit(16)?;
+            *byte = u8::try_from(high << 4 | low).ok()?;
+        }
+        Some(bytes)
     }
 }
 

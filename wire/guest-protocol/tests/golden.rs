@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use guest_protocol::{
-    Call, CpuSample, ExecSpec, Exit, FileKind, GuestStatus, LaunchFile, ListeningSocket,
-    MainProcess, MainProcessState, OpenVsocks, OutputRecord, OutputSource, ProcessEntry, Refusal,
-    RefusalKind, Reply, Request, StreamEnd, TerminalSize, VERSION, VsockCount, Wake,
+    Call, CpuSample, ENTROPY_BYTES, ExecSpec, Exit, FileKind, GuestStatus, LaunchFile,
+    ListeningSocket, MainProcess, MainProcessState, OpenVsocks, OutputRecord, OutputSource,
+    ProcessEntry, Refusal, RefusalKind, Reply, Request, StreamEnd, TerminalSize, VERSION,
+    VsockCount, Wake,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -75,6 +76,7 @@ fn a_new_call_is_of_this_version_and_entropy_is_sent_in_hexadecimal() {
     let wake = Wake::new(7, &entropy);
     assert_eq!(wake.realtime_ns, 7);
     assert_eq!(wake.entropy_hex, format!("{:0>62}ab", ""));
+    assert_eq!(wake.entropy(), Some(entropy));
     let call = Call::new(3, Some(wake.clone()), Request::Status);
     let fields = Call {
         version: VERSION,
@@ -83,6 +85,22 @@ fn a_new_call_is_of_this_version_and_entropy_is_sent_in_hexadecimal() {
         request: Request::Status,
     };
     assert_eq!(call, fields);
+}
+
+#[test]
+fn entropy_of_the_wrong_length_or_alphabet_is_none() {
+    let decode = |entropy_hex: &str| {
+        let wake = Wake {
+            realtime_ns: 0,
+            entropy_hex: entropy_hex.to_owned(),
+        };
+        wake.entropy()
+    };
+    let good = "0f".repeat(ENTROPY_BYTES);
+    assert_eq!(decode(&good), Some([0x0f; ENTROPY_BYTES]));
+    assert_eq!(decode(&good[1..]), None);
+    assert_eq!(decode(&"é".repeat(ENTROPY_BYTES)), None);
+    assert_eq!(decode(&"0x".repeat(ENTROPY_BYTES)), None);
 }
 
 #[test]

@@ -7,9 +7,9 @@ use std::os::fd::OwnedFd;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::*;
-use crate::listener::{self, Accept};
+use crate::server::listener::{self, Accept};
 
-/// Hands out what it was given, then nothing.
+/// Hands out the given results, then waits for ever.
 struct Scripted(RefCell<VecDeque<io::Result<OwnedFd>>>);
 
 impl Accept for Scripted {
@@ -54,12 +54,7 @@ fn the_accept_loop_outlives_errors_and_closes_dead_connections() {
             stream: Stream::new(theirs.into()).unwrap(),
             inbox: Vec::new(),
         };
-        let call = Call {
-            version: VERSION,
-            generation: 1,
-            wake: None,
-            request: Request::Status,
-        };
+        let call = Call::new(1, None, Request::Status);
 
         client.send_json(&call).await;
 
@@ -82,14 +77,8 @@ fn a_stream_whose_connection_is_reset_is_closed_long_before_its_next_message() {
             stream: Stream::new(theirs.try_clone().unwrap().into()).unwrap(),
             inbox: Vec::new(),
         };
-        let call = Call {
-            version: VERSION,
-            generation: 1,
-            wake: None,
-            request: Request::CpuUsage {
-                interval_ms: 60_000,
-            },
-        };
+        let interval_ms = 60_000;
+        let call = Call::new(1, None, Request::CpuUsage { interval_ms });
         client.send_json(&call).await;
         assert_eq!(client.receive_json::<Reply>().await, Reply::Streaming);
         let _first: CpuSample = client.receive_json().await;
