@@ -1,5 +1,5 @@
-//! The exact JSON of every message. A change here is a change of the protocol: raise `VERSION`,
-//! or make sure that both ends understand old and new.
+//! The exact JSON of every message. A change here changes the protocol: raise `VERSION`, or make
+//! sure that both ends understand the old and the new form.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -13,7 +13,7 @@ use guest_protocol::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Checks both directions: what is sent, and that the same bytes are understood.
+/// Checks both directions: the message as JSON, and the JSON as message.
 #[track_caller]
 fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(message: &T, json: &str) {
     assert_eq!(serde_json::to_string(message).expect("serialises"), json);
@@ -305,7 +305,7 @@ fn every_kind_of_refusal_has_its_name() {
 }
 
 #[test]
-fn what_streams_carry_looks_like_this() {
+fn messages_of_streams_look_like_this() {
     check(
         &CpuSample {
             uptime_ms: 1,
