@@ -1,7 +1,8 @@
-//! The uncompressed kernel (ELF, `vmlinux`) out of the file that distributions ship (`bzImage`).
+//! Extracts the uncompressed kernel (ELF, `vmlinux`) from the file that distributions ship
+//! (`bzImage`).
 //!
 //! The layout is that of Documentation/arch/x86/boot.rst, protocol 2.08 and later. Kernels that
-//! are not for x86-64 are refused here, so that nobody wonders why one does not boot.
+//! are not for x86-64 are refused: they would not boot.
 
 use std::path::Path;
 use std::{fs, io};
@@ -24,14 +25,16 @@ const ELF_CLASS_64: u8 = 2;
 const ELF_MACHINE: usize = 18;
 const ELF_MACHINE_X86_64: u16 = 62;
 
-/// Why a file is no kernel that can be used.
+/// Why a file is not a usable kernel.
 #[derive(Debug, Error)]
 pub enum KernelImageError {
     #[error("cannot read the kernel image")]
     Read(#[source] io::Error),
     #[error("neither an ELF file nor a bzImage (no `HdrS` at 0x202)")]
     Unknown,
-    #[error("its boot protocol {major}.{minor:02} has no payload fields, 2.08 is the first")]
+    #[error(
+        "its boot protocol {major}.{minor:02} has no payload fields (2.08 is the first that has)"
+    )]
     OldProtocol { major: u16, minor: u16 },
     #[error("its header puts the payload at {start}..{end}, the file has {file_bytes} bytes")]
     PayloadOutside {
@@ -43,19 +46,19 @@ pub enum KernelImageError {
     UnknownPayload { first_bytes: Vec<u8> },
     #[error("cannot unpack its payload")]
     Unpack(#[from] UnpackError),
-    #[error("its {format} payload unpacks to {bytes} bytes and announces {announced}")]
+    #[error("its {format} payload unpacks to {bytes} bytes instead of the announced {announced}")]
     WrongSize {
         format: Format,
         bytes: usize,
         announced: u32,
     },
-    #[error("its payload is no ELF file")]
+    #[error("its payload is not an ELF file")]
     NotElf,
-    #[error("it is no kernel for x86-64 (ELF class {class}, machine {machine})")]
+    #[error("it is not a kernel for x86-64 (ELF class {class}, machine {machine})")]
     OtherMachine { class: u8, machine: u16 },
 }
 
-/// A kernel image as read from disk.
+/// A kernel image in memory.
 #[derive(Debug)]
 pub struct KernelImage {
     bytes: Vec<u8>,
@@ -68,18 +71,18 @@ impl KernelImage {
             .map_err(KernelImageError::Read)
     }
 
-    /// The file as it is, for checksums.
+    /// The bytes of the file, for checksums.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The version that a bzImage names, as in `/lib/modules/<version>`; an ELF file names none.
+    /// The version of a bzImage, as in `/lib/modules/<version>`; an ELF file has none.
     pub fn version(&self) -> Option<&str> {
         if self.bytes.get(HEADER_MAGIC..)?.first_chunk()? != b"HdrS" {
             return None;
         }
         let offset = usize::from(u16_at(&self.bytes, KERNEL_VERSION)?);
-        // The field counts from 0x200, where the header proper begins.
+        // The field counts from 0x200, where the header begins.
         let text = self.bytes.get(0x200 + offset..)?;
         let end = text
             .iter()
@@ -90,7 +93,7 @@ impl KernelImage {
             .filter(|version| !version.is_empty())
     }
 
-    /// The ELF file inside, or the file itself if it is one.
+    /// The ELF file in the image, or the image itself if it is one.
     pub fn into_vmlinux(self) -> Result<Vec<u8>, KernelImageError> {
         let vmlinux = if self.bytes.starts_with(ELF_MAGIC) {
             self.bytes
@@ -119,7 +122,7 @@ fn payload(image: &[u8]) -> Result<&[u8], KernelImageError> {
     }
     let offset = u32_at(image, PAYLOAD_OFFSET).ok_or(E::Unknown)?;
     let length = u32_at(image, PAYLOAD_LENGTH).ok_or(E::Unknown)?;
-    // Zero means four, for kernels older than the field.
+    // Zero means four: older kernels do not set the field.
     let setup_sects = match image[SETUP_SECTS] {
         0 => 4,
         sects => usize::from(sects),
@@ -146,7 +149,7 @@ fn unpack_payload(payload: &[u8]) -> Result<Vec<u8>, KernelImageError> {
         first_bytes: payload.iter().copied().take(6).collect(),
     })?;
     let vmlinux = compression::unpack(format, payload)?;
-    // The kernel build appends the size; gzip ends with it anyway.
+    // The kernel build appends the size; a gzip stream ends with it in any case.
     let announced = payload
         .last_chunk()
         .copied()
@@ -190,12 +193,12 @@ fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
         .map(u32::from_le_bytes)
 }
 
-/// Made-up kernels for the tests of this crate.
+/// Small kernels for the tests of this crate.
 #[cfg(test)]
-pub(crate) mod made {
+pub(crate) mod sample {
     use super::*;
 
-    /// An ELF header with enough behind it to be worth compressing.
+    /// An ELF header and enough zeroes to be worth compressing.
     pub(crate) fn vmlinux() -> Vec<u8> {
         let mut elf = vec![0_u8; 4096];
         elf[..4].copy_from_slice(ELF_MAGIC);
@@ -204,7 +207,7 @@ pub(crate) mod made {
         elf
     }
 
-    /// A bzImage with two set-up sectors, version 6.1.0-made and this payload behind its size.
+    /// A bzImage with two set-up sectors, version 6.1.0-made and this payload.
     pub(crate) fn bzimage(payload: &[u8]) -> Vec<u8> {
         let mut image = vec![0_u8; 3 * SECTOR_BYTES + 16];
         image[SETUP_SECTS] = 2;
@@ -228,7 +231,7 @@ mod tests {
     use crate::compression::pack;
 
     fn packed_vmlinux(format: Format) -> Vec<u8> {
-        let vmlinux = made::vmlinux();
+        let vmlinux = sample::vmlinux();
         let mut payload = pack::pack(format, &vmlinux);
         if format != Format::Gzip {
             payload.extend_from_slice(&u32::try_from(vmlinux.len()).unwrap().to_le_bytes());
@@ -243,25 +246,25 @@ mod tests {
     #[test]
     fn the_elf_comes_out_of_each_kind_of_payload() {
         for format in pack::FORMATS {
-            let image = made::bzimage(&packed_vmlinux(format));
-            assert_eq!(vmlinux_of(image).unwrap(), made::vmlinux(), "{format}");
+            let image = sample::bzimage(&packed_vmlinux(format));
+            assert_eq!(vmlinux_of(image).unwrap(), sample::vmlinux(), "{format}");
         }
     }
 
     #[test]
     fn an_elf_file_is_taken_as_it_is() {
-        assert_eq!(vmlinux_of(made::vmlinux()).unwrap(), made::vmlinux());
+        assert_eq!(vmlinux_of(sample::vmlinux()).unwrap(), sample::vmlinux());
     }
 
     #[test]
     fn the_version_is_that_of_the_header() {
         let image = KernelImage {
-            bytes: made::bzimage(b""),
+            bytes: sample::bzimage(b""),
         };
         assert_eq!(image.version(), Some("6.1.0-made"));
         assert_eq!(
             KernelImage {
-                bytes: made::vmlinux()
+                bytes: sample::vmlinux()
             }
             .version(),
             None
@@ -270,7 +273,7 @@ mod tests {
 
     #[test]
     fn every_shortened_image_is_refused_and_none_panics() {
-        let image = made::bzimage(&packed_vmlinux(Format::Zstd));
+        let image = sample::bzimage(&packed_vmlinux(Format::Zstd));
         let whole = image.len() - 100;
         for length in 0..whole {
             let cut = KernelImage {
@@ -283,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_payload_beyond_the_file_is_named() {
-        let mut image = made::bzimage(b"");
+        let mut image = sample::bzimage(b"");
         image[PAYLOAD_LENGTH..PAYLOAD_LENGTH + 4].fill(0xff);
         let error = vmlinux_of(image).unwrap_err();
         assert!(
@@ -297,7 +300,7 @@ mod tests {
         let mut payload = packed_vmlinux(Format::Lz4Legacy);
         let end = payload.len();
         payload[end - 4..].copy_from_slice(&17_u32.to_le_bytes());
-        let error = vmlinux_of(made::bzimage(&payload)).unwrap_err();
+        let error = vmlinux_of(sample::bzimage(&payload)).unwrap_err();
         assert!(
             matches!(error, KernelImageError::WrongSize { announced: 17, .. }),
             "{error}"
@@ -306,7 +309,7 @@ mod tests {
 
     #[test]
     fn a_kernel_for_another_machine_is_refused() {
-        let mut elf = made::vmlinux();
+        let mut elf = sample::vmlinux();
         elf[ELF_MACHINE] = 183;
         let error = vmlinux_of(elf).unwrap_err();
         assert!(
@@ -317,7 +320,7 @@ mod tests {
 
     #[test]
     fn an_old_boot_protocol_is_named() {
-        let mut image = made::bzimage(b"");
+        let mut image = sample::bzimage(b"");
         image[PROTOCOL_VERSION..PROTOCOL_VERSION + 2].copy_from_slice(&0x0207_u16.to_le_bytes());
         let error = vmlinux_of(image).unwrap_err();
         assert!(error.to_string().contains("2.07"), "{error}");
