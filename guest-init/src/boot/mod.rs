@@ -15,7 +15,7 @@ pub(crate) mod settings;
 pub(crate) enum Failure {
     /// The guest is of no use without the step.
     PowersOff,
-    /// The guest goes on without the step.
+    /// The guest continues without the step.
     IsLogged,
 }
 

@@ -34,7 +34,7 @@ pub(crate) enum ConnectionError {
     /// Closed or reset. Neither is a failure, and guest-init does the same for both.
     #[error("the connection has ended")]
     Ended,
-    #[error("the peer sent something that is not a frame")]
+    #[error("cannot encode or decode a frame")]
     Frame(#[from] FrameError),
     #[error("the socket failed")]
     Socket(#[source] io::Error),
@@ -84,7 +84,7 @@ impl Connection {
         (self.stream, self.ticket)
     }
 
-    /// Bytes that arrived behind the last message received.
+    /// Bytes that arrived after the last message.
     pub(crate) fn take_unread(&self) -> Vec<u8> {
         self.inbox.take()
     }

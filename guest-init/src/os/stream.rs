@@ -75,7 +75,7 @@ impl Stream {
             if guard.ready().is_error() || guard.ready().is_read_closed() {
                 return Ok(());
             }
-            // Unread data keeps the descriptor ready: wait for the next change.
+            // Readiness that comes from unread data only: wait for the next change.
             guard.clear_ready_matching(Ready::READABLE);
         }
     }
@@ -169,16 +169,38 @@ impl From<Stream> for OwnedFd {
     }
 }
 
+/// TCP connections for the tests of this crate.
+#[cfg(test)]
+pub(crate) mod tcp {
+    use std::net::{TcpListener, TcpStream};
+
+    use nix::sys::socket::{setsockopt, sockopt};
+
+    /// Both ends of a connection.
+    pub(crate) fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (listener.accept().unwrap().0, theirs)
+    }
+
+    /// Closes the connection with a reset.
+    pub(crate) fn reset(socket: TcpStream) {
+        let linger = libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        setsockopt(&socket, sockopt::Linger, &linger).unwrap();
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::net::UdpSocket;
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
 
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    use nix::sys::socket::setsockopt;
-
     use super::*;
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -188,12 +210,6 @@ mod tests {
         let mut fds = [PollFd::new(fd, wanted)];
         poll(&mut fds, PollTimeout::ZERO).unwrap();
         fds[0].revents().unwrap()
-    }
-
-    fn tcp_pair() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (ours, listener.accept().unwrap().0)
     }
 
     /// A connected UDP socket whose peer does not exist polls exactly like a reset vsock
@@ -222,15 +238,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_reset_ends_a_waiting_read() {
-        let (ours, theirs) = tcp_pair();
+        let (ours, theirs) = tcp::pair();
         let stream = Stream::new(ours.into()).unwrap();
-        let linger = libc::linger {
-            l_onoff: 1,
-            l_linger: 0,
-        };
-        setsockopt(&theirs, sockopt::Linger, &linger).unwrap();
 
-        let reset = async { drop(theirs) };
+        let reset = async { tcp::reset(theirs) };
         let (read, ()) = tokio::join!(tokio::time::timeout(DEADLINE, stream.read_chunk()), reset);
 
         let error = read.expect("the read was never woken").unwrap_err();

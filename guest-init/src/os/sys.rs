@@ -87,7 +87,7 @@ pub(crate) fn credit_entropy(
         buffer_bytes: BYTES,
         buffer: entropy,
     };
-    // SAFETY: RNDADDENTROPY reads two ints and buffer_bytes bytes behind them, which is exactly
+    // SAFETY: RNDADDENTROPY reads two ints and buffer_bytes bytes after them, which is exactly
     // a PoolInput; it lives until the call returns.
     let result = unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, &raw const input) };
     if result < 0 {

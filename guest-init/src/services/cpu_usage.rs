@@ -15,7 +15,7 @@ pub(crate) async fn serve(
     interval: Duration,
 ) -> Result<(), ConnectionError> {
     let mut ticks = tokio::time::interval(interval);
-    // After a suspend, the missed samples are not made up for.
+    // Samples that were missed during a suspend are skipped.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {

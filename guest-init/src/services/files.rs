@@ -21,7 +21,7 @@ const PERMISSION_BITS: u32 = 0o7777;
 pub(crate) enum FileError {
     #[error("path {0:?} is not absolute or names no file")]
     Path(String),
-    #[error("{0:?} is not a regular file")]
+    #[error("{0:?} is no regular file")]
     NotRegular(PathBuf),
     #[error("cannot {verb} {path:?}")]
     Io {

@@ -1,4 +1,4 @@
-//! The services behind the requests, one file each. A service gets the connection of one call and
+//! The services for the requests, one file each. A service gets the connection of one call and
 //! returns when it is done. Which calls are admitted, and sending refusals, is the server's part.
 
 #[cfg(not(feature = "leaky"))]

@@ -21,7 +21,7 @@ const MOST_SOCKETS: usize = 32;
 /// State of a listening socket in `/proc/net/tcp`.
 const LISTEN: &str = "0A";
 
-/// Lists all processes by pid, except those that end meanwhile.
+/// Lists all processes by pid, except those that end while it reads.
 pub(crate) fn list() -> io::Result<Vec<ProcessEntry>> {
     let listeners = listeners();
     let mut processes = Vec::new();

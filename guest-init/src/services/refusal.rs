@@ -1,4 +1,4 @@
-//! How a service says that it does not do what it was asked.
+//! The error of a service: it refuses the request, or the connection has failed.
 
 use std::error::Error;
 

@@ -129,29 +129,16 @@ fn programs_and_directories_that_do_not_exist_are_not_found() {
             argv: vec!["no-such-program".into()],
             ..ExecSpec::default()
         };
-        for exec in [nowhere, unknown] {
-            let reply = guest
-                .ask(
-                    1,
-                    Request::Exec {
-                        exec,
-                        timeout_ms: 0,
-                    },
-                )
-                .await;
-            assert_eq!(kind_of(&reply), Some(RefusalKind::NotFound), "{reply:?}");
+        let cases = [
+            (nowhere, RefusalKind::NotFound),
+            (unknown, RefusalKind::NotFound),
+            (ExecSpec::default(), RefusalKind::Invalid),
+        ];
+        for (exec, kind) in cases {
+            let timeout_ms = 0;
+            let reply = guest.ask(1, Request::Exec { exec, timeout_ms }).await;
+            assert_eq!(kind_of(&reply), Some(kind), "{reply:?}");
         }
-        let exec = ExecSpec::default();
-        let reply = guest
-            .ask(
-                1,
-                Request::Exec {
-                    exec,
-                    timeout_ms: 0,
-                },
-            )
-            .await;
-        assert_eq!(kind_of(&reply), Some(RefusalKind::Invalid));
     });
 }
 

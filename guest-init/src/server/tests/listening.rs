@@ -4,9 +4,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use nix::sys::socket::{setsockopt, sockopt};
-
 use super::*;
+use crate::os::stream::tcp;
 use crate::server::listener::{self, Accept};
 
 /// Hands out the given results, then waits for ever.
@@ -22,26 +21,11 @@ impl Accept for Scripted {
     }
 }
 
-fn tcp_pair() -> (std::net::TcpStream, std::net::TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    (listener.accept().unwrap().0, theirs)
-}
-
-/// Closes with a reset.
-fn reset(socket: std::net::TcpStream) {
-    let linger = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
-    setsockopt(&socket, sockopt::Linger, &linger).unwrap();
-}
-
 #[test]
 fn the_accept_loop_outlives_errors_and_closes_dead_connections() {
     with_guest(async |guest: Guest| {
-        let (dead, gone) = tcp_pair();
-        reset(gone);
+        let (dead, gone) = tcp::pair();
+        tcp::reset(gone);
         let (live, theirs) = UnixStream::pair().unwrap();
         let script = [
             Err(io::Error::from_raw_os_error(libc::EMFILE)),
@@ -69,7 +53,7 @@ fn the_accept_loop_outlives_errors_and_closes_dead_connections() {
 #[test]
 fn a_stream_whose_connection_is_reset_is_closed_long_before_its_next_message() {
     with_guest(async |guest: Guest| {
-        let (ours, theirs) = tcp_pair();
+        let (ours, theirs) = tcp::pair();
         let script = [Ok(ours.into())];
         let listener = Scripted(RefCell::new(script.into()));
         let serving = tokio::task::spawn_local(listener::serve(listener, guest.server.clone()));
@@ -84,7 +68,7 @@ fn a_stream_whose_connection_is_reset_is_closed_long_before_its_next_message() {
         let _first: CpuSample = client.receive_json().await;
 
         drop(client);
-        reset(theirs);
+        tcp::reset(theirs);
 
         until(|| guest.server.registry().open_sockets().is_empty()).await;
         serving.abort();
