@@ -171,7 +171,7 @@ fn shell(args: HostArgs) -> anyhow::Result<ExitCode> {
 
 fn config(args: HostArgs, run: Run) -> anyhow::Result<Config> {
     let cache = match &args.cache {
-        Some(path) => Cache::at(path)?,
+        Some(path) => Cache::open(path)?,
         None => Cache::of_user()?,
     };
     let init = match args.init {

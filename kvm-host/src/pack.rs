@@ -74,7 +74,7 @@ impl Parts {
     /// Packs everything into a file without a name.
     pub(crate) fn pack(&self, plan: &Plan, files: &[HostFile]) -> Result<File, PackError> {
         let modules = ModuleTree::open(&self.kernel.modules)?.load_order(&MODULES, &[])?;
-        let mut archive = initramfs::ground(&self.init, &self.busybox, &modules)?;
+        let mut archive = initramfs::base(&self.init, &self.busybox, &modules)?;
         archive.add_bytes(PLAN_PATH, 0o600, serde_json::to_vec(plan)?);
         for file in files {
             archive.add_host_file(&file.inside, file.permissions, &file.source);

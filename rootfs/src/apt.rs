@@ -1,8 +1,8 @@
 //! Debian packages as a source of files: downloaded and unpacked with apt, installed nowhere.
 //!
-//! The package lists of this host are used if they know the package and are fresh enough for its
-//! file to exist; otherwise private lists are fetched into the cache, which needs no root. Which
-//! packages are wanted, and what is in them, is the caller's business.
+//! The package lists of this host are used if they have the package and are new enough for its file
+//! to exist; otherwise private lists are fetched into the cache, which needs no root. Which packages
+//! to fetch, and what is in them, is the caller's business.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ use thiserror::Error;
 use crate::Report;
 use crate::cache::{self, Cache, CacheError};
 
-/// Why a package could not be had.
+/// Why a package could not be fetched.
 #[derive(Debug, Error)]
 pub enum AptError {
     #[error(
-        "cannot run {program}, which Debian and its kin have (elsewhere, name the files by flag)"
+        "cannot run {program}, which only Debian and its derivatives have (elsewhere, give the files by flag)"
     )]
     NotDebian {
         program: &'static str,
@@ -60,7 +60,7 @@ enum Lists {
 pub struct Apt<'a> {
     cache: &'a Cache,
     lists: Lists,
-    /// What apt could not fetch of the private lists; it calls that a success.
+    /// The private list that apt could not fetch; apt counts that as a success.
     lists_warning: Option<String>,
 }
 
@@ -98,10 +98,10 @@ impl<'a> Apt<'a> {
         unpack_only_file(download.path(), folder)
     }
 
-    /// Asks newer package lists than those of this host from now on; false where it does already.
+    /// Switches from the package lists of this host to newer ones; false if it did so before.
     ///
-    /// A host whose lists are old names files that the mirror has replaced. Everything that was described by
-    /// the old lists has to be described again: a newer kernel, for one, is a package of another name.
+    /// Old lists name files that the mirror has replaced. Every package that was described by the old
+    /// lists has to be described again: a newer kernel, for example, is a package of another name.
     pub fn renew_lists(&mut self, report: Report) -> Result<bool, AptError> {
         if self.lists == Lists::Private {
             return Ok(false);
@@ -127,7 +127,7 @@ impl<'a> Apt<'a> {
             },
             None => AptError::Unknown {
                 package: name.to_owned(),
-                message: last_words(&output),
+                message: failure_message(&output),
             },
         })
     }
@@ -146,7 +146,7 @@ impl<'a> Apt<'a> {
             return Err(AptError::Download {
                 package: package.name.clone(),
                 version: package.version.clone(),
-                message: last_words(&output),
+                message: failure_message(&output),
             });
         }
         Ok(())
@@ -155,8 +155,8 @@ impl<'a> Apt<'a> {
     fn fetch_private_lists(&mut self, report: Report) -> Result<(), AptError> {
         report("fetching package lists, since those of this host are missing or old");
         self.lists = Lists::Private;
-        cache::make_folder(&self.cache.path("apt/lists/partial"))?;
-        cache::make_folder(&self.cache.path("apt/archives/partial"))?;
+        cache::create_folder(&self.cache.path("apt/lists/partial"))?;
+        cache::create_folder(&self.cache.path("apt/archives/partial"))?;
         let output =
             run(self.command("apt-get").arg("update")).map_err(|source| AptError::NotDebian {
                 program: "apt-get",
@@ -164,10 +164,10 @@ impl<'a> Apt<'a> {
             })?;
         if !output.status.success() {
             return Err(AptError::Lists {
-                message: last_words(&output),
+                message: failure_message(&output),
             });
         }
-        // A list that is not wanted may fail, so this matters only if the package is missing.
+        // The failed list may be irrelevant, so this matters only if the package is not found.
         self.lists_warning = fetch_warning(&String::from_utf8_lossy(&output.stderr));
         Ok(())
     }
@@ -175,7 +175,7 @@ impl<'a> Apt<'a> {
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.env("LC_ALL", "C");
-        // As root, apt would download as `_apt`, who may not write into our folders.
+        // As root, apt would download as the user `_apt`, which may not write into our folders.
         command.args(["-q", "-o", "APT::Sandbox::User=root"]);
         if self.lists == Lists::Private {
             let folder = self.cache.path("apt");
@@ -210,7 +210,7 @@ fn unpack_only_file(downloaded: &Path, folder: &Path) -> Result<(), AptError> {
     if !output.status.success() {
         return Err(AptError::Unpack {
             file,
-            message: last_words(&output),
+            message: failure_message(&output),
         });
     }
     Ok(())
@@ -220,8 +220,8 @@ fn run(command: &mut Command) -> io::Result<Output> {
     command.stdin(std::process::Stdio::null()).output()
 }
 
-/// The line in which a program says why it failed: apt's own are marked.
-fn last_words(output: &Output) -> String {
+/// The line with the reason of a failure: the first that apt marks as an error, else the last.
+fn failure_message(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
     let lines = || text.lines().filter(|line| !line.trim().is_empty());
     lines()
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_could_not_be_fetched_is_told_from_other_warnings() {
+    fn a_list_that_could_not_be_fetched_is_distinguished_from_other_warnings() {
         let stderr = "W: old key\nW: Failed to fetch http://deb.debian.org/x  Could not resolve\n";
         let expected = "http://deb.debian.org/x  Could not resolve";
         assert_eq!(fetch_warning(stderr).as_deref(), Some(expected));

@@ -1,7 +1,7 @@
-//! The cache folder: where it is, and how a folder in it comes into being whole or not at all.
+//! The cache folder: where it is, and how an entry appears in it as a whole or not at all.
 //!
-//! Several builds may run at once, so everything is made under a temporary name and renamed.
-//! Nothing here knows what the folders hold.
+//! Several builds may run at once, so every entry is made under a temporary name and renamed. The
+//! content of the entries is the caller's.
 
 use std::fs;
 use std::io;
@@ -12,11 +12,11 @@ use thiserror::Error;
 /// Why the cache could not be read or written.
 #[derive(Debug, Error)]
 pub enum CacheError {
-    #[error("no cache folder: neither XDG_CACHE_HOME nor HOME is set (name one with --cache)")]
+    #[error("no cache folder: neither XDG_CACHE_HOME nor HOME is set (give one with --cache)")]
     NoHome,
-    #[error("cannot make the folder {path}")]
-    MakeFolder { path: PathBuf, source: io::Error },
-    #[error("cannot put {path} in place")]
+    #[error("cannot create the folder {path}")]
+    CreateFolder { path: PathBuf, source: io::Error },
+    #[error("cannot rename a finished folder to {path}")]
     Publish { path: PathBuf, source: io::Error },
 }
 
@@ -34,32 +34,32 @@ impl Cache {
             .map(PathBuf::from)
             .or_else(|| std::env::home_dir().map(|home| home.join(".cache")))
             .ok_or(CacheError::NoHome)?;
-        Self::at(&base.join("mctl"))
+        Self::open(&base.join("mctl"))
     }
 
-    /// A cache in `root`, which is made if it is not there.
-    pub fn at(root: &Path) -> Result<Self, CacheError> {
-        make_folder(root)?;
-        // A relative path would change its meaning in a child process with another folder.
+    /// Opens the cache in `root`, which is created if it does not exist.
+    pub fn open(root: &Path) -> Result<Self, CacheError> {
+        create_folder(root)?;
+        // A relative path would mean another folder in a child process that changes its own.
         let root = root
             .canonicalize()
-            .map_err(|source| CacheError::MakeFolder {
+            .map_err(|source| CacheError::CreateFolder {
                 path: root.to_owned(),
                 source,
             })?;
         Ok(Self { root })
     }
 
-    /// The path of an entry, whether or not it is there.
+    /// The path of an entry, whether or not it exists.
     pub fn path(&self, entry: impl AsRef<Path>) -> PathBuf {
         self.root.join(entry)
     }
 
-    /// A folder of its own for one build, in the cache so that a rename suffices to publish it.
-    /// It is removed when dropped.
+    /// A temporary folder for one build, removed when dropped. It is in the cache, so that a rename
+    /// is enough to publish its content.
     pub fn scratch(&self) -> Result<tempfile::TempDir, CacheError> {
         let parent = self.path("tmp");
-        make_folder(&parent)?;
+        create_folder(&parent)?;
         scratch_in(&parent)
     }
 }
@@ -69,25 +69,25 @@ pub fn scratch_in(parent: &Path) -> Result<tempfile::TempDir, CacheError> {
     tempfile::Builder::new()
         .prefix(".tmp-")
         .tempdir_in(parent)
-        .map_err(|source| CacheError::MakeFolder {
+        .map_err(|source| CacheError::CreateFolder {
             path: parent.to_owned(),
             source,
         })
 }
 
-/// Makes a folder and its parents.
-pub fn make_folder(path: &Path) -> Result<(), CacheError> {
-    fs::create_dir_all(path).map_err(|source| CacheError::MakeFolder {
+/// Creates a folder and its parents.
+pub fn create_folder(path: &Path) -> Result<(), CacheError> {
+    fs::create_dir_all(path).map_err(|source| CacheError::CreateFolder {
         path: path.to_owned(),
         source,
     })
 }
 
-/// Renames a finished folder to `path`. A folder that another build put there first stays: its
-/// name tells its content, so both are the same.
+/// Renames a finished folder to `path`. If another build was faster, its folder stays: the name
+/// identifies the content, so both are the same.
 pub fn publish_once(folder: &Path, path: &Path) -> Result<(), CacheError> {
     if let Some(parent) = path.parent() {
-        make_folder(parent)?;
+        create_folder(parent)?;
     }
     match fs::rename(folder, path) {
         Err(_) if path.is_dir() => Ok(()),
@@ -98,8 +98,8 @@ pub fn publish_once(folder: &Path, path: &Path) -> Result<(), CacheError> {
     }
 }
 
-/// Puts a finished folder at `path` in one step, and returns where the folder that stood there
-/// went: to `folder`, for the caller to remove.
+/// Exchanges a finished folder with the one at `path` in one step: the old one is then at `folder`,
+/// for the caller to remove. If there is no old one, this is a rename.
 pub fn replace(folder: &Path, path: &Path) -> Result<(), CacheError> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     let publish = |source: io::Error| CacheError::Publish {

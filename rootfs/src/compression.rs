@@ -1,14 +1,15 @@
-//! The four ways in which Debian and others compress kernels and modules, told by their magic.
+//! Unpacks the four formats in which Debian and others compress kernels and modules. The magic at the
+//! start tells the format.
 //!
-//! Input may come from anywhere: output is capped, and whatever is wrong is an error that names
-//! the format. Compressing is not done here.
+//! Input is not trusted: the output is bounded, and every error names the format. Only tests
+//! compress.
 
 use std::fmt;
 use std::io::{self, Read};
 
 use thiserror::Error;
 
-/// The most that any kernel or module may unpack to.
+/// Most bytes that a kernel or module may unpack to.
 pub const UNPACKED_LIMIT_BYTES: usize = 512 << 20;
 
 const LZ4_LEGACY_MAGIC: [u8; 4] = 0x184C_2102_u32.to_le_bytes();
@@ -53,7 +54,7 @@ pub enum UnpackError {
     TooLarge { format: Format },
 }
 
-/// Tells the format of `bytes`, or `None` if they look like none of the four.
+/// The format of `bytes`, or `None` if they are in none of the four.
 pub fn detect(bytes: &[u8]) -> Option<Format> {
     const MAGICS: [(&[u8], Format); 4] = [
         (&[0x1f, 0x8b], Format::Gzip),
@@ -67,23 +68,23 @@ pub fn detect(bytes: &[u8]) -> Option<Format> {
         .map(|(_, format)| *format)
 }
 
-/// Unpacks one stream. Bytes behind its end are ignored, since a kernel's payload carries its
-/// unpacked size there.
+/// Unpacks one stream. Bytes after its end are ignored: a kernel's payload has its unpacked size
+/// there.
 pub fn unpack(format: Format, bytes: &[u8]) -> Result<Vec<u8>, UnpackError> {
     let damaged = |source| UnpackError::Damaged { format, source };
     match format {
-        Format::Gzip => read_capped(format, flate2::read::GzDecoder::new(bytes)),
+        Format::Gzip => read_bounded(format, flate2::read::GzDecoder::new(bytes)),
         Format::Lz4Legacy => unpack_lz4_legacy(bytes),
-        Format::Xz => read_capped(format, lzma_rust2::XzReader::new(bytes, false)),
+        Format::Xz => read_bounded(format, lzma_rust2::XzReader::new(bytes, false)),
         Format::Zstd => {
             let reader = ruzstd::decoding::StreamingDecoder::new(bytes)
                 .map_err(|source| damaged(io::Error::other(source)))?;
-            read_capped(format, reader)
+            read_bounded(format, reader)
         }
     }
 }
 
-fn read_capped(format: Format, reader: impl Read) -> Result<Vec<u8>, UnpackError> {
+fn read_bounded(format: Format, reader: impl Read) -> Result<Vec<u8>, UnpackError> {
     let mut unpacked = Vec::new();
     let limit = UNPACKED_LIMIT_BYTES as u64;
     reader
@@ -96,24 +97,24 @@ fn read_capped(format: Format, reader: impl Read) -> Result<Vec<u8>, UnpackError
     Ok(unpacked)
 }
 
-/// The format of `lz4 -l`: the magic, then blocks of at most 8 MiB unpacked, each behind its
-/// packed length. There is no end mark. A kernel's payload ends with four bytes that look like
-/// one more length with nothing behind it.
+/// The format of `lz4 -l`: the magic, then blocks of at most 8 MiB unpacked, each after its packed
+/// length. There is no end mark. A kernel's payload ends with four bytes that look like one more
+/// length without a block.
 fn unpack_lz4_legacy(bytes: &[u8]) -> Result<Vec<u8>, UnpackError> {
     let mut unpacked = Vec::new();
     let mut rest = bytes.strip_prefix(&LZ4_LEGACY_MAGIC).unwrap_or(bytes);
     let mut block = 0;
-    while let Some((length, behind)) = rest.split_first_chunk::<4>() {
-        if behind.is_empty() {
+    while let Some((length, blocks)) = rest.split_first_chunk::<4>() {
+        if blocks.is_empty() {
             break;
         }
         let block_bytes = u32::from_le_bytes(*length) as usize;
         let (packed, next) =
-            behind
+            blocks
                 .split_at_checked(block_bytes)
                 .ok_or(UnpackError::BlockBeyondEnd {
                     block_bytes,
-                    left_bytes: behind.len(),
+                    left_bytes: blocks.len(),
                 })?;
         let data = lz4_flex::block::decompress(packed, LZ4_LEGACY_BLOCK_BYTES)
             .map_err(|source| UnpackError::DamagedBlock { block, source })?;
@@ -175,7 +176,7 @@ pub(crate) mod pack {
 mod tests {
     use super::*;
 
-    /// Does not compress away to nothing.
+    /// Bytes that compress, but not to almost nothing.
     fn sample(bytes: usize) -> Vec<u8> {
         (0..=250)
             .flat_map(|byte| [byte; 7])
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn each_format_is_told_by_its_magic_and_unpacks_to_what_was_packed() {
+    fn each_format_is_detected_by_its_magic_and_unpacks_to_what_was_packed() {
         let sample = sample(300_000);
         for format in pack::FORMATS {
             let packed = pack::pack(format, &sample);
@@ -221,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_behind_the_magic_is_refused() {
+    fn noise_after_the_magic_is_refused() {
         let noise: Vec<u8> = (0..4096_u32)
             .map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()[0])
             .collect();

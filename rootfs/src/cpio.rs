@@ -1,7 +1,7 @@
 //! Writes cpio archives in the `newc` format, which the kernel unpacks as its first root.
 //!
-//! The same entries give the same bytes: they are sorted, owned by root and dated 1970. Nothing
-//! here knows what belongs into an initramfs.
+//! The same entries give the same bytes: they are sorted, owned by root and dated 1970. Which
+//! entries an initramfs has is the caller's choice.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -23,7 +23,7 @@ pub enum CpioError {
     Read { path: PathBuf, source: io::Error },
     #[error("{name} has {bytes} bytes, which the format cannot hold")]
     TooLarge { name: String, bytes: u64 },
-    #[error("{path} changed its size while it was packed")]
+    #[error("the size of {path} changed while it was being packed")]
     Changed { path: PathBuf },
     #[error("cannot write the archive")]
     Write(#[source] io::Error),
@@ -48,8 +48,8 @@ struct Entry {
     content: Content,
 }
 
-/// An archive to be. Paths are absolute, as they will be when unpacked; the folders above an
-/// entry come by themselves. A later entry replaces an earlier one of the same path.
+/// The entries of an archive. Paths are absolute, as they will be when unpacked; the folders above
+/// an entry are added automatically. A later entry replaces an earlier one of the same path.
 #[derive(Debug, Clone, Default)]
 pub struct Archive {
     entries: BTreeMap<String, Entry>,
@@ -98,7 +98,7 @@ impl Archive {
         );
     }
 
-    /// Writes the whole archive. The order of the map puts each folder before what is in it.
+    /// Writes the whole archive. The order of the map puts each folder before its content.
     pub fn write_to(&self, out: impl Write) -> Result<(), CpioError> {
         let mut writer = Writer { out, inode: 1 };
         for (name, entry) in &self.entries {

@@ -1,8 +1,7 @@
-//! The image store: builds an image once per set of inputs and puts it where it is wanted.
+//! The image store: builds an image once per set of inputs and places it in a folder of images.
 //!
-//! An image is a folder with `image.json`, `kernel` (an ELF file) and `initramfs`. Its digest
-//! covers every byte that goes in, so an image with the same digest is the same image and needs
-//! no second build. Who runs it is not decided here.
+//! An image is a folder with `image.json`, `kernel` (an ELF file) and `initramfs`. Its digest covers
+//! every byte of the inputs, so images with the same digest are the same and need one build.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -18,10 +17,10 @@ use crate::cache::{self, Cache, CacheError};
 use crate::cpio::{Archive, CpioError};
 use crate::initramfs::{self, Busybox, GUEST_MODULES, GUEST_OPTIONAL_MODULES, InitramfsError};
 use crate::kernel::Kernel;
+use crate::kernel_image::{KernelImage, KernelImageError};
 use crate::modules::{ModuleTree, ModulesError};
-use crate::unpack::{KernelImage, KernelImageError};
 
-/// Raised whenever the same inputs give another image, so that old ones are not taken for new.
+/// Raised whenever the same inputs give another image, so that old images are built again.
 const SCHEMA: u32 = 1;
 const DESCRIPTION: &str = "image.json";
 const KERNEL: &str = "kernel";
@@ -30,7 +29,7 @@ const INITRAMFS: &str = "initramfs";
 /// Why an image could not be built, put in place or read.
 #[derive(Debug, Error)]
 pub enum ImageError {
-    #[error("{name:?} is no image name (a letter or digit, then also `-`, `_` and `.`)")]
+    #[error("{name:?} is not an image name (a letter or digit, then also `-`, `_` and `.`)")]
     Name { name: String },
     #[error("cannot use the kernel {path}")]
     Kernel {
@@ -52,10 +51,10 @@ pub enum ImageError {
         path: PathBuf,
         source: serde_json::Error,
     },
-    #[error("the image {folder} has schema {found}, this version knows {SCHEMA} (build it again)")]
+    #[error("the image {folder} has schema {found} instead of {SCHEMA} (build it again)")]
     OtherSchema { folder: PathBuf, found: u32 },
     #[error(
-        "the image {folder} is damaged: {file} has {bytes} bytes, {expected_bytes} are right (build it again)"
+        "the image {folder} is damaged: {file} has {bytes} bytes instead of {expected_bytes} (build it again)"
     )]
     Damaged {
         folder: PathBuf,
@@ -67,7 +66,7 @@ pub enum ImageError {
     Cache(#[from] CacheError),
 }
 
-/// What `image.json` says.
+/// The content of `image.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     pub schema: u32,
@@ -78,7 +77,7 @@ pub struct Image {
     pub initramfs: String,
     /// RFC 3339, UTC.
     pub created_at: String,
-    /// SHA-256 over all that the image was made of.
+    /// SHA-256 of all inputs.
     pub inputs_sha256: String,
     pub kernel_bytes: u64,
     pub kernel_sha256: String,
@@ -87,7 +86,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// Reads an image and checks that its files are there in their right size.
+    /// Reads an image's description and checks that its files exist and have the right size.
     pub fn open(folder: &Path) -> Result<Self, ImageError> {
         let path = folder.join(DESCRIPTION);
         let text = fs::read(&path).map_err(|source| read_error(&path, source))?;
@@ -122,7 +121,7 @@ impl Image {
     }
 }
 
-/// All images below `output`, by name. A folder that is no image is passed over.
+/// All images in `output`, by name. A folder that is not an image is skipped.
 pub fn list(output: &Path) -> Result<Vec<Image>, ImageError> {
     let entries = match fs::read_dir(output) {
         Ok(entries) => entries,
@@ -137,7 +136,7 @@ pub fn list(output: &Path) -> Result<Vec<Image>, ImageError> {
     Ok(images)
 }
 
-/// What a build starts from.
+/// The inputs of a build.
 #[derive(Debug)]
 pub struct Inputs {
     pub name: String,
@@ -147,17 +146,18 @@ pub struct Inputs {
     pub init: PathBuf,
 }
 
-/// Whether a build had anything to do.
+/// How a build made the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
+    /// It was there already.
     UpToDate,
-    /// The cache had it, it only had to be put in place.
+    /// It was copied from the cache.
     Placed,
     Built,
 }
 
-/// Makes `<output>/<name>` an image of these inputs. Builds that run at the same time do not
-/// disturb each other, and a reader sees the old image or the new one.
+/// Makes `<output>/<name>` an image of these inputs. Several builds may run at the same time; a
+/// reader sees the old image or the new one.
 pub fn build(
     cache: &Cache,
     inputs: &Inputs,
@@ -188,11 +188,11 @@ pub fn build(
         let scratch = cache.scratch()?;
         let folder = scratch.path().join("image");
         write_image(&folder, inputs, &digest, &vmlinux, &archive)?;
-        // A damaged entry gives way.
-        cache::make_folder(&cache.path("images"))?;
+        // Replaces a damaged entry.
+        cache::create_folder(&cache.path("images"))?;
         cache::replace(&folder, &cached)?;
     }
-    report(&format!("putting it into {}", target.display()));
+    report(&format!("placing it in {}", target.display()));
     let image = place(&cached, &inputs.name, &target)?;
     Ok((image, outcome))
 }
@@ -210,7 +210,7 @@ fn check_name(name: &str) -> Result<(), ImageError> {
 fn guest_archive(inputs: &Inputs) -> Result<Archive, ImageError> {
     let tree = ModuleTree::open(&inputs.kernel.modules)?;
     let modules = tree.load_order(&GUEST_MODULES, &GUEST_OPTIONAL_MODULES)?;
-    Ok(initramfs::ground(&inputs.init, &inputs.busybox, &modules)?)
+    Ok(initramfs::base(&inputs.init, &inputs.busybox, &modules)?)
 }
 
 fn digest_of(
@@ -221,7 +221,7 @@ fn digest_of(
     let mut hasher = Sha256::new();
     hasher.update(SCHEMA.to_le_bytes());
     hasher.update(kernel.version.as_bytes());
-    // The packed kernel stands for the unpacked one, which takes a second to get.
+    // The packed kernel, because unpacking it takes a second.
     hasher.update(Sha256::digest(image.bytes()));
     let mut packed = HashingWriter::new(io::sink());
     archive.write_to(&mut packed)?;
@@ -236,7 +236,7 @@ fn write_image(
     vmlinux: &[u8],
     archive: &Archive,
 ) -> Result<(), ImageError> {
-    cache::make_folder(folder)?;
+    cache::create_folder(folder)?;
     write_file(&folder.join(KERNEL), vmlinux)?;
     let path = folder.join(INITRAMFS);
     let file = File::create(&path).map_err(|source| write_error(&path, source))?;
@@ -259,15 +259,15 @@ fn write_image(
     write_description(folder, &image)
 }
 
-/// Copies an image from the cache and gives it its name there.
+/// Copies an image from the cache to `target` under the name `name`.
 fn place(cached: &Path, name: &str, target: &Path) -> Result<Image, ImageError> {
     let mut image = Image::open(cached)?;
     image.name = name.to_owned();
     let parent = target.parent().unwrap_or(target);
-    cache::make_folder(parent)?;
+    cache::create_folder(parent)?;
     let scratch = cache::scratch_in(parent)?;
     let folder = scratch.path().join("image");
-    cache::make_folder(&folder)?;
+    cache::create_folder(&folder)?;
     for file in [KERNEL, INITRAMFS] {
         let path = folder.join(file);
         fs::copy(cached.join(file), &path).map_err(|source| write_error(&path, source))?;
@@ -305,7 +305,7 @@ fn read_error(path: &Path, source: io::Error) -> ImageError {
     }
 }
 
-/// Passes bytes on, counting and digesting them.
+/// Counts and digests the bytes that it passes on.
 struct HashingWriter<W> {
     inner: W,
     hasher: Sha256,
@@ -342,16 +342,16 @@ impl<W: Write> Write for HashingWriter<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::unpack::made;
+    use crate::kernel_image::sample;
 
     /// A cache, the inputs of an image and a folder for images.
-    struct Bench {
+    struct Workspace {
         root: tempfile::TempDir,
         cache: Cache,
         inputs: Inputs,
     }
 
-    impl Bench {
+    impl Workspace {
         fn new() -> Self {
             let root = tempfile::tempdir().unwrap();
             let modules = root.path().join("6.1.0-made");
@@ -361,7 +361,7 @@ mod tests {
             }
             fs::write(modules.join("modules.dep"), "").unwrap();
             let image = root.path().join("vmlinux");
-            fs::write(&image, made::vmlinux()).unwrap();
+            fs::write(&image, sample::vmlinux()).unwrap();
             let init = root.path().join("init");
             fs::write(&init, "init").unwrap();
             let kernel = Kernel {
@@ -369,14 +369,14 @@ mod tests {
                 image,
                 modules,
             };
-            let busybox = Busybox::made(&init);
+            let busybox = Busybox::sample(&init);
             let inputs = Inputs {
                 name: "default".to_owned(),
                 kernel,
                 busybox,
                 init,
             };
-            let cache = Cache::at(&root.path().join("cache")).unwrap();
+            let cache = Cache::open(&root.path().join("cache")).unwrap();
             Self {
                 root,
                 cache,
@@ -395,44 +395,44 @@ mod tests {
 
     #[test]
     fn a_second_build_does_nothing() {
-        let bench = Bench::new();
-        let (first, outcome) = bench.build();
+        let workspace = Workspace::new();
+        let (first, outcome) = workspace.build();
         assert_eq!(outcome, Outcome::Built);
-        assert_eq!(bench.build(), (first, Outcome::UpToDate));
+        assert_eq!(workspace.build(), (first, Outcome::UpToDate));
     }
 
     #[test]
     fn another_init_makes_another_image() {
-        let bench = Bench::new();
-        let (first, _) = bench.build();
-        fs::write(&bench.inputs.init, "another").unwrap();
-        let (second, outcome) = bench.build();
+        let workspace = Workspace::new();
+        let (first, _) = workspace.build();
+        fs::write(&workspace.inputs.init, "another").unwrap();
+        let (second, outcome) = workspace.build();
         assert_eq!(outcome, Outcome::Built);
         assert_ne!(second.inputs_sha256, first.inputs_sha256);
-        assert_eq!(list(&bench.images()).unwrap(), [second]);
+        assert_eq!(list(&workspace.images()).unwrap(), [second]);
     }
 
     #[test]
-    fn an_image_that_lost_bytes_is_found_out_and_put_right_from_the_cache() {
-        let bench = Bench::new();
-        bench.build();
-        let folder = bench.images().join("default");
+    fn an_image_that_lost_bytes_is_detected_and_replaced_from_the_cache() {
+        let workspace = Workspace::new();
+        workspace.build();
+        let folder = workspace.images().join("default");
         fs::write(folder.join(KERNEL), "short").unwrap();
         let error = Image::open(&folder).unwrap_err();
         assert!(
             matches!(error, ImageError::Damaged { bytes: 5, .. }),
             "{error}"
         );
-        assert_eq!(bench.build().1, Outcome::Placed);
+        assert_eq!(workspace.build().1, Outcome::Placed);
         assert!(Image::open(&folder).is_ok());
     }
 
     #[test]
     fn a_damaged_cache_entry_is_built_again() {
-        let bench = Bench::new();
-        let (image, _) = bench.build();
+        let workspace = Workspace::new();
+        let (image, _) = workspace.build();
         fs::write(
-            bench
+            workspace
                 .cache
                 .path("images")
                 .join(image.inputs_sha256)
@@ -440,8 +440,8 @@ mod tests {
             "",
         )
         .unwrap();
-        fs::remove_dir_all(bench.images()).unwrap();
-        assert_eq!(bench.build().1, Outcome::Built);
+        fs::remove_dir_all(workspace.images()).unwrap();
+        assert_eq!(workspace.build().1, Outcome::Built);
     }
 
     #[test]

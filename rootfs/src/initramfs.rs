@@ -1,7 +1,7 @@
-//! What the first root of a Linux that this project boots is made of.
+//! The base of an initramfs: folders, a shell, kernel modules with their load order.
 //!
-//! The guest's and the virtual KVM host's have the same ground: folders, a shell, modules with
-//! their load order. Which program is `/init` and what comes on top is the caller's choice.
+//! The guest and the virtual KVM host have the same base. Which program is `/init`, and further
+//! files, are the caller's choice.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,9 +12,9 @@ use thiserror::Error;
 use crate::cpio::Archive;
 use crate::modules::{Module, ModulesError};
 
-/// Where the modules lie; [`MODULE_ORDER`] names them relative to it.
+/// Folder of the modules; the names in [`MODULE_ORDER`] are relative to it.
 pub const MODULE_FOLDER: &str = "/lib/modules";
-/// The names of the module files in load order, one per line.
+/// File with the names of the module files in load order, one per line.
 pub const MODULE_ORDER: &str = "/lib/modules/order";
 
 /// Modules that a guest needs for the devices that `mctl-vmm` offers.
@@ -27,12 +27,12 @@ pub const GUEST_MODULES: [&str; 4] = [
 /// Modules that make a guest more useful if its kernel has them.
 pub const GUEST_OPTIONAL_MODULES: [&str; 2] = ["vsock_diag", "ext4"];
 
-/// Why the ground of an initramfs could not be laid.
+/// Why the base of an initramfs could not be made.
 #[derive(Debug, Error)]
 pub enum InitramfsError {
     #[error("cannot read {path}")]
     Read { path: PathBuf, source: io::Error },
-    #[error("cannot ask {path} which programs it holds (it must be a static busybox)")]
+    #[error("cannot run {path} to list its programs (it must be a static busybox)")]
     BusyboxList { path: PathBuf, source: io::Error },
     #[error("{path} does not answer `--list-full` like a busybox")]
     NotBusybox { path: PathBuf },
@@ -49,7 +49,7 @@ pub struct Busybox {
 }
 
 impl Busybox {
-    /// Asks the binary which programs it holds.
+    /// Runs the binary to list its programs.
     pub fn open(path: &Path) -> Result<Self, InitramfsError> {
         let output = Command::new(path)
             .arg("--list-full")
@@ -69,9 +69,9 @@ impl Busybox {
         })
     }
 
-    /// Any file, for tests of what is built on top.
+    /// Any file, for tests.
     #[cfg(test)]
-    pub(crate) fn made(path: &Path) -> Self {
+    pub(crate) fn sample(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
             applets: Vec::new(),
@@ -80,11 +80,7 @@ impl Busybox {
 }
 
 /// An archive with `/init`, the usual folders and files, busybox and the modules.
-pub fn ground(
-    init: &Path,
-    busybox: &Busybox,
-    modules: &[Module],
-) -> Result<Archive, InitramfsError> {
+pub fn base(init: &Path, busybox: &Busybox, modules: &[Module]) -> Result<Archive, InitramfsError> {
     let mut archive = Archive::new();
     for (path, permissions) in FOLDERS {
         archive.add_directory(path, permissions);
@@ -130,8 +126,8 @@ const FILES: [(&str, &str); 5] = [
     ("/etc/resolv.conf", ""),
 ];
 
-/// The output of `busybox --list-full` as absolute paths, so that programs find `/usr/bin/env`
-/// as well as `/bin/sh`.
+/// The output of `busybox --list-full` as absolute paths, so that links like `/usr/bin/env` exist as
+/// well as `/bin/sh`.
 fn parse_applets(list: &str) -> Option<Vec<String>> {
     let applets: Vec<String> = list
         .lines()
@@ -174,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_is_no_busybox_is_refused() {
+    fn a_program_that_is_not_a_busybox_is_refused() {
         assert_eq!(parse_applets("hello\n"), None);
     }
 
@@ -192,7 +188,7 @@ mod tests {
             applets: Vec::new(),
         };
 
-        let archive = ground(&file, &busybox, &modules).unwrap();
+        let archive = base(&file, &busybox, &modules).unwrap();
 
         let mut bytes = Vec::new();
         archive.write_to(&mut bytes).unwrap();

@@ -1,7 +1,8 @@
-//! Where the kernel and the static busybox come from: Debian's packages, or files given by flag.
+//! Gets the kernel and the static busybox from Debian's packages, and checks kernels that the user
+//! gives as files. The choice between the two is `sources.rs`.
 //!
-//! What was fetched once is kept in the cache and used again without asking apt, so that a second
-//! build works offline and gives the same image. Unpacking the kernel image is not done here.
+//! A fetched package stays in the cache and is used again without asking apt, so that a second build
+//! works offline and gives the same image. Unpacking the kernel image is `kernel_image.rs`.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -12,30 +13,30 @@ use thiserror::Error;
 use crate::Report;
 use crate::apt::{Apt, AptError, Package};
 use crate::cache::{self, Cache, CacheError};
-use crate::unpack::{KernelImage, KernelImageError};
+use crate::kernel_image::{KernelImage, KernelImageError};
 
-/// Depends on the newest kernel for virtual machines, under a name that does not change.
+/// A package that depends on the newest kernel for virtual machines and never changes its name.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 const BUSYBOX_PACKAGE: &str = "busybox-static";
 
 /// Why there is no kernel or no busybox.
 #[derive(Debug, Error)]
 pub enum SourceError {
-    #[error("a kernel and its modules go together; the {missing} is not named")]
-    Half { missing: &'static str },
+    #[error("a kernel and its modules belong together (no {missing} given)")]
+    Unpaired { missing: &'static str },
     #[error(
-        "cannot get {package} from Debian (offline, --kernel, --modules and --busybox or MCTL_KERNEL, MCTL_MODULES and MCTL_BUSYBOX name files instead)"
+        "cannot get {package} from Debian (offline, give files with --kernel, --modules and --busybox or MCTL_KERNEL, MCTL_MODULES and MCTL_BUSYBOX)"
     )]
     Debian {
         package: &'static str,
         source: AptError,
     },
-    #[error("{package} {version} does not name the kernel package that it stands for")]
+    #[error("{package} {version} does not depend on a kernel package")]
     NoDependency {
         package: &'static str,
         version: String,
     },
-    #[error("{package} holds no {what}")]
+    #[error("{package} contains no {what}")]
     Incomplete { package: String, what: &'static str },
     #[error("cannot use the kernel {path}")]
     Kernel {
@@ -50,7 +51,7 @@ pub enum SourceError {
     },
     #[error("{path} does not end in a kernel version, as /lib/modules/<version> does")]
     NoVersion { path: PathBuf },
-    #[error("cannot note in {path} which package was fetched")]
+    #[error("cannot record the fetched package in {path}")]
     Note { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -66,12 +67,12 @@ pub struct Kernel {
     pub modules: PathBuf,
 }
 
-/// Whether to ask apt for a newer package where the cache has one.
+/// Whether to ask apt for a newer package if the cache has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
-    /// What is in the cache will do.
+    /// Use the package in the cache.
     Cached,
-    /// Look for a newer one.
+    /// Ask for a newer one.
     Newest,
 }
 
@@ -81,7 +82,7 @@ pub fn from_debian(
     freshness: Freshness,
     report: Report,
 ) -> Result<Kernel, SourceError> {
-    let folder = fetched(cache, KERNEL_PACKAGE, freshness, report)?;
+    let folder = package_folder(cache, KERNEL_PACKAGE, freshness, report)?;
     let incomplete = |what| SourceError::Incomplete {
         package: folder.display().to_string(),
         what,
@@ -102,7 +103,7 @@ pub fn from_debian(
     })
 }
 
-/// A kernel that the user names.
+/// A kernel that the user gives.
 pub fn from_files(image: &Path, modules: &Path) -> Result<Kernel, SourceError> {
     let version = version_of(modules)?;
     let kernel = KernelImage::read(image).map_err(|source| SourceError::Kernel {
@@ -129,7 +130,7 @@ pub fn busybox_from_debian(
     freshness: Freshness,
     report: Report,
 ) -> Result<PathBuf, SourceError> {
-    let folder = fetched(cache, BUSYBOX_PACKAGE, freshness, report)?;
+    let folder = package_folder(cache, BUSYBOX_PACKAGE, freshness, report)?;
     ["bin/busybox", "usr/bin/busybox"]
         .iter()
         .map(|path| folder.join(path))
@@ -140,14 +141,14 @@ pub fn busybox_from_debian(
         })
 }
 
-/// What was fetched under a package's name, noted beside the unpacked packages.
+/// Record of the package that was fetched for a name, beside the unpacked packages.
 #[derive(Debug, Serialize, Deserialize)]
 struct Note {
     folder: String,
 }
 
-/// The folder with a package's files, fetched if need be.
-fn fetched(
+/// The folder with a package's files, which is fetched if necessary.
+fn package_folder(
     cache: &Cache,
     name: &'static str,
     freshness: Freshness,
@@ -173,7 +174,7 @@ fn fetched(
         if !folder.is_dir() {
             let scratch = cache.scratch()?;
             let unpacked = scratch.path().join("files");
-            cache::make_folder(&unpacked)?;
+            cache::create_folder(&unpacked)?;
             match apt.unpack(&package, &unpacked, report) {
                 Err(AptError::Download { .. }) if apt.renew_lists(report).map_err(debian)? => {
                     continue;
@@ -187,6 +188,7 @@ fn fetched(
     }
 }
 
+/// Describes the package `name`; for the kernel, the package that it depends on.
 fn real_package(apt: &mut Apt, name: &'static str, report: Report) -> Result<Package, SourceError> {
     let debian = |source| SourceError::Debian {
         package: name,
@@ -208,7 +210,7 @@ fn real_package(apt: &mut Apt, name: &'static str, report: Report) -> Result<Pac
     apt.describe(real, report).map_err(debian)
 }
 
-/// A note that is absent or damaged only costs another question to apt.
+/// A note that is absent or damaged only costs another call of apt.
 fn read_note(path: &Path) -> Option<Note> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
@@ -252,12 +254,12 @@ fn only_entry(folder: &Path) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::unpack::made;
+    use crate::kernel_image::sample;
 
     fn files(version: &str) -> (tempfile::TempDir, PathBuf, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("vmlinuz");
-        fs::write(&image, made::bzimage(b"")).unwrap();
+        fs::write(&image, sample::bzimage(b"")).unwrap();
         let modules = folder.path().join(version);
         fs::create_dir(&modules).unwrap();
         (folder, image, modules)
@@ -287,9 +289,9 @@ mod tests {
     }
 
     #[test]
-    fn what_the_cache_has_is_used_without_asking_apt() {
+    fn a_package_in_the_cache_is_used_without_asking_apt() {
         let root = tempfile::tempdir().unwrap();
-        let cache = Cache::at(root.path()).unwrap();
+        let cache = Cache::open(root.path()).unwrap();
         let files = cache.path("packages/linux-image-6.1.0_1");
         fs::create_dir_all(files.join("lib/modules/6.1.0")).unwrap();
         fs::create_dir_all(files.join("boot")).unwrap();

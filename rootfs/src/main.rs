@@ -1,6 +1,5 @@
-//! `mctl-rootfs`: the command line of the image store.
-//!
-//! Only wires arguments to the library and shows its steps.
+//! `mctl-rootfs`: the command line of the image store. It only passes arguments to the library and
+//! shows the progress.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use rootfs::cache::Cache;
-use rootfs::image::{self, Image, Inputs, Outcome};
+use rootfs::image::{self, Inputs, Outcome};
 use rootfs::initramfs::Busybox;
 use rootfs::kernel::Freshness;
 use rootfs::sources::{BUSYBOX_ENV, KERNEL_ENV, MODULES_ENV, Sources};
@@ -27,7 +26,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Build an image, or say that it is up to date
+    /// Build an image if it is not up to date
     Build(Build),
     /// List the images
     List(List),
@@ -35,7 +34,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Folder {
-    /// Folder that holds the images, one folder each [default: where the supervisor looks]
+    /// Folder of the images, one folder each [default: the supervisor's]
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Print JSON
@@ -60,7 +59,7 @@ struct Build {
     /// Static busybox instead of Debian's
     #[arg(long, value_name = "PATH", env = BUSYBOX_ENV)]
     busybox: Option<PathBuf>,
-    /// Look for newer Debian packages than those in the cache
+    /// Check for newer Debian packages than those in the cache
     #[arg(long)]
     refresh: bool,
     /// Folder for packages and finished images [default: ~/.cache/mctl]
@@ -94,7 +93,7 @@ fn main() -> ExitCode {
 fn build(args: &Build, output: &Output) -> anyhow::Result<()> {
     let folder = images_folder(&args.folder)?;
     let cache = match &args.cache {
-        Some(path) => Cache::at(path)?,
+        Some(path) => Cache::open(path)?,
         None => Cache::of_user()?,
     };
     let init = match &args.init {
@@ -107,7 +106,7 @@ fn build(args: &Build, output: &Output) -> anyhow::Result<()> {
         Freshness::Cached
     };
     let report = |step: &str| output.step(step);
-    let sources = Sources::named(
+    let sources = Sources::new(
         args.kernel.clone(),
         args.modules.clone(),
         args.busybox.clone(),
@@ -162,30 +161,19 @@ fn images_folder(folder: &Folder) -> anyhow::Result<PathBuf> {
         .or_else(|| std::env::home_dir().map(|home| home.join(".local/state")));
     match state {
         Some(state) => Ok(state.join("mctl/images")),
-        None => bail!("no folder for images: set HOME, or name one with --output"),
+        None => bail!("no folder for images: set HOME, or give one with --output"),
     }
 }
 
 fn beside_this_program(name: &str) -> anyhow::Result<PathBuf> {
     let path = std::env::current_exe()
-        .context("cannot find out where this program is")?
+        .context("cannot find the path of this program")?
         .with_file_name(name);
     if !path.is_file() {
         bail!(
-            "{} is not there (build it, or name another with --init)",
+            "{} does not exist (build it, or give another with --init)",
             path.display()
         );
     }
     Ok(path)
-}
-
-/// One line of `list`.
-fn row(image: &Image) -> String {
-    format!(
-        "{:<16} {:<28} {:>4} MiB  {}",
-        image.name,
-        image.kernel_version,
-        (image.kernel_bytes + image.initramfs_bytes) >> 20,
-        image.created_at
-    )
 }

@@ -1,8 +1,8 @@
 //! Which kernel modules to load for a purpose, and in which order.
 //!
-//! Dependencies come from `modules.dep` where `depmod` has written one. A package that was only
-//! unpacked has none; there each module's own `depends=` line says the same. Symbols, aliases
-//! and soft dependencies are not looked at.
+//! Dependencies come from `modules.dep` if `depmod` has written one. A package that was only
+//! unpacked has none; there the `depends=` line of each module has the same names. Symbols, aliases
+//! and soft dependencies are ignored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::compression::{self, UnpackError};
 
-/// Why no load order could be made.
+/// Why there is no load order.
 #[derive(Debug, Error)]
 pub enum ModulesError {
     #[error("cannot read {path}")]
@@ -30,7 +30,7 @@ pub enum ModulesError {
     Cycle { name: String, chain: Vec<String> },
     #[error("cannot unpack the module {path}")]
     Unpack { path: PathBuf, source: UnpackError },
-    #[error("the module {path} is no ELF file")]
+    #[error("the module {path} is not an ELF file")]
     NotElf {
         path: PathBuf,
         source: object::Error,
@@ -44,7 +44,7 @@ fn needed_by(chain: &[String]) -> String {
         .unwrap_or_default()
 }
 
-/// A module to load, in the order of the list that it came in.
+/// A module to load.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Module {
     /// With underscores, as in `/proc/modules`.
@@ -53,7 +53,7 @@ pub struct Module {
 }
 
 impl Module {
-    /// The module as the kernel takes it, unpacked if it is stored packed.
+    /// The module's content, unpacked.
     pub fn read(&self) -> Result<Vec<u8>, ModulesError> {
         read_unpacked(&self.path)
     }
@@ -101,8 +101,8 @@ impl ModuleTree {
         })
     }
 
-    /// The `required` modules, those of the `optional` that there are, and all that they need;
-    /// each stands behind what it depends on.
+    /// The `required` modules, the `optional` ones that exist, and everything that they depend on;
+    /// each comes after its dependencies.
     pub fn load_order(
         &self,
         required: &[&str],
@@ -113,7 +113,7 @@ impl ModuleTree {
             .filter(|name| self.paths.contains_key(&name_of(name)));
         let mut order = LoadOrder {
             tree: self,
-            done: BTreeSet::new(),
+            added: BTreeSet::new(),
             modules: Vec::new(),
         };
         for name in required.iter().chain(present) {
@@ -130,16 +130,16 @@ impl ModuleTree {
     }
 }
 
-/// A depth-first walk; `chain` in its methods is the path from the wanted module down.
+/// A depth-first walk. `chain` in its methods is the path from the requested module down.
 struct LoadOrder<'a> {
     tree: &'a ModuleTree,
-    done: BTreeSet<String>,
+    added: BTreeSet<String>,
     modules: Vec<Module>,
 }
 
 impl LoadOrder<'_> {
     fn add(&mut self, name: &str, chain: &mut Vec<String>) -> Result<(), ModulesError> {
-        if self.done.contains(name) || self.tree.builtin.contains(name) {
+        if self.added.contains(name) || self.tree.builtin.contains(name) {
             return Ok(());
         }
         if chain.iter().any(|above| above == name) {
@@ -162,7 +162,7 @@ impl LoadOrder<'_> {
             self.add(&dependency, chain)?;
         }
         chain.pop();
-        self.done.insert(name.to_owned());
+        self.added.insert(name.to_owned());
         self.modules.push(Module {
             name: name.to_owned(),
             path: path.clone(),
@@ -171,7 +171,7 @@ impl LoadOrder<'_> {
     }
 }
 
-/// The name by which the kernel knows a module file or a wanted name.
+/// The kernel's name of a module, from its path or from a name with hyphens.
 fn name_of(path: &str) -> String {
     let file = path.trim().rsplit('/').next().unwrap_or_default();
     let stem = file.split_once(".ko").map_or(file, |(stem, _)| stem);
@@ -188,7 +188,7 @@ fn collect_modules(
     };
     for entry in fs::read_dir(folder).map_err(unreadable)? {
         let entry = entry.map_err(unreadable)?;
-        // Not followed: `build` and `source` are links to whole kernel trees.
+        // Links are not followed: `build` and `source` lead to whole kernel trees.
         let kind = entry.file_type().map_err(unreadable)?;
         let path = entry.path();
         if kind.is_dir() {
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn each_module_stands_behind_what_it_needs_and_only_once() {
+    fn each_module_comes_once_and_after_its_dependencies() {
         let (_folder, tree) = tree(
             "kernel/virtio_blk.ko: kernel/virtio.ko kernel/virtio_ring.ko\n\
              kernel/virtio.ko: kernel/virtio_ring.ko\n\
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_built_in_needs_no_file() {
+    fn a_built_in_module_needs_no_file() {
         let (_folder, tree) = tree("kernel/a.ko:\n");
         assert!(tree.unwrap().load_order(&["ext4"], &[]).unwrap().is_empty());
     }
@@ -358,10 +358,10 @@ mod tests {
     }
 
     #[test]
-    fn without_modules_dep_each_module_tells_what_it_needs() {
+    fn without_modules_dep_each_module_names_its_dependencies() {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("b-b.ko"), made_module("")).unwrap();
-        let packed = pack::pack(Format::Zstd, &made_module("b_b"));
+        fs::write(folder.path().join("b-b.ko"), sample_module("")).unwrap();
+        let packed = pack::pack(Format::Zstd, &sample_module("b_b"));
         fs::write(folder.path().join("a.ko.zst"), packed).unwrap();
         let tree = ModuleTree::open(folder.path()).unwrap();
         assert_eq!(names(&tree.load_order(&["a"], &[]).unwrap()), ["b_b", "a"]);
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_is_no_elf_file_is_an_error() {
+    fn a_module_that_is_not_an_elf_file_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("a.ko"), "text").unwrap();
         let error = ModuleTree::open(folder.path())
@@ -385,8 +385,8 @@ mod tests {
         assert!(matches!(error, ModulesError::NotElf { .. }), "{error}");
     }
 
-    /// A relocatable ELF file with nothing but a `.modinfo` section.
-    fn made_module(depends: &str) -> Vec<u8> {
+    /// A relocatable ELF file with only a `.modinfo` section.
+    fn sample_module(depends: &str) -> Vec<u8> {
         use object::write::{Object, StandardSegment};
         let mut module = Object::new(
             object::BinaryFormat::Elf,

@@ -1,6 +1,6 @@
-//! The only printer of `mctl-rootfs`: data to stdout, talk to stderr.
+//! All printing of `mctl-rootfs`: data to stdout, messages to stderr.
 //!
-//! On a terminal the step at hand spins on one line; elsewhere each step is a line.
+//! On a terminal the current step is a line with a spinner; elsewhere each step is a line.
 
 #![expect(
     clippy::print_stdout,
@@ -35,7 +35,7 @@ impl Output {
         Self { spinner }
     }
 
-    /// What is being done now.
+    /// Shows the current step.
     pub(crate) fn step(&self, text: &str) {
         match &self.spinner {
             Some(spinner) => {
@@ -46,7 +46,7 @@ impl Output {
         }
     }
 
-    /// The closing line.
+    /// Prints the last line.
     pub(crate) fn done(&self, text: &str) {
         self.clear();
         eprintln!("{text}");
@@ -65,7 +65,7 @@ impl Output {
 
     pub(crate) fn table(&self, images: &[Image]) {
         for image in images {
-            println!("{}", crate::row(image));
+            println!("{}", row(image));
         }
         if images.is_empty() {
             eprintln!("no images; `mctl-rootfs build` makes one");
@@ -77,4 +77,15 @@ impl Output {
             spinner.finish_and_clear();
         }
     }
+}
+
+/// One line of `list`.
+fn row(image: &Image) -> String {
+    format!(
+        "{:<16} {:<28} {:>4} MiB  {}",
+        image.name,
+        image.kernel_version,
+        (image.kernel_bytes + image.initramfs_bytes) >> 20,
+        image.created_at
+    )
 }

@@ -1,7 +1,7 @@
-//! Where kernel and busybox come from: files that the user names, else Debian's packages.
+//! Chooses the kernel and the busybox: files that the user gives, else Debian's packages.
 //!
-//! Flags and environment name them alike, so that one setting serves everything that packs a
-//! kernel: guest images, and the virtual host that runs them.
+//! Flags and environment variables give the same files, so that one setting serves everything that
+//! packs a kernel: guest images, and the virtual host that runs them.
 
 use std::env;
 use std::path::PathBuf;
@@ -10,14 +10,14 @@ use crate::Report;
 use crate::cache::Cache;
 use crate::kernel::{self, Freshness, Kernel, SourceError};
 
-/// Names a kernel image.
+/// Variable with the path of a kernel image.
 pub const KERNEL_ENV: &str = "MCTL_KERNEL";
-/// Names the folder of its modules.
+/// Variable with the path of the folder of its modules.
 pub const MODULES_ENV: &str = "MCTL_MODULES";
-/// Names a static busybox.
+/// Variable with the path of a static busybox.
 pub const BUSYBOX_ENV: &str = "MCTL_BUSYBOX";
 
-/// What the user has named.
+/// The files that the user gives.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sources {
     /// A bzImage or ELF file, and the folder of its modules.
@@ -27,24 +27,24 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// What the environment names.
+    /// The files that the environment gives.
     ///
     /// # Errors
-    /// [`SourceError::Half`] where a kernel is named without modules, or the other way round.
+    /// [`SourceError::Unpaired`] if a kernel is given without modules, or modules without a kernel.
     pub fn from_environment() -> Result<Self, SourceError> {
         let path = |name| {
             env::var_os(name)
                 .filter(|value| !value.is_empty())
                 .map(PathBuf::from)
         };
-        Self::named(path(KERNEL_ENV), path(MODULES_ENV), path(BUSYBOX_ENV))
+        Self::new(path(KERNEL_ENV), path(MODULES_ENV), path(BUSYBOX_ENV))
     }
 
-    /// What was named, each apart.
+    /// These files.
     ///
     /// # Errors
     /// As [`Sources::from_environment`].
-    pub fn named(
+    pub fn new(
         kernel: Option<PathBuf>,
         modules: Option<PathBuf>,
         busybox: Option<PathBuf>,
@@ -52,16 +52,16 @@ impl Sources {
         let kernel = match (kernel, modules) {
             (Some(kernel), Some(modules)) => Some((kernel, modules)),
             (None, None) => None,
-            (Some(_), None) => return Err(SourceError::Half { missing: "modules" }),
-            (None, Some(_)) => return Err(SourceError::Half { missing: "kernel" }),
+            (Some(_), None) => return Err(SourceError::Unpaired { missing: "modules" }),
+            (None, Some(_)) => return Err(SourceError::Unpaired { missing: "kernel" }),
         };
         Ok(Self { kernel, busybox })
     }
 
-    /// The kernel that is named, else Debian's cloud kernel.
+    /// The kernel that the user gives, else Debian's cloud kernel.
     ///
     /// # Errors
-    /// [`SourceError`] where it can't be had or used.
+    /// [`SourceError`] if it cannot be fetched or used.
     pub fn kernel(
         &self,
         cache: &Cache,
@@ -74,10 +74,10 @@ impl Sources {
         }
     }
 
-    /// The busybox that is named, else Debian's.
+    /// The busybox that the user gives, else Debian's.
     ///
     /// # Errors
-    /// [`SourceError`] where it can't be had.
+    /// [`SourceError`] if it cannot be fetched.
     pub fn busybox(
         &self,
         cache: &Cache,
@@ -98,15 +98,12 @@ mod tests {
     #[test]
     fn a_kernel_without_its_modules_is_refused_before_anything_is_fetched() {
         let path = || Some(PathBuf::from("/x"));
-        let missing = |kernel, modules| match Sources::named(kernel, modules, None) {
-            Err(SourceError::Half { missing }) => missing,
+        let missing = |kernel, modules| match Sources::new(kernel, modules, None) {
+            Err(SourceError::Unpaired { missing }) => missing,
             other => panic!("{other:?}"),
         };
         assert_eq!(missing(path(), None), "modules");
         assert_eq!(missing(None, path()), "kernel");
-        assert_eq!(
-            Sources::named(None, None, None).unwrap(),
-            Sources::default()
-        );
+        assert_eq!(Sources::new(None, None, None).unwrap(), Sources::default());
     }
 }

@@ -1,7 +1,10 @@
 //! A host whose package lists are older than the mirror: the kernel that they name is gone, and the
-//! newer one is a package of another name. Played by programs in the place of apt's.
+//! newer one is a package of another name. Shell scripts stand in for apt's programs.
 
-#![expect(clippy::unwrap_used, reason = "what tests may do, their helpers may")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests may do what tests may do"
+)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -37,7 +40,7 @@ fn program(folder: &Path, name: &str, script: &str) {
 }
 
 #[test]
-fn a_kernel_that_the_mirror_has_replaced_is_asked_for_anew_by_its_new_name() {
+fn a_kernel_that_the_mirror_has_replaced_is_fetched_under_its_new_name() {
     let folder = tempfile::tempdir().unwrap();
     let programs = folder.path().join("bin");
     fs::create_dir(&programs).unwrap();
@@ -56,9 +59,9 @@ fn a_kernel_that_the_mirror_has_replaced_is_asked_for_anew_by_its_new_name() {
         .output()
         .unwrap();
 
-    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     let unpacked = cache.join("packages/linux-image-6.1.0-2_2/lib/modules/6.1.0-2");
-    assert!(unpacked.is_dir(), "{complaint}");
+    assert!(unpacked.is_dir(), "{stderr}");
     let note = fs::read_to_string(cache.join("packages/linux-image-cloud-amd64.json")).unwrap();
     assert!(note.contains("linux-image-6.1.0-2_2"), "{note}");
 }

@@ -1,38 +1,35 @@
 //! The server as the supervisor sees it, over Unix sockets, in an ordinary process.
 //!
-//! All tests share one thread and one reaper, as a guest has one: waitpid is for the whole
-//! process, and two reapers would take each other's children. The leaky init would fail some of
-//! them, which is what it is for.
+//! All tests share one thread and one reaper, because waitpid is for the whole process: two
+//! reapers would take each other's children. The leaky init fails some of the tests by design, so
+//! they are not compiled for it.
 
 #![cfg(not(feature = "leaky"))]
 
-use std::cell::RefCell;
 use std::fmt::Debug;
 use std::future::Future;
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::sync::{OnceLock, mpsc};
 use std::thread;
 
 use guest_protocol::{
-    CpuSample, Decoded, Exit, FileKind, Frame, MainProcessState, OutputRecord, OutputSource,
-    StreamEnd, TerminalSize, decode, encode,
+    CpuSample, Decoded, ENTROPY_BYTES, ExecSpec, Exit, FileKind, Frame, LaunchFile,
+    MainProcessState, OutputRecord, OutputSource, StreamEnd, TerminalSize, decode, encode,
 };
 use nix::sys::time::TimeSpec;
 use serde::de::DeserializeOwned;
 use tokio::task::LocalSet;
 
 use super::*;
-use crate::mounts::MountError;
-use crate::netlink::NetlinkError;
-use crate::reaper;
-use crate::shutdown;
-use crate::stream::Stream;
-use crate::sys::ENTROPY_BYTES;
-use crate::vsock_diag::KernelSocket;
+use crate::os::mounts::MountError;
+use crate::os::netlink::NetlinkError;
+use crate::os::stream::Stream;
+use crate::os::vsock_diag::KernelSocket;
+use crate::processes::reaper;
+use crate::processes::shutdown;
 
 mod calls;
 mod execs;
@@ -43,13 +40,13 @@ mod main_process;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-type Job = Box<dyn FnOnce(Rc<Reaper>) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+type Test = Box<dyn FnOnce(Rc<Reaper>) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 
 /// The thread on which every test runs its server and its client.
-fn guest_thread() -> &'static tokio::sync::mpsc::UnboundedSender<Job> {
-    static THREAD: OnceLock<tokio::sync::mpsc::UnboundedSender<Job>> = OnceLock::new();
+fn guest_thread() -> &'static tokio::sync::mpsc::UnboundedSender<Test> {
+    static THREAD: OnceLock<tokio::sync::mpsc::UnboundedSender<Test>> = OnceLock::new();
     THREAD.get_or_init(|| {
-        let (sender, mut jobs) = tokio::sync::mpsc::unbounded_channel::<Job>();
+        let (sender, mut tests) = tokio::sync::mpsc::unbounded_channel::<Test>();
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -59,8 +56,8 @@ fn guest_thread() -> &'static tokio::sync::mpsc::UnboundedSender<Job> {
                 let reaper = Reaper::new();
                 let child_ended = reaper::child_signals().unwrap();
                 tokio::task::spawn_local(Rc::clone(&reaper).run(child_ended));
-                while let Some(job) = jobs.recv().await {
-                    tokio::task::spawn_local(job(Rc::clone(&reaper)));
+                while let Some(test) = tests.recv().await {
+                    tokio::task::spawn_local(test(Rc::clone(&reaper)));
                 }
             });
         });
@@ -74,31 +71,31 @@ where
     F: Future<Output = ()> + 'static,
 {
     let (done, result) = mpsc::channel();
-    let job: Job = Box::new(move |reaper| {
+    let on_thread: Test = Box::new(move |reaper| {
         Box::pin(async move {
             let guest = Guest::new(reaper);
             let body = tokio::task::spawn_local(tokio::time::timeout(DEADLINE, test(guest)));
             let _gone = done.send(body.await);
         })
     });
-    assert!(guest_thread().send(job).is_ok(), "the thread is gone");
+    assert!(guest_thread().send(on_thread).is_ok(), "the thread is gone");
     match result.recv().expect("the test was not run") {
         Ok(finished) => finished.expect("the test did not finish in time"),
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
 }
 
-/// Records what a real kernel would have done.
+/// A kernel that only records its calls.
 #[derive(Debug, Default, Clone)]
 struct RecordingKernel {
-    acts: Rc<RefCell<Vec<String>>>,
+    calls: Rc<RefCell<Vec<String>>>,
     /// Its list of vsock sockets, if it has one.
     vsocks: Rc<RefCell<Option<Vec<KernelSocket>>>>,
 }
 
 impl RecordingKernel {
-    fn record(&self, act: String) {
-        self.acts.borrow_mut().push(act);
+    fn record(&self, call: String) {
+        self.calls.borrow_mut().push(call);
     }
 }
 
@@ -130,22 +127,22 @@ impl Kernel for RecordingKernel {
 
 struct Guest {
     server: Rc<Server>,
-    acts: Rc<RefCell<Vec<String>>>,
+    kernel_calls: Rc<RefCell<Vec<String>>>,
     vsocks: Rc<RefCell<Option<Vec<KernelSocket>>>>,
 }
 
 impl Guest {
     fn new(reaper: Rc<Reaper>) -> Self {
         let kernel = RecordingKernel::default();
-        let (acts, vsocks) = (Rc::clone(&kernel.acts), Rc::clone(&kernel.vsocks));
+        let (kernel_calls, vsocks) = (Rc::clone(&kernel.calls), Rc::clone(&kernel.vsocks));
         Self {
             server: Server::new(Box::new(kernel), reaper, None),
-            acts,
+            kernel_calls,
             vsocks,
         }
     }
 
-    /// Opens a connection without a word.
+    /// Opens a connection and sends nothing.
     fn connect(&self) -> Client {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let stream = Stream::new(theirs.into()).unwrap();
@@ -172,12 +169,7 @@ impl Guest {
     ) -> Client {
         let client = self.connect();
         client
-            .send_json(&Call {
-                version: VERSION,
-                generation,
-                wake,
-                request,
-            })
+            .send_json(&Call::new(generation, wake, request))
             .await;
         client
     }
@@ -189,10 +181,11 @@ impl Guest {
     async fn status(&self, generation: u64) -> GuestStatus {
         match self.ask(generation, Request::Status).await {
             Reply::Status(status) => status,
-            other => panic!("{other:?} is no status"),
+            other => panic!("{other:?} is not a status"),
         }
     }
 
+    /// Starts a stream.
     async fn start(&self, request: Request) -> Client {
         let mut client = self.call(1, request).await;
         assert_eq!(client.receive_json::<Reply>().await, Reply::Streaming);
@@ -250,11 +243,11 @@ impl Client {
     async fn receive_json<T: DeserializeOwned + Debug>(&mut self) -> T {
         match self.receive().await {
             Received::Json(json) => serde_json::from_slice(&json).unwrap(),
-            other => panic!("{other:?} is no JSON"),
+            other => panic!("{other:?} is not JSON"),
         }
     }
 
-    /// Everything that a process prints, and its end.
+    /// All output of a process, and its end.
     async fn collect(&mut self) -> (String, String, StreamEnd) {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         loop {
@@ -266,7 +259,7 @@ impl Client {
                     let end = serde_json::from_slice(&json).unwrap();
                     return (text(stdout), text(stderr), end);
                 }
-                other => panic!("{other:?} is no output"),
+                other => panic!("{other:?} is not output"),
             }
         }
     }
@@ -324,7 +317,7 @@ async fn until(condition: impl Fn() -> bool) {
     }
 }
 
-fn runs(pid: &str) -> bool {
+fn is_running(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ")
         .is_some_and(|(_, rest)| !rest.starts_with('Z'))

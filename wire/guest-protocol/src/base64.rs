@@ -1,6 +1,6 @@
-//! Base64 (RFC 4648, section 4), in which files stand in messages.
+//! Decodes Base64 (RFC 4648, section 4), the encoding of files in messages.
 
-/// Decodes `text`; none where it is no base64. Line ends are passed over, as Go does.
+/// Decodes `text`; none if it is not base64. Line ends are skipped, as Go does.
 #[must_use]
 pub fn decode(text: &str) -> Option<Vec<u8>> {
     let digits = text.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n'));

@@ -1,7 +1,7 @@
 //! Frames: one kind byte, the payload's length (u32, little endian), the payload.
 //!
-//! Decoding works on whatever bytes have arrived and never allocates for a length it has not
-//! checked; bytes from the other end are not trusted.
+//! Decoding works on any number of received bytes. Bytes from the other end are not trusted: a
+//! length is checked before it is used.
 
 /// Bytes before the payload of each frame.
 pub const HEADER_BYTES: usize = 5;
@@ -15,7 +15,7 @@ const STDOUT: u8 = 3;
 const STDERR: u8 = 4;
 const DATA: u8 = 5;
 
-/// One unit of the conversation, borrowing its payload.
+/// One frame, borrowing its payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frame<'a> {
     /// A message of this crate as JSON.
@@ -30,19 +30,19 @@ pub enum Frame<'a> {
     Data(&'a [u8]),
 }
 
-/// What [`decode`] found at the start of a buffer.
+/// Result of [`decode`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decoded<'a> {
-    /// A whole frame, and how many bytes of the buffer it took.
+    /// A whole frame, and its length in bytes.
     Frame(Frame<'a>, usize),
-    /// Not all of a frame has arrived; at least this many bytes more are needed.
+    /// A part of a frame; at least this many more bytes are needed.
     Incomplete(usize),
 }
 
-/// Why bytes are not a frame. The stream can't be used any further.
+/// Why bytes are not a frame. The stream cannot be used any further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// The kind byte is none of ours.
+    /// The kind byte is unknown.
     #[error("frame of unknown kind {0}")]
     UnknownKind(u8),
     /// The length exceeds [`MAX_PAYLOAD_BYTES`].
@@ -53,7 +53,7 @@ pub enum FrameError {
 /// Appends `frame` to `out`.
 ///
 /// # Errors
-/// [`FrameError::TooLong`] where the payload exceeds [`MAX_PAYLOAD_BYTES`]; `out` is unchanged.
+/// [`FrameError::TooLong`] if the payload exceeds [`MAX_PAYLOAD_BYTES`]; `out` is unchanged.
 pub fn encode(frame: Frame<'_>, out: &mut Vec<u8>) -> Result<(), FrameError> {
     let (kind, payload) = match frame {
         Frame::Json(payload) => (JSON, payload),
@@ -76,7 +76,7 @@ pub fn encode(frame: Frame<'_>, out: &mut Vec<u8>) -> Result<(), FrameError> {
 /// Reads the frame at the start of `bytes`.
 ///
 /// # Errors
-/// [`FrameError`] where the header can't be one of ours, as soon as that shows.
+/// [`FrameError`] if the header is not that of a frame, as soon as enough of it has arrived.
 pub fn decode(bytes: &[u8]) -> Result<Decoded<'_>, FrameError> {
     let Some((&kind, rest)) = bytes.split_first() else {
         return Ok(Decoded::Incomplete(HEADER_BYTES));

@@ -1,25 +1,41 @@
-//! The messages. Field names are the wire; `tests/golden.rs` holds their exact JSON.
+//! The messages. Field names are part of the protocol; `tests/golden.rs` has their exact JSON.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// First message of a connection, from the supervisor.
+/// Bytes of entropy in a [`Wake`].
+pub const ENTROPY_BYTES: usize = 32;
+
+/// First message of a connection, sent by the supervisor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Call {
     /// [`crate::VERSION`] of the sender.
     pub version: u32,
     /// Generation of the machine: raised at each launch of a VMM. On the first call of a newer
-    /// one guest-init closes every connection of older ones.
+    /// generation guest-init closes every connection of older ones.
     pub generation: u64,
-    /// Sent until a first status of this generation has succeeded.
+    /// Sent until the first status of this generation has succeeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wake: Option<Wake>,
-    /// What is asked.
+    /// The request.
     pub request: Request,
 }
 
-/// What a guest that slept needs to know. Applied once per generation.
+impl Call {
+    /// A call in this crate's version of the protocol.
+    #[must_use]
+    pub fn new(generation: u64, wake: Option<Wake>, request: Request) -> Self {
+        Self {
+            version: crate::VERSION,
+            generation,
+            wake,
+            request,
+        }
+    }
+}
+
+/// Time and entropy for a guest that may have been suspended. Applied once per generation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wake {
     /// The host's CLOCK_REALTIME in nanoseconds since 1970, read right before sending.
@@ -28,21 +44,49 @@ pub struct Wake {
     pub entropy_hex: String,
 }
 
-/// What the supervisor asks of guest-init.
+impl Wake {
+    /// A wake-up of the host's time and entropy.
+    #[must_use]
+    pub fn new(realtime_ns: u64, entropy: &[u8; ENTROPY_BYTES]) -> Self {
+        let entropy_hex = entropy.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self {
+            realtime_ns,
+            entropy_hex,
+        }
+    }
+
+    /// The entropy, decoded; none if it has another length or is not hexadecimal.
+    #[must_use]
+    pub fn entropy(&self) -> Option<[u8; ENTROPY_BYTES]> {
+        if self.entropy_hex.len() != 2 * ENTROPY_BYTES {
+            return None;
+        }
+        let mut bytes = [0; ENTROPY_BYTES];
+        let (digits, _) = self.entropy_hex.as_bytes().as_chunks::<2>();
+        for (byte, [high, low]) in bytes.iter_mut().zip(digits) {
+            let high = char::from(*high).to_digit(16)?;
+            let low = char::from(*low).to_digit(16)?;
+            *byte = u8::try_from(high << 4 | low).ok()?;
+        }
+        Some(bytes)
+    }
+}
+
+/// A request of the supervisor to guest-init.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Request {
     /// Answered by [`Reply::Status`]. The readiness check.
     Status,
-    /// Starts the machine's main process; success if that very process already runs
-    /// (same spec). Answered by [`Reply::Done`].
+    /// Starts the machine's main process; succeeds if this very process (same spec) is running
+    /// already. Answered by [`Reply::Done`].
     Launch {
         /// The main process.
         main: ExecSpec,
-        /// Block devices to mount before it, in order: (device, mount point, read only).
+        /// Block devices to mount first, in order: (device, mount point, read only).
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         mounts: Vec<(String, String, bool)>,
-        /// Files to write after that and before the main process starts.
+        /// Files to write after the mounts, before the main process starts.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         files: Vec<LaunchFile>,
         /// Host name of the guest.
@@ -50,23 +94,24 @@ pub enum Request {
     },
     /// *Streams* one JSON [`CpuSample`] per interval until the connection ends.
     CpuUsage {
-        /// Time between samples, in milliseconds, 10 to 60,000.
+        /// Time between samples, in milliseconds, 10 to 3,600,000.
         interval_ms: u32,
     },
-    /// *Streams* the main process's output as JSON [`OutputRecord`]s, first what is buffered
-    /// from `from_sequence` on, then live. Once the main process has ended and all of its output
-    /// is sent, a JSON [`StreamEnd::Exited`] follows and guest-init closes.
+    /// *Streams* the main process's output as JSON [`OutputRecord`]s: first the buffered records
+    /// from `from_sequence` on, then new ones. Once the main process has ended and all of its
+    /// output is sent, a JSON [`StreamEnd::Exited`] follows and guest-init closes.
     Output {
         /// First record wanted.
         from_sequence: u64,
     },
     /// Runs a further process. *Streams*: the supervisor sends Stdin frames and JSON
-    /// [`TerminalSize`]; guest-init sends Stdout and Stderr frames and at last a JSON [`StreamEnd`].
-    /// When the connection ends first, even if only for sending, the process group is killed.
+    /// [`TerminalSize`]; guest-init sends Stdout and Stderr frames and finally a JSON
+    /// [`StreamEnd`]. If the supervisor closes first, even if only for sending, the process group is
+    /// killed.
     Exec {
-        /// What to run.
+        /// The process to run.
         exec: ExecSpec,
-        /// Kill it after this time, in milliseconds; 0 means never.
+        /// Time after which it is killed, in milliseconds; 0 means never.
         #[serde(default)]
         timeout_ms: u64,
     },
@@ -76,9 +121,9 @@ pub enum Request {
         signal: i32,
     },
     /// Ends the main process (signal, then SIGKILL after the timeout), syncs, unmounts and powers
-    /// the guest off. Answered by [`Reply::Done`] before the end. Between the two guest-init goes
-    /// on serving, and once the main process has ended, up to two seconds longer for its end to
-    /// be asked for.
+    /// the guest off. Answered by [`Reply::Done`] at once. Meanwhile guest-init continues to serve.
+    /// Once the main process has ended, it serves for up to two more seconds, so that the
+    /// supervisor can ask for the end.
     PowerOff {
         /// Signal for the main process, 1 to 64.
         signal: i32,
@@ -93,45 +138,46 @@ pub enum Request {
     },
     /// Answered by [`Reply::Processes`].
     Processes,
-    /// *Streams* a file out of the guest: JSON [`FileKind`], then Data frames, an empty one at the end,
-    /// then a JSON [`StreamEnd`].
+    /// *Streams* a file out of the guest: JSON [`FileKind`], then Data frames, an empty one at the
+    /// end, then a JSON [`StreamEnd`].
     ReadFile {
         /// Absolute path.
         path: String,
     },
     /// *Streams* a file into the guest: Data frames from the supervisor, an empty one at the end;
-    /// a JSON [`StreamEnd`] answers. Written beside and renamed, so that it is there whole or not at all.
+    /// a JSON [`StreamEnd`] answers. The file is written under another name and then renamed, so
+    /// that it appears as a whole or not at all.
     WriteFile {
-        /// Absolute path; missing parents are made.
+        /// Absolute path; missing parents are created.
         path: String,
         /// Permission bits, such as 0o644.
         mode: u32,
     },
 }
 
-/// A file that is there before the main process.
+/// A file to write before the main process starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaunchFile {
-    /// Absolute path; missing parents are made.
+    /// Absolute path; missing parents are created.
     pub path: String,
     /// Permission bits, such as 0o644.
     pub mode: u32,
-    /// What is in it, in [`crate::base64`].
+    /// Its content, in [`crate::base64`].
     pub content: String,
 }
 
 /// A process to run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecSpec {
-    /// Program and arguments; not empty. A name without `/` is looked up in PATH.
+    /// Program and arguments; not empty. A program name without `/` is looked up in PATH.
     pub argv: Vec<String>,
-    /// Added to the environment of guest-init's children.
+    /// Added to the environment that guest-init gives its children.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// Working directory; `/` if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
-    /// Give it a terminal of this size (stdout and stderr are then one).
+    /// Size of the terminal, if it gets one (stdout and stderr are then one stream).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terminal: Option<TerminalSize>,
 }
@@ -145,13 +191,13 @@ pub struct TerminalSize {
     pub rows: u16,
 }
 
-/// First message back.
+/// First message of guest-init.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Reply {
     /// Answers [`Request::Status`].
     Status(GuestStatus),
-    /// Done as asked.
+    /// The request is done.
     Done,
     /// The stream that the request describes follows.
     Streaming,
@@ -160,11 +206,11 @@ pub enum Reply {
         /// All processes of the guest, by pid.
         processes: Vec<ProcessEntry>,
     },
-    /// Not done.
+    /// The request is refused.
     Refused(Refusal),
 }
 
-/// Why guest-init did not do what was asked.
+/// Why guest-init refuses a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     /// For programs.
@@ -181,13 +227,13 @@ pub enum RefusalKind {
     Version,
     /// The call's generation is older than one already seen.
     StaleGeneration,
-    /// The call makes no sense (bad JSON, bad numbers).
+    /// The call is malformed or out of range.
     Invalid,
-    /// What it names does not exist (program, file, port nobody listens on, main process).
+    /// Something that the request names does not exist: program, file, listener, main process.
     NotFound,
-    /// Another main process runs already.
+    /// Another main process is running or has ended.
     Conflict,
-    /// The guest's kernel or disk said no.
+    /// The guest's kernel or disk failed.
     Failed,
 }
 
@@ -198,14 +244,14 @@ pub struct GuestStatus {
     pub boot_id: String,
     /// Newest generation seen.
     pub generation: u64,
-    /// Version of guest-init; ends in `+leaky` where it leaks on purpose (test image).
+    /// Version of guest-init; ends in `+leaky` if it leaks on purpose (test image).
     pub init_version: String,
     /// Guest's CLOCK_BOOTTIME in milliseconds.
     pub uptime_ms: u64,
     /// Guest's CLOCK_REALTIME in nanoseconds since 1970.
     pub realtime_ns: u64,
-    /// How far the clock was stepped at this generation's wake-up, in milliseconds. Zero where it
-    /// was ahead by less than a second, which the delivery of the call accounts for.
+    /// How far the clock was stepped at this generation's wake-up, in milliseconds. Zero if it was
+    /// ahead by at most a second, the time that delivering the call may take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_step_ms: Option<i64>,
     /// Open vsock sockets of the guest without the one that carries this reply.
@@ -220,25 +266,25 @@ pub struct GuestStatus {
 pub struct OpenVsocks {
     /// Connected sockets (live or dead but unclosed), not listeners.
     pub total: u32,
-    /// Of these, opened in a generation older than the newest: by guest-init, or by whatever process
-    /// where the kernel has a list.
+    /// Of these, opened in a generation older than the newest: by any process if the kernel has a
+    /// list, else by guest-init.
     pub older_generations: u32,
-    /// By state and, where guest-init knows it, generation.
+    /// By state and, if guest-init knows it, generation.
     pub counts: Vec<VsockCount>,
     /// Where the figures come from: `vsock_diag` (the kernel's list, all processes) or `init`
     /// (guest-init's own sockets only).
     pub source: String,
 }
 
-/// A number of sockets that agree in state and generation.
+/// Number of sockets with the same state and generation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockCount {
     /// `established`, `closing`, `closed` (reset by a resume but not closed by its owner),
     /// `detached` (of an older generation, no longer in the kernel's tables, so that its pair is
-    /// free, but not closed by guest-init), `open` (where [`OpenVsocks::source`] is `init`), …
+    /// free, but not closed by guest-init), `open` (if [`OpenVsocks::source`] is `init`), …
     pub state: String,
-    /// Generation in which it was opened, or for sockets of other processes that are dead the one that left
-    /// them over; none where guest-init does not know.
+    /// Generation in which it was opened; for dead sockets of other processes, the generation that
+    /// left them over. None if guest-init does not know it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
     /// How many.
@@ -248,9 +294,9 @@ pub struct VsockCount {
 /// The machine's main process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MainProcess {
-    /// Where it is in its life.
+    /// Its state.
     pub state: MainProcessState,
-    /// Its pid while it runs.
+    /// Its pid while it is running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<i32>,
     /// How it ended.
@@ -260,15 +306,16 @@ pub struct MainProcess {
     pub next_output_sequence: u64,
 }
 
-/// Life of the main process.
+/// State of the main process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MainProcessState {
     /// No [`Request::Launch`] yet.
     Absent,
-    /// It runs.
+    /// It is running.
     Running,
-    /// It ended; guest-init powers the guest off once that has been told, or two seconds later.
+    /// It has ended; guest-init powers the guest off once it has reported the end, or two seconds
+    /// later.
     Exited,
 }
 
@@ -289,7 +336,8 @@ pub struct Exit {
     pub timed_out: bool,
 }
 
-/// One line of [`Request::CpuUsage`]'s stream. Counters since boot, so a lost line loses nothing.
+/// One sample of [`Request::CpuUsage`]'s stream. The times count from boot, so that no usage is lost
+/// with a sample.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CpuSample {
     /// Guest's CLOCK_BOOTTIME in milliseconds.
@@ -300,7 +348,7 @@ pub struct CpuSample {
     pub idle_ms: u64,
     /// Load averages over 1, 5 and 15 minutes.
     pub load: [f32; 3],
-    /// All memory the kernel manages, in KiB.
+    /// All memory that the kernel manages, in KiB.
     pub memory_total_kib: u64,
     /// Memory available to new processes, in KiB.
     pub memory_available_kib: u64,
@@ -309,11 +357,11 @@ pub struct CpuSample {
 /// One line (or part of a long one) that the main process printed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputRecord {
-    /// Counts up by one; a gap says how many records were lost to the buffer's bound.
+    /// Counts up by one. A gap is the number of records that the bounded buffer has lost.
     pub sequence: u64,
     /// Guest's CLOCK_REALTIME in nanoseconds since 1970.
     pub realtime_ns: u64,
-    /// Which stream.
+    /// The stream.
     pub source: OutputSource,
     /// The text without its line end; invalid UTF-8 replaced.
     pub text: String,
@@ -344,7 +392,7 @@ pub struct ProcessEntry {
     pub cpu_ms: u64,
     /// Resident memory in KiB.
     pub rss_kib: u64,
-    /// Its working directory; empty where it can't be read.
+    /// Its working directory; empty if it cannot be read.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub directory: String,
     /// When it was started, in seconds since 1970 by the guest's clock.
@@ -367,7 +415,7 @@ pub struct ListeningSocket {
     pub address: String,
 }
 
-/// What [`Request::ReadFile`] found.
+/// The file that [`Request::ReadFile`] opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileKind {
     /// Size in bytes when it was opened.
@@ -382,11 +430,11 @@ pub struct FileKind {
 pub enum StreamEnd {
     /// A process ended.
     Exited(Exit),
-    /// A transfer is complete; that many bytes.
+    /// A transfer is complete.
     Complete {
         /// Bytes transferred.
         bytes: u64,
     },
-    /// It broke off.
+    /// The stream failed before its end.
     Refused(Refusal),
 }

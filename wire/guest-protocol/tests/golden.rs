@@ -1,18 +1,19 @@
-//! The exact JSON of every message. A change here is a change of the protocol: raise `VERSION`,
-//! or make sure that both ends understand old and new.
+//! The exact JSON of every message. A change here changes the protocol: raise `VERSION`, or make
+//! sure that both ends understand the old and the new form.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use guest_protocol::{
-    Call, CpuSample, ExecSpec, Exit, FileKind, GuestStatus, LaunchFile, ListeningSocket,
-    MainProcess, MainProcessState, OpenVsocks, OutputRecord, OutputSource, ProcessEntry, Refusal,
-    RefusalKind, Reply, Request, StreamEnd, TerminalSize, VERSION, VsockCount, Wake,
+    Call, CpuSample, ENTROPY_BYTES, ExecSpec, Exit, FileKind, GuestStatus, LaunchFile,
+    ListeningSocket, MainProcess, MainProcessState, OpenVsocks, OutputRecord, OutputSource,
+    ProcessEntry, Refusal, RefusalKind, Reply, Request, StreamEnd, TerminalSize, VERSION,
+    VsockCount, Wake,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Checks both directions: what is sent, and that the same bytes are understood.
+/// Checks both directions: the message as JSON, and the JSON as message.
 #[track_caller]
 fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(message: &T, json: &str) {
     assert_eq!(serde_json::to_string(message).expect("serialises"), json);
@@ -66,6 +67,40 @@ fn calls_look_like_this() {
             r#""request":{"type":"status"}}"#
         ),
     );
+}
+
+#[test]
+fn a_new_call_is_of_this_version_and_entropy_is_sent_in_hexadecimal() {
+    let mut entropy = [0; 32];
+    entropy[31] = 0xab;
+    let wake = Wake::new(7, &entropy);
+    assert_eq!(wake.realtime_ns, 7);
+    assert_eq!(wake.entropy_hex, format!("{:0>62}ab", ""));
+    assert_eq!(wake.entropy(), Some(entropy));
+    let call = Call::new(3, Some(wake.clone()), Request::Status);
+    let fields = Call {
+        version: VERSION,
+        generation: 3,
+        wake: Some(wake),
+        request: Request::Status,
+    };
+    assert_eq!(call, fields);
+}
+
+#[test]
+fn entropy_of_the_wrong_length_or_alphabet_is_none() {
+    let decode = |entropy_hex: &str| {
+        let wake = Wake {
+            realtime_ns: 0,
+            entropy_hex: entropy_hex.to_owned(),
+        };
+        wake.entropy()
+    };
+    let good = "0f".repeat(ENTROPY_BYTES);
+    assert_eq!(decode(&good), Some([0x0f; ENTROPY_BYTES]));
+    assert_eq!(decode(&good[1..]), None);
+    assert_eq!(decode(&"é".repeat(ENTROPY_BYTES)), None);
+    assert_eq!(decode(&"0x".repeat(ENTROPY_BYTES)), None);
 }
 
 #[test]
@@ -270,7 +305,7 @@ fn every_kind_of_refusal_has_its_name() {
 }
 
 #[test]
-fn what_streams_carry_looks_like_this() {
+fn messages_of_streams_look_like_this() {
     check(
         &CpuSample {
             uptime_ms: 1,

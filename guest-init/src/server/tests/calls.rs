@@ -1,4 +1,4 @@
-//! Calls: generations, wake-ups, refusals, and what is answered in one go.
+//! Calls: generations, wake-ups, refusals, and requests with a single reply.
 
 use proptest::prelude::*;
 
@@ -73,8 +73,11 @@ fn a_wake_up_is_applied_once_per_generation() {
             assert!(status.clock_step_ms.is_some_and(|step| step > 0));
         }
 
-        let once = ["entropy ab", "clock 4000000000"];
-        assert_eq!(*guest.acts.borrow(), [once, once].concat());
+        let calls_per_generation = ["entropy ab", "clock 4000000000"];
+        assert_eq!(
+            *guest.kernel_calls.borrow(),
+            [calls_per_generation, calls_per_generation].concat()
+        );
     });
 }
 
@@ -90,7 +93,7 @@ fn a_broken_wake_up_is_no_reason_to_refuse_a_status() {
             panic!("no status")
         };
         assert_eq!(status.clock_step_ms, None);
-        assert!(guest.acts.borrow().is_empty());
+        assert!(guest.kernel_calls.borrow().is_empty());
     });
 }
 
@@ -177,15 +180,15 @@ fn processes_are_listed() {
 }
 
 #[test]
-fn a_power_off_is_acknowledged_and_ordered() {
+fn a_power_off_is_acknowledged_and_requested() {
     with_guest(async |guest: Guest| {
         let request = Request::PowerOff {
             signal: 15,
             timeout_ms: 500,
         };
         assert_eq!(guest.ask(1, request).await, Reply::Done);
-        let order = guest.server.power_off_ordered().await;
-        assert_eq!((order.signal, order.timeout.as_millis()), (15, 500));
+        let request = guest.server.power_off_requests().next().await;
+        assert_eq!((request.signal, request.timeout.as_millis()), (15, 500));
     });
 }
 

@@ -26,7 +26,7 @@ fn input_reaches_the_process_and_its_end_too() {
 }
 
 #[test]
-fn a_process_that_reads_no_input_ends_all_the_same() {
+fn a_process_that_reads_no_input_still_ends() {
     with_guest(async |guest: Guest| {
         let mut client = guest.start(exec("exec <&-; read x; exit 3")).await;
         client.send(Frame::Stdin(&[b'x'; 200_000])).await;
@@ -35,7 +35,7 @@ fn a_process_that_reads_no_input_ends_all_the_same() {
 }
 
 #[test]
-fn the_signal_that_ended_a_process_is_told() {
+fn the_signal_that_ended_a_process_is_reported() {
     with_guest(async |guest: Guest| {
         let mut client = guest.start(exec("kill -TERM $$")).await;
         assert_eq!(client.collect().await.2, killed(15, false));
@@ -54,7 +54,7 @@ fn a_timeout_kills_the_whole_group() {
         let mut client = guest.start(request).await;
         let (stdout, _, end) = client.collect().await;
         assert_eq!(end, killed(9, true));
-        until(|| !runs(stdout.trim())).await;
+        until(|| !is_running(stdout.trim())).await;
     });
 }
 
@@ -67,11 +67,11 @@ fn a_lost_connection_kills_the_whole_group() {
             panic!("no pid")
         };
         let pid = String::from_utf8(pid).unwrap();
-        assert!(runs(pid.trim()));
+        assert!(is_running(pid.trim()));
 
         drop(client);
 
-        until(|| !runs(pid.trim())).await;
+        until(|| !is_running(pid.trim())).await;
         until(|| guest.server.registry().open_sockets().is_empty()).await;
     });
 }
@@ -90,18 +90,18 @@ fn a_lost_connection_is_noticed_behind_input_that_nobody_reads() {
 
         drop(client);
 
-        until(|| !runs(pid.trim())).await;
+        until(|| !is_running(pid.trim())).await;
     });
 }
 
 #[test]
-fn what_a_process_leaves_running_does_not_hold_up_its_end() {
+fn processes_left_running_do_not_delay_the_end_of_their_parent() {
     with_guest(async |guest: Guest| {
         let mut client = guest.start(exec("sleep 1000 & echo $!")).await;
         let (stdout, _, end) = client.collect().await;
         assert_eq!(end, exited(0));
         let pid = stdout.trim().parse().unwrap();
-        nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
     });
 }
 
@@ -129,29 +129,16 @@ fn programs_and_directories_that_do_not_exist_are_not_found() {
             argv: vec!["no-such-program".into()],
             ..ExecSpec::default()
         };
-        for exec in [nowhere, unknown] {
-            let reply = guest
-                .ask(
-                    1,
-                    Request::Exec {
-                        exec,
-                        timeout_ms: 0,
-                    },
-                )
-                .await;
-            assert_eq!(kind_of(&reply), Some(RefusalKind::NotFound), "{reply:?}");
+        let cases = [
+            (nowhere, RefusalKind::NotFound),
+            (unknown, RefusalKind::NotFound),
+            (ExecSpec::default(), RefusalKind::Invalid),
+        ];
+        for (exec, kind) in cases {
+            let timeout_ms = 0;
+            let reply = guest.ask(1, Request::Exec { exec, timeout_ms }).await;
+            assert_eq!(kind_of(&reply), Some(kind), "{reply:?}");
         }
-        let exec = ExecSpec::default();
-        let reply = guest
-            .ask(
-                1,
-                Request::Exec {
-                    exec,
-                    timeout_ms: 0,
-                },
-            )
-            .await;
-        assert_eq!(kind_of(&reply), Some(RefusalKind::Invalid));
     });
 }
 

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 
 use super::*;
 
-/// A service that greets, then sends back what it got when its client stops sending.
+/// A service that sends a greeting, and echoes everything once its client stops sending.
 fn echo_service() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -53,12 +53,7 @@ fn bytes_go_both_ways_and_each_direction_ends_by_itself() {
 fn bytes_right_behind_the_call_are_not_lost() {
     with_guest(async |guest: Guest| {
         let port = echo_service();
-        let call = Call {
-            version: VERSION,
-            generation: 1,
-            wake: None,
-            request: Request::Forward { port },
-        };
+        let call = Call::new(1, None, Request::Forward { port });
         let mut bytes = Vec::new();
         encode(Frame::Json(&serde_json::to_vec(&call).unwrap()), &mut bytes).unwrap();
         bytes.extend(b"early");

@@ -4,12 +4,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use nix::sys::socket::{setsockopt, sockopt};
-
 use super::*;
-use crate::listener::{self, Accept};
+use crate::os::stream::tcp;
+use crate::server::listener::{self, Accept};
 
-/// Hands out what it was given, then nothing.
+/// Hands out the given results, then waits for ever.
 struct Scripted(RefCell<VecDeque<io::Result<OwnedFd>>>);
 
 impl Accept for Scripted {
@@ -22,26 +21,11 @@ impl Accept for Scripted {
     }
 }
 
-fn tcp_pair() -> (std::net::TcpStream, std::net::TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    (listener.accept().unwrap().0, theirs)
-}
-
-/// Closes with a reset.
-fn reset(socket: std::net::TcpStream) {
-    let linger = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
-    setsockopt(&socket, sockopt::Linger, &linger).unwrap();
-}
-
 #[test]
 fn the_accept_loop_outlives_errors_and_closes_dead_connections() {
     with_guest(async |guest: Guest| {
-        let (dead, gone) = tcp_pair();
-        reset(gone);
+        let (dead, gone) = tcp::pair();
+        tcp::reset(gone);
         let (live, theirs) = UnixStream::pair().unwrap();
         let script = [
             Err(io::Error::from_raw_os_error(libc::EMFILE)),
@@ -54,12 +38,7 @@ fn the_accept_loop_outlives_errors_and_closes_dead_connections() {
             stream: Stream::new(theirs.into()).unwrap(),
             inbox: Vec::new(),
         };
-        let call = Call {
-            version: VERSION,
-            generation: 1,
-            wake: None,
-            request: Request::Status,
-        };
+        let call = Call::new(1, None, Request::Status);
 
         client.send_json(&call).await;
 
@@ -74,7 +53,7 @@ fn the_accept_loop_outlives_errors_and_closes_dead_connections() {
 #[test]
 fn a_stream_whose_connection_is_reset_is_closed_long_before_its_next_message() {
     with_guest(async |guest: Guest| {
-        let (ours, theirs) = tcp_pair();
+        let (ours, theirs) = tcp::pair();
         let script = [Ok(ours.into())];
         let listener = Scripted(RefCell::new(script.into()));
         let serving = tokio::task::spawn_local(listener::serve(listener, guest.server.clone()));
@@ -82,20 +61,14 @@ fn a_stream_whose_connection_is_reset_is_closed_long_before_its_next_message() {
             stream: Stream::new(theirs.try_clone().unwrap().into()).unwrap(),
             inbox: Vec::new(),
         };
-        let call = Call {
-            version: VERSION,
-            generation: 1,
-            wake: None,
-            request: Request::CpuUsage {
-                interval_ms: 60_000,
-            },
-        };
+        let interval_ms = 60_000;
+        let call = Call::new(1, None, Request::CpuUsage { interval_ms });
         client.send_json(&call).await;
         assert_eq!(client.receive_json::<Reply>().await, Reply::Streaming);
         let _first: CpuSample = client.receive_json().await;
 
         drop(client);
-        reset(theirs);
+        tcp::reset(theirs);
 
         until(|| guest.server.registry().open_sockets().is_empty()).await;
         serving.abort();

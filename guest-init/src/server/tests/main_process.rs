@@ -47,7 +47,7 @@ fn disks_are_mounted_before_it_starts() {
         };
         assert_eq!(guest.ask(1, request).await, Reply::Done);
         assert_eq!(
-            *guest.acts.borrow(),
+            *guest.kernel_calls.borrow(),
             ["hostname web", "mount /dev/null /data true"]
         );
         guest.server.main().ended().await;
@@ -82,7 +82,7 @@ fn files_are_written_before_it_starts() {
 }
 
 #[test]
-fn its_output_is_kept_and_told_with_its_end() {
+fn its_output_is_buffered_and_reported_with_its_end() {
     with_guest(async |guest: Guest| {
         guest
             .ask(1, launch("echo one; echo two >&2; printf three; exit 4"))
@@ -103,7 +103,7 @@ fn its_output_is_kept_and_told_with_its_end() {
         ];
         assert_eq!(lines, expected);
         assert_eq!(end, exited(4));
-        guest.server.main().end_told().await;
+        guest.server.main().end_reported().await;
         let status = guest.status(1).await.main;
         assert_eq!(status.state, MainProcessState::Exited);
         assert_eq!(
@@ -114,7 +114,7 @@ fn its_output_is_kept_and_told_with_its_end() {
 }
 
 #[test]
-fn a_reader_gets_what_was_kept_and_then_what_comes() {
+fn a_reader_gets_buffered_records_and_then_new_ones() {
     with_guest(async |guest: Guest| {
         let directory = tempfile::tempdir().unwrap();
         let go_on = directory.path().join("go-on");
@@ -125,12 +125,12 @@ fn a_reader_gets_what_was_kept_and_then_what_comes() {
         guest.ask(1, launch(&script)).await;
         until(|| guest.server.main().output().next_sequence() == 2).await;
         let mut client = guest.start(Request::Output { from_sequence: 1 }).await;
-        let kept: OutputRecord = client.receive_json().await;
+        let buffered: OutputRecord = client.receive_json().await;
         std::fs::write(&go_on, "").unwrap();
         let live: OutputRecord = client.receive_json().await;
         let end: StreamEnd = client.receive_json().await;
 
-        assert_eq!((kept.sequence, kept.text.as_str()), (1, "b"));
+        assert_eq!((buffered.sequence, buffered.text.as_str()), (1, "b"));
         assert_eq!((live.sequence, live.text.as_str()), (2, "c"));
         assert_eq!(end, exited(0));
     });
@@ -146,12 +146,12 @@ fn without_one_there_is_nothing_to_signal() {
 }
 
 #[test]
-fn it_is_killed_when_its_time_runs_out_or_patience_does() {
+fn it_is_killed_when_its_timeout_passes_or_a_newer_request_shortens_it() {
     with_guest(async |guest: Guest| {
         let stubborn = "trap '' TERM; echo ready; while :; do sleep 0.01; done";
         guest.ask(1, launch(stubborn)).await;
         until(|| guest.server.main().output().next_sequence() == 1).await;
-        let patient = Order {
+        let patient = PowerOffRequest {
             signal: 15,
             timeout: Duration::from_secs(3600),
         };
@@ -160,7 +160,9 @@ fn it_is_killed_when_its_time_runs_out_or_patience_does() {
             timeout_ms: 1,
         };
 
-        let ending = shutdown::end_main_process(&guest.server, patient);
+        let server = &guest.server;
+        let requests = server.power_off_requests();
+        let ending = shutdown::end_main_process(server.main(), requests, patient);
         let (reply, ()) = tokio::join!(guest.ask(1, impatient), ending);
 
         assert_eq!(reply, Reply::Done);

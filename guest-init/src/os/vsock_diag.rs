@@ -1,0 +1,116 @@
+//! The kernel's list of vsock sockets, of all processes, in the format of
+//! `linux/vm_sockets_diag.h`. It knows no generations.
+//!
+//! Needs the vsock_diag module; without it the kernel refuses and the caller falls back on
+//! guest-init's own sockets.
+
+use std::borrow::Cow;
+
+use nix::libc::VMADDR_CID_ANY;
+use nix::sys::socket::SockProtocol;
+
+use crate::os::netlink::{self, NetlinkError, Question, read_u32};
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const AF_VSOCK: u8 = 40;
+
+// Socket states, numbered as for TCP.
+const ESTABLISHED: u8 = 1;
+const CONNECTING: u8 = 2;
+const CLOSED: u8 = 7;
+const LISTENING: u8 = 10;
+const CLOSING: u8 = 11;
+
+/// One socket of the kernel's list that has or had a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct KernelSocket {
+    pub(crate) state: u8,
+    /// Zero where its owner has closed it already.
+    pub(crate) inode: u64,
+}
+
+impl KernelSocket {
+    /// Whether it is connected or about to be.
+    pub(crate) fn is_alive(self) -> bool {
+        matches!(self.state, ESTABLISHED | CONNECTING)
+    }
+
+    /// Whether its owner has closed it; the kernel waits for the peer to agree.
+    pub(crate) fn is_orphan(self) -> bool {
+        self.inode == 0
+    }
+
+    /// The state's name in a status.
+    pub(crate) fn state_name(self) -> Cow<'static, str> {
+        match self.state {
+            _ if self.is_orphan() => "closing".into(),
+            ESTABLISHED => "established".into(),
+            CONNECTING => "connecting".into(),
+            CLOSED => "closed".into(),
+            CLOSING => "closing".into(),
+            other => format!("state {other}").into(),
+        }
+    }
+}
+
+/// Asks the kernel for all connected sockets, including dead ones that are not closed yet.
+pub(crate) fn list() -> Result<Vec<KernelSocket>, NetlinkError> {
+    let answer = netlink::ask(
+        SockProtocol::NetlinkSockDiag,
+        Question::List,
+        SOCK_DIAG_BY_FAMILY,
+        &request(),
+    )?;
+    Ok(answer.iter().filter_map(|bytes| parse(bytes)).collect())
+}
+
+/// `struct vsock_diag_req`: family, protocol, padding, states, inode, show, cookie.
+fn request() -> [u8; 24] {
+    let mut bytes = [0; 24];
+    bytes[0] = AF_VSOCK;
+    bytes[4..8].copy_from_slice(&u32::MAX.to_ne_bytes()); // sockets of every state
+    bytes
+}
+
+/// Reads a `struct vsock_diag_msg`: family, type, state, shutdown, source CID and port,
+/// destination CID and port, inode, cookie. None for listeners and sockets without a peer.
+fn parse(bytes: &[u8]) -> Option<KernelSocket> {
+    let state = *bytes.get(2)?;
+    let peer_cid = read_u32(bytes, 12)?;
+    let inode = read_u32(bytes, 20)?;
+    if bytes.first() != Some(&AF_VSOCK) || state == LISTENING || peer_cid == VMADDR_CID_ANY {
+        return None;
+    }
+    Some(KernelSocket {
+        state,
+        inode: inode.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn diag_message(state: u8, peer_cid: u32, inode: u32) -> Vec<u8> {
+        let mut bytes = vec![AF_VSOCK, 1, state, 0];
+        for field in [3, 1024, peer_cid, 1 << 30, inode, 0, 0] {
+            bytes.extend(u32::to_ne_bytes(field));
+        }
+        bytes
+    }
+
+    #[test]
+    fn listeners_and_sockets_without_a_peer_are_not_counted() {
+        let connected = diag_message(1, 2, 77);
+        assert_eq!(
+            parse(&connected),
+            Some(KernelSocket {
+                state: 1,
+                inode: 77
+            })
+        );
+        assert_eq!(parse(&diag_message(LISTENING, VMADDR_CID_ANY, 77)), None);
+        assert_eq!(parse(&diag_message(7, VMADDR_CID_ANY, 77)), None);
+        assert_eq!(parse(&connected[..23]), None);
+    }
+}
