@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
+use guest_protocol::backoff::Backoff;
 
 use crate::duration;
 use crate::model::settings::{PortPolicy, ReadinessLimits, StartSettings, VerifyMode};
@@ -141,8 +142,10 @@ impl Arguments {
                 monitor_first: self.monitor_first,
                 readiness: ReadinessLimits {
                     attempt: self.readiness_attempt_timeout,
-                    backoff_first: self.readiness_backoff,
-                    backoff_most: self.readiness_backoff_max,
+                    backoff: Backoff {
+                        first: self.readiness_backoff,
+                        longest: self.readiness_backoff_max,
+                    },
                     total: self.start_timeout,
                 },
             },

@@ -137,7 +137,8 @@ fn without_tests(tokens: TokenStream) -> Vec<TokenTree> {
         // The attribute's brackets, then the item up to its end.
         tokens.next();
         for token in tokens.by_ref() {
-            let block = matches!(&token, TokenTree::Group(group) if group.delimiter() == Delimiter::Brace);
+            let block =
+                matches!(&token, TokenTree::Group(group) if group.delimiter() == Delimiter::Brace);
             if block || is_punct(&token, ';') {
                 break;
             }
@@ -179,7 +180,9 @@ fn collect(tokens: &[TokenTree], nested: bool, found: &mut Found) {
                 continue;
             }
             "mod" if !nested => {
-                let declares = tokens.get(index + 2).is_some_and(|token| is_punct(token, ';'));
+                let declares = tokens
+                    .get(index + 2)
+                    .is_some_and(|token| is_punct(token, ';'));
                 if let Some(name) = ident(tokens.get(index + 1)).filter(|_| declares) {
                     found.declared.push(name);
                 }
@@ -360,7 +363,10 @@ mod tests {
             ("b.rs", "fn f() { crate::c::g(); }"),
             ("c.rs", "fn g() { vec![super::d::H]; }"),
             ("d.rs", "type T = Option<crate::e::I>; // crate::a"),
-            ("e.rs", "#[cfg(test)] mod tests { use crate::a::Z; } pub(in crate::a) const S: &str = \"crate::a\";"),
+            (
+                "e.rs",
+                "#[cfg(test)] mod tests { use crate::a::Z; } pub(in crate::a) const S: &str = \"crate::a\";",
+            ),
         ]);
         let expected = [
             pair("a", "b"),

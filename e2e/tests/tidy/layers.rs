@@ -97,9 +97,8 @@ fn read(root: &Path) -> Crate {
     let mut read = imports::read(root, relative);
     read.imports.retain(|import| {
         let file = import.place.split(':').next().unwrap_or_default();
-        let excepted = |exception: &&Exception| {
-            exception.from == file && exception.to == import.to.join("::")
-        };
+        let excepted =
+            |exception: &&Exception| exception.from == file && exception.to == import.to.join("::");
         EXCEPTIONS.iter().find(excepted).is_none()
     });
     read

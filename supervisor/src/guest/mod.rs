@@ -103,13 +103,7 @@ impl GuestAddress {
         wake: Option<Wake>,
     ) -> Result<(Reply, GuestStream), GuestError> {
         let mut stream = GuestStream::connect(&self.socket).await?;
-        let version = guest_protocol::VERSION;
-        let call = Call {
-            version,
-            generation: self.generation,
-            wake,
-            request,
-        };
+        let call = Call::new(self.generation, wake, request);
         stream.writer.send_json(&call).await?;
         match stream.message::<Reply>("a reply").await? {
             Reply::Refused(refusal) => Err(GuestError::Refused(refusal)),

@@ -8,7 +8,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use guest_protocol::{GuestStatus, Reply, Request, Wake};
+use guest_protocol::{Call, ENTROPY_BYTES, GuestStatus, Reply, Request, Wake, backoff};
 use machine_api::{Attempt, AttemptOutcome};
 use rand::RngExt;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::error_chain::error_chain;
 use crate::guest::{GuestAddress, GuestError, GuestStream};
 use crate::model::settings::ReadinessLimits;
-use crate::{clock, exhaustion, ids};
+use crate::{clock, exhaustion};
 
 /// A successful attempt.
 #[derive(Debug)]
@@ -100,7 +100,8 @@ pub(crate) async fn repeat<T>(
                 });
             }
         }
-        let next = Instant::now() + backoff(limits, failed, rand::rng().random_range(0.5..1.0));
+        let jitter = rand::rng().random_range(backoff::JITTER);
+        let next = Instant::now() + limits.backoff.wait(failed, jitter);
         if next >= deadline {
             break;
         }
@@ -118,12 +119,7 @@ pub(crate) async fn ask_status(address: &GuestAddress) -> Result<StatusReply, Gu
     let mut connection = GuestStream::connect(&address.socket).await?;
     let connected_ns = clock::monotonic_ns();
     let local_port = connection.local_port();
-    let call = guest_protocol::Call {
-        version: guest_protocol::VERSION,
-        generation: address.generation,
-        wake: Some(wake()),
-        request: Request::Status,
-    };
+    let call = Call::new(address.generation, Some(wake()), Request::Status);
     connection.writer.send_json(&call).await?;
     match connection.message::<Reply>("a status").await? {
         Reply::Status(status) if status.generation == address.generation => Ok(StatusReply {
@@ -152,10 +148,8 @@ pub(crate) struct StatusReply {
 
 /// The time and fresh entropy, for a guest that may have been suspended.
 pub(crate) fn wake() -> Wake {
-    Wake {
-        realtime_ns: clock::realtime_ns(),
-        entropy_hex: ids::random_hex(),
-    }
+    let entropy: [u8; ENTROPY_BYTES] = rand::rng().random();
+    Wake::new(clock::realtime_ns(), &entropy)
 }
 
 /// The outcome of an attempt that failed with `error`.
@@ -170,31 +164,20 @@ fn outcome_of(error: &GuestError) -> AttemptOutcome {
     }
 }
 
-/// Wait after `failed` earlier failures; `jitter` lies between 0.5 and 1.
-fn backoff(limits: &ReadinessLimits, failed: u32, jitter: f64) -> Duration {
-    let doubled = limits.backoff_first.saturating_mul(1 << failed.min(16));
-    doubled.min(limits.backoff_most).mul_f64(jitter)
-}
-
 #[cfg(test)]
 mod tests {
+    use guest_protocol::backoff::Backoff;
+
     use super::*;
 
     const LIMITS: ReadinessLimits = ReadinessLimits {
         attempt: Duration::from_millis(100),
-        backoff_first: Duration::from_millis(25),
-        backoff_most: Duration::from_millis(1_000),
+        backoff: Backoff {
+            first: Duration::from_millis(25),
+            longest: Duration::from_secs(1),
+        },
         total: Duration::from_secs(10),
     };
-
-    #[test]
-    fn waits_double_up_to_their_bound() {
-        let waits: Vec<u128> = (0..8)
-            .map(|failed| backoff(&LIMITS, failed, 1.0).as_millis())
-            .collect();
-        assert_eq!(waits, [25, 50, 100, 200, 400, 800, 1_000, 1_000]);
-        assert_eq!(backoff(&LIMITS, u32::MAX, 0.5).as_millis(), 500);
-    }
 
     #[tokio::test(start_paused = true)]
     async fn every_failed_attempt_is_recorded_with_port_and_outcome() {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::ValueEnum;
+use guest_protocol::backoff::Backoff;
 use machine_api::{PortPolicy as ApiPortPolicy, VsockOptions};
 
 /// Where local vsock ports begin after each start and resume.
@@ -47,10 +48,8 @@ pub(crate) struct StartSettings {
 pub(crate) struct ReadinessLimits {
     /// Deadline of one attempt.
     pub(crate) attempt: Duration,
-    /// Wait after the first failed attempt; doubles with each.
-    pub(crate) backoff_first: Duration,
-    /// Longest wait between attempts.
-    pub(crate) backoff_most: Duration,
+    /// Waits between attempts.
+    pub(crate) backoff: Backoff,
     /// Deadline of the whole check.
     pub(crate) total: Duration,
 }

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use guest_protocol::backoff::JITTER;
 use machine_api::{
     Attempt, AttemptOutcome, GuestView, PortPolicy, SocketCount, StartKind, Verdict, VsockDiagnosis,
 };
@@ -12,8 +13,8 @@ use crate::model::settings::ReadinessLimits;
 
 /// Local ports that the random policy draws from.
 const RANDOM_PORTS: f64 = (1_u32 << 30) as f64;
-/// Average of the jitter that a backoff is multiplied with.
-const MEAN_JITTER: f64 = 0.75;
+/// Mean of the jitter, by which a wait is multiplied.
+const MEAN_JITTER: f64 = f64::midpoint(JITTER.start, JITTER.end);
 
 /// What is known about a machine's vsock.
 #[derive(Debug, Clone, Copy)]
@@ -124,14 +125,14 @@ fn expected_failures(leaked_pairs: u32, policy: PortPolicy) -> f64 {
 /// What that many failures cost in backoff; fractions count as part of the first failure.
 fn delay(failures: f64, limits: &ReadinessLimits) -> Duration {
     let mut total = 0.0;
-    let mut pause = limits.backoff_first.as_secs_f64();
+    let mut pause = limits.backoff.first.as_secs_f64();
     let mut left = failures;
-    while left > 0.0 && pause < limits.backoff_most.as_secs_f64() {
+    while left > 0.0 && pause < limits.backoff.longest.as_secs_f64() {
         total += left.min(1.0) * pause * MEAN_JITTER;
         left -= 1.0;
         pause *= 2.0;
     }
-    total += left.max(0.0) * limits.backoff_most.as_secs_f64() * MEAN_JITTER;
+    total += left.max(0.0) * limits.backoff.longest.as_secs_f64() * MEAN_JITTER;
     Duration::from_secs_f64(total)
 }
 
@@ -228,13 +229,17 @@ fn remedy(evidence: &Evidence<'_>, diagnosis: &VsockDiagnosis) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use guest_protocol::backoff::Backoff;
     use machine_api::GuestSockets;
+
+    use super::*;
 
     const LIMITS: ReadinessLimits = ReadinessLimits {
         attempt: Duration::from_secs(2),
-        backoff_first: Duration::from_millis(25),
-        backoff_most: Duration::from_secs(1),
+        backoff: Backoff {
+            first: Duration::from_millis(25),
+            longest: Duration::from_secs(1),
+        },
         total: Duration::from_secs(60),
     };
 
