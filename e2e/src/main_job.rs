@@ -1,14 +1,12 @@
 //! The main job: one real Linux guest, hundreds of chained cycles, a verdict.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 use client::Client;
-use cycles::{LeftoverVsocks, MachineSubject, Report, Run, RunOptions, run_cycles};
+use cycles::{Interruption, LeftoverVsocks, MachineSubject, Report, Run, RunOptions, run_cycles};
 use machine_api::{
     CreateMachine, Guest, Init, Machine, MachineConfig, MachineState, Restart, RestartPolicy,
     VsockOptions,
@@ -78,7 +76,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let mut report = Report::of_run(description, started_at, run);
     let refused = report.refused_attempts();
     if arguments.guest == GuestImage::Default && refused > 0 {
-        report.deny(&format!(
+        report.mark_not_flat(&format!(
             "the guest refused {refused} readiness attempts, which only leaked pairs explain"
         ));
     }
@@ -138,10 +136,13 @@ pub async fn cycles_on(
     let file = Some(counter::FILE.to_owned());
     let mut subject = MachineSubject::new(client.clone(), machine, file, STEP_DEADLINE);
     subject
-        .counting()
+        .wait_for_counter()
         .await
         .context("cannot watch the counter in the guest")?;
-    let mut progress = Progress::new(&wanted.name, interruption());
+    let interruption = Interruption::by_ctrl_c(|| {
+        output::say("interrupted: the report will hold the cycles so far");
+    });
+    let mut progress = Progress::new(&wanted.name, interruption);
     let options = RunOptions {
         cycles,
         leftover_vsocks,
@@ -190,19 +191,6 @@ pub async fn boot(client: &Client, wanted: &Wanted) -> anyhow::Result<Machine> {
     started.context("cannot boot the machine")
 }
 
-/// Set by Ctrl-C, upon which a run ends after its cycle and is reported as far as it got.
-fn interruption() -> Arc<AtomicBool> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&flag);
-    tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            seen.store(true, Ordering::Relaxed);
-            output::say("interrupted: the report will hold the cycles so far");
-        }
-    });
-    flag
-}
-
 /// Writes the report and prints what people want to know of it.
 pub fn publish(folder: &Path, stem: &str, report: &Report) -> anyhow::Result<()> {
     let paths = report_files::write(folder, stem, report)?;
@@ -212,12 +200,8 @@ pub fn publish(folder: &Path, stem: &str, report: &Report) -> anyhow::Result<()>
     }
     if report.has_run() {
         output::print(&cycles::rules_in_words().join("\n"));
-        let verdict = if report.flatness.flat {
-            "flat"
-        } else {
-            "not flat"
-        };
-        output::print(&format!("verdict: {verdict}: {}", report.flatness.reason));
+        let (verdict, reason) = (report.flatness.in_words(), &report.flatness.reason);
+        output::print(&format!("verdict: {verdict}: {reason}"));
     }
     for path in paths {
         output::print(&format!("report: {}", path.display()));

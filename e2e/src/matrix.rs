@@ -8,7 +8,7 @@ use client::Client;
 use cycles::{
     Cell, CellKey, GuestKind, Host, LeftoverVsocks, Matrix, PortPolicy, Report, Run, ScaleRun,
 };
-use machine_api::{PortPolicy as ApiPolicy, VsockOptions};
+use machine_api::VsockOptions;
 
 use crate::artifacts::GuestImage;
 use crate::host::KvmHost;
@@ -170,11 +170,7 @@ async fn run_cell(client: &Client, key: CellKey, number: u32, cycles: u32) -> an
         memory_mib: 256,
         vcpus: 1,
         vsock: Some(VsockOptions {
-            port_policy: Some(match key.port_policy {
-                PortPolicy::Fixed => ApiPolicy::Fixed,
-                PortPolicy::Continue => ApiPolicy::Continue,
-                PortPolicy::Random => ApiPolicy::Random,
-            }),
+            port_policy: Some(key.port_policy.into()),
             eviction: Some(key.eviction),
             monitor_first: Some(key.monitor_first),
         }),

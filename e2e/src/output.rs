@@ -9,11 +9,9 @@
 use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use cycles::{Cycle, FailedCheck, Observer, SubjectDescription, median};
+use cycles::{Cycle, FailedCheck, Interruption, Observer, SubjectDescription, median};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Without a terminal, progress is a line at most this often.
@@ -44,7 +42,7 @@ pub struct Progress {
     recent: VecDeque<f64>,
     last_line: Instant,
     terminal: bool,
-    interrupted: Arc<AtomicBool>,
+    interruption: Interruption,
 }
 
 impl std::fmt::Debug for Progress {
@@ -56,15 +54,15 @@ impl std::fmt::Debug for Progress {
 }
 
 impl Progress {
-    /// Progress of a run called `title`, ended early once `interrupted` is set.
-    pub fn new(title: &str, interrupted: Arc<AtomicBool>) -> Self {
+    /// Progress of a run called `title`, ended early on `interruption`.
+    pub fn new(title: &str, interruption: Interruption) -> Self {
         Self {
             title: title.to_owned(),
             bar: ProgressBar::hidden(),
             recent: VecDeque::new(),
             last_line: Instant::now(),
             terminal: std::io::stderr().is_terminal(),
-            interrupted,
+            interruption,
         }
     }
 
@@ -111,7 +109,7 @@ impl Observer for Progress {
         } else {
             self.line(cycle, cycles, recent_ms);
         }
-        if self.interrupted.load(Ordering::Relaxed) {
+        if self.interruption.is_requested() {
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())

@@ -5,13 +5,11 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use cycles::{LeftoverVsocks, Peer, Run, RunOptions, run_cycles};
+use cycles::{Interruption, LeftoverVsocks, Peer, Run, RunOptions, run_cycles};
 use kvm_host::pack::HostFile;
 
 use crate::artifacts::GuestImage;
@@ -194,7 +192,7 @@ pub async fn cycles_in(binary: &Path, images: &Path, work: &Work) -> anyhow::Res
     })
     .await
     .context("cannot boot the peer")?;
-    let mut progress = Progress::new("firecracker", Arc::new(AtomicBool::new(false)));
+    let mut progress = Progress::new("firecracker", Interruption::never());
     let options = RunOptions {
         cycles: work.cycles,
         leftover_vsocks: LeftoverVsocks::Record,

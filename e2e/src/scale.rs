@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
-use cycles::{MachineSubject, PortPolicy, ScaleRun, Subject, scale_table};
+use cycles::{MachineSubject, PortPolicy, ScaleRun, Subject, on_or_off, scale_table};
 use guest_protocol::{Call, Frame, PORT, Request, VERSION, encode};
-use machine_api::{MachineState, PortPolicy as ApiPolicy, VsockOptions};
+use machine_api::{MachineState, VsockOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
@@ -158,22 +158,18 @@ fn read(path: &Path) -> anyhow::Result<Vec<ScaleRun>> {
 const SETTINGS: [Setting; 4] = [
     Setting {
         port_policy: PortPolicy::Random,
-        api_policy: ApiPolicy::Random,
         eviction: true,
     },
     Setting {
         port_policy: PortPolicy::Random,
-        api_policy: ApiPolicy::Random,
         eviction: false,
     },
     Setting {
         port_policy: PortPolicy::Continue,
-        api_policy: ApiPolicy::Continue,
         eviction: false,
     },
     Setting {
         port_policy: PortPolicy::Fixed,
-        api_policy: ApiPolicy::Fixed,
         eviction: false,
     },
 ];
@@ -182,26 +178,17 @@ const SETTINGS: [Setting; 4] = [
 #[derive(Debug, Clone, Copy)]
 struct Setting {
     port_policy: PortPolicy,
-    api_policy: ApiPolicy,
     eviction: bool,
 }
 
 impl Setting {
     fn in_words(self) -> String {
-        let eviction = if self.eviction { "on" } else { "off" };
-        format!("{} ports, eviction {eviction}", self.port_policy.name())
+        let (policy, eviction) = (self.port_policy.name(), on_or_off(self.eviction));
+        format!("{policy} ports, eviction {eviction}")
     }
 
     fn unmeasured(self, leaked_pairs: u32) -> ScaleRun {
-        ScaleRun {
-            port_policy: self.port_policy,
-            eviction: self.eviction,
-            leaked_pairs,
-            resume_ms: Vec::new(),
-            resumes: Vec::new(),
-            attempts_max: 0,
-            error: None,
-        }
+        ScaleRun::new(self.port_policy, self.eviction, leaked_pairs)
     }
 
     fn failed(self, leaked_pairs: u32, error: &anyhow::Error) -> ScaleRun {
@@ -240,7 +227,7 @@ async fn one_setting(
         memory_mib: 512,
         vcpus: 1,
         vsock: Some(VsockOptions {
-            port_policy: Some(setting.api_policy),
+            port_policy: Some(setting.port_policy.into()),
             eviction: Some(setting.eviction),
             // The status check must not get the first port, which it has closed itself.
             monitor_first: Some(true),
@@ -273,7 +260,7 @@ async fn one_setting(
             resume + 1
         ));
         match subject.resume().await {
-            Ok(outcome) => run.resumed(outcome),
+            Ok(outcome) => run.add_resume(outcome.total_ms, outcome.phases, &outcome.readiness),
             Err(error) => {
                 let machine = host.client().machine(&id).await?;
                 let attempts = u32::try_from(machine.readiness.len()).unwrap_or(u32::MAX);
