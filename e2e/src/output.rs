@@ -1,9 +1,10 @@
-//! The only printer: figures to stdout, talk to stderr, a progress bar where stderr is a terminal.
+//! The only module that prints: results to stdout, progress to stderr, with a progress bar if stderr
+//! is a terminal.
 
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "the one place that prints"
+    reason = "the only module that prints"
 )]
 
 use std::collections::VecDeque;
@@ -14,13 +15,13 @@ use std::time::{Duration, Instant};
 use cycles::{Cycle, FailedCheck, Interruption, Observer, SubjectDescription, median};
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Without a terminal, progress is a line at most this often.
+/// Without a terminal, progress is one line in at least this interval.
 const LINE_EVERY: Duration = Duration::from_secs(20);
 
-/// How many of the last cycles the shown latency is the median of.
+/// How many of the last cycles the shown median covers.
 const RECENT_CYCLES: usize = 10;
 
-/// Tells people what is being done.
+/// Prints what is being done.
 pub fn say(text: &str) {
     eprintln!("{text}");
 }
@@ -66,7 +67,7 @@ impl Progress {
         }
     }
 
-    fn line(&mut self, cycle: &Cycle, cycles: u32, recent_ms: f64) {
+    fn say_line(&mut self, cycle: &Cycle, cycles: u32, recent_ms: f64) {
         let last = cycle.cycle == cycles;
         if last || cycle.cycle == 1 || self.last_line.elapsed() >= LINE_EVERY {
             say(&format!(
@@ -107,7 +108,7 @@ impl Observer for Progress {
             self.bar.set_message(format!("resume {recent_ms:.0} ms"));
             self.bar.set_position(u64::from(cycle.cycle));
         } else {
-            self.line(cycle, cycles, recent_ms);
+            self.say_line(cycle, cycles, recent_ms);
         }
         if self.interruption.is_requested() {
             return ControlFlow::Break(());

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use cycles::{AttemptOutcome, RunEnd};
 use e2e::artifacts::GuestImage;
-use e2e::peer::{Work, cycles_in};
+use e2e::peer::{Work, run_cycles_in};
 
 use crate::stage::Stage;
 
@@ -27,7 +27,7 @@ pub(crate) async fn a_firecracker_goes_through_the_same_cycles_with_either_init(
             guest,
             monitor_first,
         };
-        let run = cycles_in(Path::new(&binary), &images, &work).await?;
+        let run = run_cycles_in(Path::new(&binary), &images, &work).await?;
         ensure!(run.end == RunEnd::Complete, "{guest:?}: {:?}", run.end);
         for cycle in &run.cycles {
             let last = cycle.readiness.last().context("no attempt")?;
