@@ -156,7 +156,7 @@ fn gauge(rule: &Rule) -> String {
     format!(
         r#"<div class="gauge" role="img" aria-label="{what} {found}, at most {bound_text}"><i class="allowed" style="width:{bound:.1}%"></i><i class="bound" style="left:{bound:.1}%"></i><i class="value" style="left:{value:.1}%"></i></div><p class="gauge-text"><span>{what} <b>{found}</b></span><span>at most <b>{bound_text}</b></span></p>"#,
         what = if is_slope {
-            "lower end of the 99.9 % interval"
+            "rise, lower end of its 99.9 % interval"
         } else {
             "last to first tenth"
         },
