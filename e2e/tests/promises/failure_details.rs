@@ -1,5 +1,5 @@
-//! What a stage's processes have to say when a test has failed on it: the ends of their logs, the
-//! machines as the API shows them, and what each VMM counts and does at that moment.
+//! Details that are printed when a test fails: the ends of the logs, the machines as the API shows
+//! them, and the counters and threads of each VMM.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -11,23 +11,23 @@ use client::Client;
 
 use crate::stage::processes_naming;
 
-/// Lines of each log.
+/// How many lines of each log are printed.
 const LINES: usize = 40;
 /// Longest that a VMM may take to answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Everything about the stage whose supervisor logs to `log` and keeps its files in `state`.
-pub(crate) async fn of(client: &Client, log: &Path, state: &Path) -> String {
-    let mut words = vec![tail(log)];
+/// The details of a stage whose supervisor logs to `log` and keeps its files in `state`.
+pub(crate) async fn collect(client: &Client, log: &Path, state: &Path) -> String {
+    let mut parts = vec![tail(log)];
     let machines = client.list(&client::ListFilter::default()).await;
     for machine in machines.unwrap_or_default() {
         let folder = state.join("machines").join(&machine.id);
         let shown = serde_json::to_string(&machine).unwrap_or_default();
-        words.push(format!("--- machine {}\n{shown}", machine.id));
-        words.push(format!("--- its VMM\n{}", vmm(&folder)));
-        words.extend(["vmm.log", "console.log"].map(|name| tail(&folder.join(name))));
+        parts.push(format!("--- machine {}\n{shown}", machine.id));
+        parts.push(format!("--- its VMM\n{}", vmm(&folder)));
+        parts.extend(["vmm.log", "console.log"].map(|name| tail(&folder.join(name))));
     }
-    words.join("\n")
+    parts.join("\n")
 }
 
 fn tail(path: &Path) -> String {
@@ -53,7 +53,7 @@ fn vmm(folder: &Path) -> String {
 /// The VMM's greeting and its counters, as it sends them.
 fn counters(socket: &Path) -> std::io::Result<String> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(ANSWER_DEADLINE))?;
     stream.write_all(b"{\"id\":1,\"request\":\"counters\"}\n")?;
     let mut reader = BufReader::new(stream);
     let mut lines = String::new();
