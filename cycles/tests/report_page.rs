@@ -153,6 +153,17 @@ fn the_page_says_if_its_cycles_contradict_the_verdict() {
     assert!(page.contains("does not follow from its cycles"));
 }
 
+#[test]
+fn the_page_of_an_interrupted_run_does_not_blame_its_latencies() {
+    let mut report = synthetic::flat_report(300);
+    report.mark_not_flat("interrupted after 300 of 1000 cycles");
+    let page = report_page(&report);
+    assert!(page.contains("The run does not count as flat"));
+    assert!(page.contains("Interrupted after 300 of 1000 cycles"));
+    assert!(!page.contains("Resume latency is not flat"));
+    assert!(!page.contains("does not follow from its cycles"));
+}
+
 /// The folder for pictures that people can look at: `CYCLES_PAGES=dir`, or a temporary one.
 fn pictures() -> (tempfile::TempDir, PathBuf) {
     let scratch = tempfile::tempdir().unwrap();

@@ -16,6 +16,9 @@ use super::verdict::{FailedCheck, Flatness};
 /// Version of the report format that this build writes, and the only one that it reads.
 pub const SCHEMA: u32 = 1;
 
+/// Separates the two parts of the reason of a run that was marked as not flat.
+const BY_ITS_LATENCIES: &str = "; by its latencies: ";
+
 /// One run of cycles with its verdict, and other measurements on the same host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -91,7 +94,12 @@ impl Report {
     /// Makes the verdict "not flat" for a reason that latencies do not show.
     pub fn mark_not_flat(&mut self, reason: &str) {
         self.flatness.flat = false;
-        self.flatness.reason = format!("{reason}; by its latencies: {}", self.flatness.reason);
+        self.flatness.reason = format!("{reason}{BY_ITS_LATENCIES}{}", self.flatness.reason);
+    }
+
+    /// Whether [`Self::mark_not_flat`] made the verdict, so that its latencies may say otherwise.
+    pub(crate) fn is_marked_not_flat(&self) -> bool {
+        !self.flatness.flat && self.flatness.reason.contains(BY_ITS_LATENCIES)
     }
 
     /// Readiness attempts that the guest refused. There are none if ports start at random and the

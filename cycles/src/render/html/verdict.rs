@@ -26,13 +26,19 @@ pub(super) fn headline(report: &Report, judgement: &Judgement) -> String {
             "M12 6v7M12 17.5v.01",
             "Too few cycles for a verdict",
         ),
+        (false, None) if report.is_marked_not_flat() => (
+            "not-flat",
+            "M6 6l12 12M18 6L6 18",
+            "The run does not count as flat",
+        ),
         (false, None) => (
             "not-flat",
             "M6 6l12 12M18 6L6 18",
             "Resume latency is not flat",
         ),
     };
-    let contradiction = if report.flatness.flat == judgement.flatness.flat {
+    let agrees = report.flatness.flat == judgement.flatness.flat || report.is_marked_not_flat();
+    let contradiction = if agrees {
         String::new()
     } else {
         let own = judgement.flatness.in_words();
@@ -56,7 +62,7 @@ fn reason(report: &Report, judgement: &Judgement) -> String {
     if report.flatness.flat && judgement.flatness.flat {
         return "Both rules hold.".to_owned();
     }
-    Text(&sentence(&report.flatness.reason)).to_string()
+    format!("{}.", Text(&sentence(&report.flatness.reason)))
 }
 
 fn started(started_at: &str) -> String {
@@ -69,7 +75,7 @@ fn started(started_at: &str) -> String {
 
 fn lede(report: &Report) -> String {
     if !report.has_run() {
-        return "The cell with all fixes on was not run; a verdict would be on that cell."
+        return "The verdict of a matrix is that of the cell with all fixes on, which was not run."
             .to_owned();
     }
     let (done, wanted) = (report.cycles.len(), report.config.cycles);
