@@ -34,7 +34,7 @@ pub(super) fn section(matrix: &Matrix) -> String {
     };
     let result = sentence(matrix.in_words());
     format!(
-        r#"<section class="matrix" aria-labelledby="matrix"><h2 id="matrix">Each fix switched off on its own</h2><p class="verdict-line {class}">{result}.</p><p class="note">Resume latency and readiness attempts over {} cycles in each cell, all on the same scales. The two figures are the medians of the first and of the last tenth of the cycles.</p><ul class="legend"><li><i class="key line latency"></i>resume, 0 to {} ms</li><li><i class="key line attempts"></i>attempts, 0 to {}</li></ul><ul class="cells">{cards}</ul>{}</section>"#,
+        r#"<section class="matrix" aria-labelledby="matrix"><h2 id="matrix">Each fix switched off on its own</h2><p class="verdict-line {class}">{result}.</p><p class="note">The bug: each cycle leaks a socket, and each leaked socket costs later resumes one more attempt. The cells show resume latency and readiness attempts over {} cycles in each cell, all on the same scales. The two figures are the medians of the first and of the last tenth of the cycles.</p><ul class="legend"><li><i class="key line latency"></i>resume, 0 to {} ms</li><li><i class="key line attempts"></i>attempts, 0 to {}</li></ul><ul class="cells">{cards}</ul>{}</section>"#,
         count(matrix.cycles_per_cell),
         ms(scales.latency.top()),
         ms(scales.attempts.top()).replace(".0", ""),
