@@ -1,5 +1,5 @@
-//! This very program as a child process on this machine: the counterpart of `inside`, which runs it
-//! in a virtual KVM host. Both take the same arguments, so that both ways measure alike.
+//! This very program as a child process on this machine: the counterpart of running it in a virtual
+//! KVM host. Both take the same arguments, so that both ways measure alike.
 
 use std::process::Command;
 
