@@ -1,47 +1,47 @@
 //! Chained suspend/resume cycles: running them, recording them, judging them, showing them.
 //!
-//! A [`Subject`] is anything that can be suspended and resumed. [`run_cycles`] drives one through
-//! a chain of cycles, checks after each that the guest lived on, and returns the records; a
-//! [`Report`] holds them together with the verdict on whether resume latency stayed flat, and is
+//! A [`Subject`] is anything that can be suspended and resumed. [`run_cycles`] puts one through a
+//! chain of cycles, checks after each that the guest survived, and returns the records. A
+//! [`Report`] holds them together with the verdict on whether resume latency stayed flat; it is
 //! rendered as JSON, CSV, plain text tables and one HTML page.
 //!
-//! Only [`MachineSubject`] knows the Machines API. Nothing here prints, and no file is opened but
-//! the report that [`load`] is given.
+//! The layers, from the bottom. Each imports only those before it:
+//!
+//! - `statistics` and `numbers`: pure functions on numbers.
+//! - `record`: plain data, exactly what `report.json` holds, and how it is read from a file.
+//!   A further observable of a cycle is a field here.
+//! - `judge`: what the data means: the verdict on a series, what a cell of the matrix and a scale
+//!   run must show. A rule, and series to test it with, belong here.
+//! - `drive`: how the data is made: the loop, the checks after each cycle, the subjects.
+//! - `render`: how the data is shown.
+//!
+//! Only [`MachineSubject`] knows the Machines API. Nothing here prints, and the only file that is
+//! opened is the report that [`load`] is given.
 
-mod csv;
-mod html;
-mod load;
-mod machine;
-mod matrix;
-mod phases;
+mod drive;
+mod judge;
+mod numbers;
 mod record;
-mod run;
-mod scale;
+mod render;
 mod statistics;
-mod subject;
-mod table;
-mod verdict;
 
-pub use csv::cycles_csv;
-pub use html::report_page;
-pub use load::{LoadError, MAX_CYCLES, MAX_REPORT_BYTES, Problem, load, parse};
-pub use machine::{MachineError, MachineSubject};
-pub use matrix::{
-    Cell, CellCycle, CellKey, CellVerdict, Expectation, GuestKind, Matrix, Objection, PortPolicy,
+pub use drive::{
+    CycleError, GuestObservation, Interruption, LeftoverVsocks, MachineError, MachineSubject,
+    Observer, ResumeOutcome, RunOptions, Silent, Subject, SuspendOutcome, recorded_timing,
+    run_cycles,
 };
-pub use phases::{Phases, UNATTRIBUTED};
+pub use judge::{
+    CellMismatch, DECILE_RATIO_BOUND, Judgement, MIN_CYCLES, RISE_BOUND_PERCENT, Rule,
+    ScaleMismatch, judge, rules_in_words,
+};
 pub use record::{
-    Attempt, AttemptOutcome, Cycle, FailedCheck, Flatness, Host, KvmKind, Peer, Report, RunConfig,
-    SCHEMA, SubjectDescription,
+    Attempt, AttemptOutcome, Cell, CellCycle, CellKey, CellVerdict, Cycle, Expectation,
+    FailedCheck, Flatness, GuestKind, Host, KvmKind, LoadError, MAX_CYCLES, MAX_REPORT_BYTES,
+    Matrix, Peer, Phases, PortPolicy, Problem, Report, Run, RunConfig, RunEnd, SCHEMA, ScaleResume,
+    ScaleRun, SubjectDescription, UNATTRIBUTED, load, on_or_off, parse,
 };
-pub use run::{Check, LeftoverVsocks, Observer, Run, RunEnd, RunOptions, Silent, run_cycles};
-pub use scale::{ScaleObjection, ScaleResume, ScaleRun};
+pub use render::{cycles_csv, report_page, scale_table, tables_of};
 pub use statistics::{
     Quantiles, Slope, TWO_SIDED_95, decile_medians, median, quantile, scatter, theil_sen,
     theil_sen_by_cycle,
-};
-pub use subject::{GuestObservation, ResumeOutcome, Subject, SuspendOutcome};
-pub use table::{scale_table, tables_of};
-pub use verdict::{
-    DECILE_RATIO_BOUND, Judgement, MIN_CYCLES, RISE_BOUND_PERCENT, Rule, judge, rules_in_words,
 };

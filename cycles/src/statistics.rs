@@ -1,7 +1,7 @@
 //! Quantiles, the Theil-Sen slope with its confidence interval, and medians of deciles.
 //!
-//! Pure functions on slices of finite numbers. What the figures mean for a run is decided in
-//! `verdict`; that numbers are finite is seen to where they come in (`run`, `load`).
+//! Pure functions on slices of finite numbers. The callers ensure that numbers are finite: they
+//! check them when they are measured and when they are loaded.
 
 /// Quantile of the standard normal distribution that leaves 2.5 % on either side.
 pub const TWO_SIDED_95: f64 = 1.959_963_984_540_054;
@@ -14,16 +14,16 @@ const TWO_SIDED_99_9: f64 = 3.290_526_731_491_894;
 pub struct Quantiles {
     /// Median.
     pub p50: f64,
-    /// Nine in ten are not above it.
+    /// 90 % of the values are not above it.
     pub p90: f64,
-    /// 99 in 100 are not above it.
+    /// 99 % of the values are not above it.
     pub p99: f64,
     /// Largest.
     pub max: f64,
 }
 
 impl Quantiles {
-    /// Of `values` in any order; `None` if there are none.
+    /// The quantiles of `values` in any order; `None` if there are none.
     pub fn of(values: &[f64]) -> Option<Self> {
         let sorted = sorted(values);
         Some(Self {
@@ -51,7 +51,7 @@ pub fn median(values: &[f64]) -> Option<f64> {
 pub struct Slope {
     /// Median of the slopes between all pairs of points.
     pub slope: f64,
-    /// Such that the line passes through both medians.
+    /// Chosen so that the line passes through the medians of both coordinates.
     pub intercept: f64,
     /// Lower and upper end of the slope's confidence interval.
     pub interval: (f64, f64),
@@ -61,13 +61,13 @@ pub struct Slope {
 
 /// The Theil-Sen slope of `ys` over `xs` and its confidence interval.
 ///
-/// The interval is the one of Sen (1968), "Estimates of the regression coefficient based on
+/// The interval is that of Sen (1968), "Estimates of the regression coefficient based on
 /// Kendall's tau", section 6, in the form with ties of Gilbert (1987), "Statistical methods for
-/// environmental pollution monitoring", section 16.5: the ranks that Kendall's S would have at
-/// plus and minus `normal_quantile` standard deviations, among the sorted slopes. It supposes
-/// that the scatter of neighbouring values is independent. Ranks are rounded as scipy does.
+/// environmental pollution monitoring", section 16.5: among the sorted slopes, those at the ranks
+/// that Kendall's S would have at plus and minus `normal_quantile` standard deviations. It assumes
+/// that the noise of neighbouring values is independent. Ranks are rounded as scipy does.
 ///
-/// `None` if there are fewer than two distinct `xs`. Takes n²/2 steps and numbers of memory.
+/// `None` if there are fewer than two distinct `xs`. Time and memory grow with n²/2.
 pub fn theil_sen(xs: &[f64], ys: &[f64], normal_quantile: f64) -> Option<Slope> {
     let mut slopes = pairwise_slopes(xs, ys);
     if slopes.is_empty() {
@@ -91,7 +91,7 @@ pub fn theil_sen(xs: &[f64], ys: &[f64], normal_quantile: f64) -> Option<Slope> 
     })
 }
 
-/// As [`theil_sen`] with 95 % confidence, the values being those of cycles 1, 2, 3…
+/// [`theil_sen`] with 95 % confidence, over the values of cycles 1, 2, 3…
 pub fn theil_sen_by_cycle(values: &[f64]) -> Option<Slope> {
     let cycles: Vec<f64> = (1..=values.len()).map(as_float).collect();
     theil_sen(&cycles, values, TWO_SIDED_95)
@@ -110,8 +110,8 @@ pub(crate) fn decile_length(count: usize) -> usize {
     count.div_ceil(10)
 }
 
-/// The standard deviation of the noise in a series, whatever its trend or steps: from the median
-/// of the differences between neighbours, on which few outliers and few steps have no effect.
+/// The standard deviation of the noise in a series, whatever its trend or steps. It is derived from
+/// the median of the differences between neighbours, which few outliers or steps do not affect.
 ///
 /// For normal noise the median absolute difference is 0.6745 · √2 standard deviations.
 pub fn scatter(values: &[f64]) -> Option<f64> {
@@ -162,7 +162,7 @@ fn quantile_of_sorted(sorted: &[f64], q: f64) -> Option<f64> {
     Some(low + (high - low) * (position - position.floor()))
 }
 
-/// A whole number that came out of arithmetic as an index; below zero counts as zero.
+/// A whole number from arithmetic as an index; numbers below zero become zero.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -172,7 +172,7 @@ fn rank(whole: f64) -> usize {
     whole.max(0.0) as usize
 }
 
-/// Counts are far below 2^53, where every integer has its own float.
+/// Counts are far below 2^53, up to which floats hold every integer.
 #[expect(
     clippy::cast_precision_loss,
     reason = "counts of cycles and of their pairs"
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_has_no_statistics() {
+    fn an_empty_series_has_no_statistics() {
         assert_eq!(Quantiles::of(&[]), None);
         assert_eq!(theil_sen_by_cycle(&[1.0]), None);
         assert_eq!(decile_medians(&[]), None);

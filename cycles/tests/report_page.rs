@@ -1,6 +1,6 @@
 //! The page in a real browser: headless Chromium (Debian's package `chromium`).
 //!
-//! Skips, and says so, where there is no Chromium.
+//! Skipped, with a message, if there is no Chromium.
 
 #![expect(
     clippy::unwrap_used,
@@ -8,7 +8,7 @@
     reason = "test helpers, not only test functions"
 )]
 
-mod made_up;
+mod synthetic;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -86,7 +86,7 @@ fn assert_script_ran(dom: &str) {
 
 #[test]
 fn a_flat_run_has_a_mark_for_every_cycle_and_no_script_error() {
-    let report = made_up::flat_report(300);
+    let report = synthetic::flat_report(300);
     let Some(dom) = rendered(&report) else { return };
     assert_script_ran(&dom);
     assert_eq!(count(&dom, r#"class="mark resume"#), 300);
@@ -103,7 +103,7 @@ fn a_flat_run_has_a_mark_for_every_cycle_and_no_script_error() {
 
 #[test]
 fn a_matrix_has_a_series_for_every_cell() {
-    let report = made_up::full_report();
+    let report = synthetic::full_report();
     let cells = report.matrix.as_ref().unwrap().cells.len();
     let Some(dom) = rendered(&report) else { return };
     assert_script_ran(&dom);
@@ -121,7 +121,7 @@ fn a_matrix_has_a_series_for_every_cell() {
 #[test]
 fn hostile_strings_stay_text() {
     let attack = r#"</script><script>document.title='owned'</script><img src=x onerror="document.title='owned'">"#;
-    let report = made_up::hostile_report(attack);
+    let report = synthetic::hostile_report(attack);
     let Some(dom) = rendered(&report) else { return };
     assert_script_ran(&dom);
     assert!(
@@ -137,8 +137,8 @@ fn hostile_strings_stay_text() {
 }
 
 #[test]
-fn a_run_without_cycles_still_makes_a_page() {
-    let Some(dom) = rendered(&made_up::flat_report(0)) else {
+fn a_run_without_cycles_has_a_page() {
+    let Some(dom) = rendered(&synthetic::flat_report(0)) else {
         return;
     };
     assert_script_ran(&dom);
@@ -146,14 +146,25 @@ fn a_run_without_cycles_still_makes_a_page() {
 }
 
 #[test]
-fn a_verdict_that_its_cycles_contradict_is_pointed_out() {
-    let mut report = made_up::rising_report(300);
+fn the_page_says_if_its_cycles_contradict_the_verdict() {
+    let mut report = synthetic::rising_report(300);
     report.flatness.flat = true;
     let page = report_page(&report);
     assert!(page.contains("does not follow from its cycles"));
 }
 
-/// Where pictures for people to look at go: `CYCLES_PAGES=dir`, or else nowhere for long.
+#[test]
+fn the_page_of_an_interrupted_run_does_not_blame_its_latencies() {
+    let mut report = synthetic::flat_report(300);
+    report.mark_not_flat("interrupted after 300 of 1000 cycles");
+    let page = report_page(&report);
+    assert!(page.contains("The run does not count as flat"));
+    assert!(page.contains("Interrupted after 300 of 1000 cycles"));
+    assert!(!page.contains("Resume latency is not flat"));
+    assert!(!page.contains("does not follow from its cycles"));
+}
+
+/// The folder for pictures that people can look at: `CYCLES_PAGES=dir`, or a temporary one.
 fn pictures() -> (tempfile::TempDir, PathBuf) {
     let scratch = tempfile::tempdir().unwrap();
     let folder =
@@ -161,12 +172,12 @@ fn pictures() -> (tempfile::TempDir, PathBuf) {
     (scratch, folder)
 }
 
-/// Lets Chromium make `file` of the full page with these further arguments, and reads it.
-fn made(file: &str, arguments: &[&str]) -> Option<Vec<u8>> {
+/// Lets Chromium write `file` from the full page, with further arguments, and reads it.
+fn written_by_chromium(file: &str, arguments: &[&str]) -> Option<Vec<u8>> {
     let (_scratch, folder) = pictures();
     let own = tempfile::tempdir().unwrap();
     let page = own.path().join("report.html");
-    std::fs::write(&page, report_page(&made_up::full_report())).unwrap();
+    std::fs::write(&page, report_page(&synthetic::full_report())).unwrap();
     let result = folder.join(file);
     let option = if file.ends_with(".pdf") {
         "print-to-pdf"
@@ -180,10 +191,10 @@ fn made(file: &str, arguments: &[&str]) -> Option<Vec<u8>> {
     Some(std::fs::read(result).unwrap())
 }
 
-/// Width and height that a PNG says it has.
+/// Width and height in a PNG's header.
 fn size_of_png(png: &[u8]) -> (u32, u32) {
     assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n");
-    let number = |at: usize| u32::from_be_bytes(png[at..at + 4].try_into().unwrap());
+    let number = |offset: usize| u32::from_be_bytes(png[offset..offset + 4].try_into().unwrap());
     (number(16), number(20))
 }
 
@@ -191,24 +202,24 @@ const WINDOW: &str = "--window-size=1200,5200";
 
 #[test]
 fn a_page_is_drawn_in_a_light_and_a_dark_theme() {
-    let Some(light) = made("light.png", &[WINDOW]) else {
+    let Some(light) = written_by_chromium("light.png", &[WINDOW]) else {
         return;
     };
-    let dark = made("dark.png", &[WINDOW, DARK]).unwrap();
+    let dark = written_by_chromium("dark.png", &[WINDOW, DARK]).unwrap();
     for png in [&light, &dark] {
         assert_eq!(size_of_png(png), (1200, 5200));
-        // A page of one colour is some kilobytes.
+        // A page of one colour is only some kilobytes.
         assert!(png.len() > 100_000, "{} bytes show little", png.len());
     }
     assert_ne!(light, dark, "the dark theme is the light one");
 }
 
-/// The setting's zero is dark.
+/// 0 is dark.
 const DARK: &str = "--blink-settings=preferredColorScheme=0";
 
 #[test]
 fn a_page_is_drawn_on_a_narrow_screen() {
-    let Some(png) = made("narrow.png", &["--window-size=500,8000"]) else {
+    let Some(png) = written_by_chromium("narrow.png", &["--window-size=500,8000"]) else {
         return;
     };
     assert_eq!(size_of_png(&png), (500, 8000));
@@ -217,7 +228,7 @@ fn a_page_is_drawn_on_a_narrow_screen() {
 
 #[test]
 fn a_page_is_printed_on_several_sheets() {
-    let Some(pdf) = made("print.pdf", &["--no-pdf-header-footer"]) else {
+    let Some(pdf) = written_by_chromium("print.pdf", &["--no-pdf-header-footer"]) else {
         return;
     };
     assert!(pdf.starts_with(b"%PDF-"), "no PDF");
@@ -228,18 +239,18 @@ fn a_page_is_printed_on_several_sheets() {
 
 /// Writes pages for people to look at: `CYCLES_PAGES=dir cargo test -p cycles --test report_page`.
 #[test]
-fn pages_of_made_up_runs_can_be_written() {
+fn pages_of_synthetic_runs_can_be_written() {
     let reports = [
-        ("full", made_up::full_report()),
-        ("rising", made_up::rising_report(300)),
-        ("short", made_up::flat_report(12)),
-        ("thousand", made_up::flat_report(1000)),
+        ("full", synthetic::full_report()),
+        ("rising", synthetic::rising_report(300)),
+        ("short", synthetic::flat_report(12)),
+        ("thousand", synthetic::flat_report(1000)),
     ];
     let (_scratch, directory) = pictures();
     for (name, report) in reports {
         let path = directory.join(format!("{name}.html"));
         std::fs::write(&path, report_page(&report)).unwrap();
-        // What a page is made of must be a report that can be loaded again.
+        // The report behind a page must load again.
         let json = serde_json::to_vec(&report).unwrap();
         assert_eq!(
             cycles::parse(&json, &path).unwrap().cycles.len(),

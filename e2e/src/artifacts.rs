@@ -1,11 +1,11 @@
-//! What a run needs on disk: the binaries beside this one, and guest images.
+//! The files that a run needs: the binaries beside this one, and guest images.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
 
-/// The folder of this executable, where its companions are.
+/// The folder of this executable and of the project's other binaries.
 pub fn binaries() -> anyhow::Result<PathBuf> {
     let this = std::env::current_exe().context("cannot find this program's own path")?;
     let mut folder = this
@@ -20,17 +20,20 @@ pub fn binaries() -> anyhow::Result<PathBuf> {
 }
 
 /// A binary of this project.
+///
+/// # Errors
+/// If it has not been built.
 pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
     let path = binaries()?.join(name);
     ensure!(
         path.is_file(),
-        "{} is not there; build it with `cargo build --release`, or let ./just do it",
+        "{} is missing; build it with `cargo build --release`, or let ./just do it",
         path.display()
     );
     Ok(path)
 }
 
-/// A guest image of this run.
+/// A guest image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum GuestImage {
     /// The released init
@@ -56,30 +59,30 @@ impl GuestImage {
     }
 }
 
-/// The leaky init is built aside, so that the released one can never be mistaken for it.
+/// The leaky init is built in a target folder of its own, so that it is never released by mistake.
 fn leaky_init() -> anyhow::Result<PathBuf> {
-    let below_target = |folder: &Path| {
-        folder
-            .ancestors()
-            .find(|folder| folder.ends_with("target"))
-            .map(Path::to_owned)
-    };
     let binaries = binaries()?;
-    let target = below_target(&binaries).context("this program does not lie in a target folder")?;
+    let target = binaries
+        .ancestors()
+        .find(|folder| folder.ends_with("target"))
+        .context("this program is not in a target folder")?;
     let rest = binaries
-        .strip_prefix(&target)
-        .context("the target folder contains itself")?;
+        .strip_prefix(target)
+        .context("this program is not below its target folder")?;
     let path = target.join("leaky").join(rest).join("guest-init");
     ensure!(
         path.is_file(),
-        "{} is not there; ./just builds it: cargo build --release -p guest-init --features leaky \
+        "{} is missing; ./just builds it: cargo build --release -p guest-init --features leaky \
          --target-dir target/leaky",
         path.display()
     );
     Ok(path)
 }
 
-/// Builds the images or finds them up to date in `store`.
+/// Builds the images in `store`, unless they are up to date.
+///
+/// # Errors
+/// If a binary is missing or the build fails.
 pub fn build_images(store: &Path, images: &[GuestImage]) -> anyhow::Result<()> {
     let rootfs = binary("mctl-rootfs")?;
     for image in images {

@@ -1,27 +1,27 @@
 //! What a suspend costs on a real guest, as ratios within one run.
 //!
-//! The yardstick is the machine's own first suspend with its memory filled: that writes (nearly) all of it.
-//! Absolute times belong to the host they were taken on; the ratios travel.
+//! The reference is the machine's own first suspend with its memory filled, which writes nearly all
+//! of it. Absolute times only hold on the host where they were measured; ratios hold on others, too.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use clap::Args;
 use client::Client;
-use cycles::{median, quantile};
+use cycles::{median, quantile, recorded_timing};
 use machine_api::{ExecRequest, MachineState, Operation, Timing};
 
 use crate::artifacts::GuestImage;
 use crate::host::KvmHost;
-use crate::main_job::{STEP_DEADLINE, Wanted, boot};
+use crate::machine::{MachineSpec, STEP_DEADLINE, boot};
 use crate::output;
 
-/// How much of the guest's memory is filled before the yardstick suspend.
+/// How much of the guest's memory is filled before the reference suspend.
 const FILL_PERCENT: u32 = 80;
-/// A repeated suspend of an idle machine must take less than this part of the yardstick.
-const REPEATED_MOST: f64 = 0.1;
-/// The image must occupy at most this many times the pages that were ever written.
-const ALLOCATED_MOST: f64 = 1.2;
+/// A repeated suspend of an idle machine must take less than this part of the reference.
+const MAX_REPEATED_RATIO: f64 = 0.1;
+/// The image must occupy at most this many times the bytes of all pages written.
+const MAX_ALLOCATED_RATIO: f64 = 1.2;
 
 /// What to measure.
 #[derive(Debug, Clone, Args)]
@@ -40,18 +40,18 @@ pub struct Arguments {
 /// Measures and prints; true if both ratios are within their bounds.
 ///
 /// # Errors
-/// Where no host could be had, or the machine failed a step.
+/// If the host cannot be started, or the machine fails a step.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let host = KvmHost::start(&arguments.output, &[GuestImage::Default]).await?;
     let client = host.client();
-    let wanted = Wanted {
+    let spec = MachineSpec {
         name: "bench".to_owned(),
         image: GuestImage::Default,
         memory_mib: arguments.memory_mib,
         vcpus: 1,
         vsock: None,
     };
-    let machine = boot(client, &wanted).await?;
+    let machine = boot(client, &spec).await?;
     fill(
         client,
         &machine.id,
@@ -71,10 +71,10 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     }
     client.destroy(&machine.id, true).await?;
     host.stop()?;
-    judge(&suspends, &resumes)
+    print_and_judge(&suspends, &resumes)
 }
 
-/// Fills guest memory with bytes that no one can leave out.
+/// Fills guest memory with random bytes, which every VMM has to write.
 async fn fill(client: &Client, id: &str, mib: u32) -> anyhow::Result<()> {
     output::say(&format!("filling {mib} MiB of the guest's memory"));
     let script = format!(
@@ -98,6 +98,7 @@ async fn fill(client: &Client, id: &str, mib: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Suspends or resumes until the machine is in the state `wanted`.
 async fn step(client: &Client, id: &str, wanted: MachineState) -> anyhow::Result<Timing> {
     let operation = if wanted == MachineState::Suspended {
         client.suspend(id).await?;
@@ -107,24 +108,11 @@ async fn step(client: &Client, id: &str, wanted: MachineState) -> anyhow::Result
         Operation::Resume
     };
     let machine = client.reach(id, wanted, STEP_DEADLINE).await?;
-    let deadline = std::time::Instant::now() + STEP_DEADLINE;
-    loop {
-        let timings = client.timings(id, Some(4)).await?;
-        let found = timings
-            .into_iter()
-            .find(|one| one.operation == operation && one.generation == machine.generation);
-        if let Some(timing) = found {
-            return Ok(timing);
-        }
-        ensure!(
-            std::time::Instant::now() < deadline,
-            "no timing of the {operation:?} appeared"
-        );
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    Ok(recorded_timing(client, id, operation, machine.generation, STEP_DEADLINE).await?)
 }
 
-fn judge(suspends: &[Timing], resumes: &[Timing]) -> anyhow::Result<bool> {
+/// Prints the figures; true if both ratios are within their bounds.
+fn print_and_judge(suspends: &[Timing], resumes: &[Timing]) -> anyhow::Result<bool> {
     let (first, repeated) = suspends.split_first().context("nothing was measured")?;
     let times: Vec<f64> = repeated.iter().map(|timing| timing.total_ms).collect();
     let repeated_ms = median(&times).context("nothing was repeated")?;
@@ -138,7 +126,7 @@ fn judge(suspends: &[Timing], resumes: &[Timing]) -> anyhow::Result<bool> {
         .last()
         .and_then(|timing| timing.image_bytes_allocated)
         .unwrap_or(0);
-    // Page counts of real machines are far below 2^53.
+    // Sizes of real machines are far below 2^53 bytes.
     #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
     let allocated_ratio = allocated as f64 / all_written.max(1) as f64;
     output::print(&format!(
@@ -156,10 +144,10 @@ fn judge(suspends: &[Timing], resumes: &[Timing]) -> anyhow::Result<bool> {
         ));
     }
     output::print(&format!(
-        "repeated / first               {ratio:8.3}, at most {REPEATED_MOST}"
+        "repeated / first               {ratio:8.3}, at most {MAX_REPEATED_RATIO}"
     ));
     output::print(&format!(
-        "image on disk / pages written  {allocated_ratio:8.3}, at most {ALLOCATED_MOST}"
+        "image on disk / pages written  {allocated_ratio:8.3}, at most {MAX_ALLOCATED_RATIO}"
     ));
-    Ok(ratio < REPEATED_MOST && allocated_ratio <= ALLOCATED_MOST)
+    Ok(ratio < MAX_REPEATED_RATIO && allocated_ratio <= MAX_ALLOCATED_RATIO)
 }

@@ -1,13 +1,12 @@
-//! The process in the guest that shows that a guest lived on: it counts, in a file.
+//! The process that shows that a guest survived: it counts up a number in a file.
 //!
-//! A guest that was booted again would begin at zero, one whose memory was not restored would
-//! not count on.
+//! A guest that was booted again starts at zero; one whose memory was not restored does not go on.
 
-/// Where the number is.
+/// The file with the number.
 pub const FILE: &str = "/run/counter";
 
-/// The counter as a command for the guest's busybox. It writes beside and renames, so that a
-/// reader never sees a half-written number.
+/// The counter as a command for the guest's busybox. It writes another file and renames it, so that
+/// a reader never sees half a number.
 #[must_use]
 pub fn command() -> Vec<String> {
     let script = "i=0; while :; do i=$((i+1)); echo $i >/run/counter.new; \
@@ -15,7 +14,7 @@ pub fn command() -> Vec<String> {
     vec!["/bin/sh".to_owned(), "-c".to_owned(), script.to_owned()]
 }
 
-/// The number in the file's bytes, if they hold one.
+/// The number in the file's contents, if it is one.
 #[must_use]
 pub fn parse(bytes: &[u8]) -> Option<u64> {
     std::str::from_utf8(bytes).ok()?.trim().parse().ok()
@@ -32,7 +31,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_or_foreign_file_is_no_count() {
+    fn an_empty_file_or_one_without_a_number_is_no_count() {
         assert_eq!(parse(b""), None);
         assert_eq!(parse(b"\xff\xfe"), None);
         assert_eq!(parse(b"cat: no such file"), None);

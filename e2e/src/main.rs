@@ -1,7 +1,7 @@
 //! `mctl-e2e`: the main job, the matrix and the benchmarks, on real guests.
 //!
-//! Only wires: arguments, a runtime, an exit code. 0 means that what the command claims was
-//! shown, 1 that it was not, 2 that the command line makes no sense.
+//! It only parses arguments, starts a runtime and sets the exit code: 0 if the command showed what
+//! it claims, 1 if it did not or failed, 2 if the command line is invalid.
 
 #![forbid(unsafe_code)]
 
@@ -24,9 +24,9 @@ enum Command {
     Cycles(main_job::Arguments),
     /// Run the cycles with each fix switched off on its own
     Matrix(matrix::Arguments),
-    /// Measure suspend and restore, as ratios within one run
+    /// Measure suspend and resume, as ratios within one run
     Bench(bench::Arguments),
-    /// Measure a peer on this very machine; called by `cycles --vmm`
+    /// Measure a peer on this machine; called by `cycles --vmm`
     #[command(hide = true)]
     Peer(peer::Arguments),
     /// Resume a guest with thousands of leaked pairs under each port policy; a part of `matrix`

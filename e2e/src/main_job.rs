@@ -1,26 +1,15 @@
 //! The main job: one real Linux guest, hundreds of chained cycles, a verdict.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
-use client::Client;
-use cycles::{LeftoverVsocks, MachineSubject, Report, Run, RunOptions, run_cycles};
-use machine_api::{
-    CreateMachine, Guest, Init, Machine, MachineConfig, MachineState, Restart, RestartPolicy,
-    VsockOptions,
-};
+use cycles::{LeftoverVsocks, Report};
+use machine_api::VsockOptions;
 
 use crate::artifacts::GuestImage;
 use crate::host::KvmHost;
-use crate::output::{self, Progress};
-use crate::{counter, peer, report_files};
-
-/// Longest that a start, a suspend or a resume may take, the emulated host included.
-pub const STEP_DEADLINE: Duration = Duration::from_secs(120);
+use crate::machine::{MachineSpec, run_on_new_machine};
+use crate::{output, peer, report_files};
 
 /// What to run.
 #[derive(Debug, Clone, Args)]
@@ -37,21 +26,24 @@ pub struct Arguments {
     /// Folder for report.json, report.csv and report.html
     #[arg(long, value_name = "DIR", default_value = "target/e2e")]
     output: PathBuf,
-    /// Measure another VMM on the same work, side by side: firecracker=PATH of its static binary
+    /// Run the same cycles in another VMM, too: firecracker=PATH of its static binary
     #[arg(long, value_name = "KIND=PATH")]
     vmm: Option<peer::PeerBinary>,
-    /// Which init the guest runs; the leaky one shows who lives with a leak and who does not
+    /// Which init the guest runs; the leaky one leaves one socket open per resume
     #[arg(long, value_enum, default_value_t = GuestImage::Default)]
     guest: GuestImage,
-    /// Connect the long-lived monitor before the status check, the unlucky order
+    /// Connect the long-lived monitor before the status check: the order in which leaks cost most
     #[arg(long)]
     monitor_first: bool,
 }
 
 /// Runs the job; true if the verdict is flat.
+///
+/// # Errors
+/// If the host, the machine or the peer cannot be run, or the report cannot be written.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let host = KvmHost::start(&arguments.output, &[arguments.guest]).await?;
-    let wanted = Wanted {
+    let spec = MachineSpec {
         name: "e2e".to_owned(),
         image: arguments.guest,
         memory_mib: arguments.memory_mib,
@@ -65,8 +57,8 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         GuestImage::Default => LeftoverVsocks::Fail,
         GuestImage::Leaky => LeftoverVsocks::Record,
     };
-    let started_at = humantime_now();
-    let run = cycles_on(host.client(), &wanted, arguments.cycles, leftover).await;
+    let started_at = report_files::now();
+    let run = run_on_new_machine(host.client(), &spec, arguments.cycles, leftover).await;
     let description = host.describe().await?;
     let run = match run {
         Ok(run) => run,
@@ -78,18 +70,18 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let mut report = Report::of_run(description, started_at, run);
     let refused = report.refused_attempts();
     if arguments.guest == GuestImage::Default && refused > 0 {
-        report.deny(&format!(
-            "the guest refused {refused} readiness attempts, which only leaked pairs explain"
+        report.mark_not_flat(&format!(
+            "the guest refused {refused} readiness attempts, which only leaked pairs can cause"
         ));
     }
-    // What the peer does must not cost what was measured before it.
+    // Written before the peer runs, so that a failure of the peer does not lose it.
     report_files::write(&arguments.output, "report", &report)?;
-    let measured = match &arguments.vmm {
+    let peer_measured = match &arguments.vmm {
         Some(binary) => measure_peer(binary, arguments, &mut report),
         None => Ok(()),
     };
-    publish(&arguments.output, "report", &report)?;
-    measured?;
+    report_files::publish(&arguments.output, "report", &report)?;
+    peer_measured?;
     Ok(report.flatness.flat)
 }
 
@@ -106,7 +98,7 @@ fn measure_peer(
         guest: arguments.guest,
         monitor_first: arguments.monitor_first,
     };
-    let started_at = humantime_now();
+    let started_at = report_files::now();
     let peer = peer::measure(binary, &arguments.output, &work)?;
     report.peers.push(peer.clone());
     let own = Report::of_peer(report.host.clone(), started_at, work.cycles, peer);
@@ -114,120 +106,6 @@ fn measure_peer(
         output::say(&format!("the peer's own report: {}", path.display()));
     }
     Ok(())
-}
-
-/// A machine for a run.
-#[derive(Debug, Clone)]
-pub struct Wanted {
-    pub name: String,
-    pub image: GuestImage,
-    pub memory_mib: u32,
-    pub vcpus: u32,
-    pub vsock: Option<VsockOptions>,
-}
-
-/// Makes the machine, puts it through its cycles, removes it.
-pub async fn cycles_on(
-    client: &Client,
-    wanted: &Wanted,
-    cycles: u32,
-    leftover_vsocks: LeftoverVsocks,
-) -> anyhow::Result<Run> {
-    let machine = boot(client, wanted).await?;
-    let id = machine.id.clone();
-    let file = Some(counter::FILE.to_owned());
-    let mut subject = MachineSubject::new(client.clone(), machine, file, STEP_DEADLINE);
-    subject
-        .counting()
-        .await
-        .context("cannot watch the counter in the guest")?;
-    let mut progress = Progress::new(&wanted.name, interruption());
-    let options = RunOptions {
-        cycles,
-        leftover_vsocks,
-    };
-    let run = run_cycles(&mut subject, options, &mut progress).await;
-    drop(progress);
-    client
-        .destroy(&id, true)
-        .await
-        .context("cannot remove the machine")?;
-    Ok(run)
-}
-
-/// Creates a machine with the counter as its main process, and waits until it is started.
-pub async fn boot(client: &Client, wanted: &Wanted) -> anyhow::Result<Machine> {
-    let config = MachineConfig {
-        image: wanted.image.name().to_owned(),
-        guest: Some(Guest {
-            cpus: wanted.vcpus,
-            memory_mb: wanted.memory_mib,
-            ..Guest::default()
-        }),
-        init: Some(Init {
-            exec: counter::command(),
-            ..Init::default()
-        }),
-        restart: Some(Restart {
-            policy: RestartPolicy::No,
-            max_retries: None,
-        }),
-        vsock: wanted.vsock.clone(),
-        ..MachineConfig::default()
-    };
-    let request = CreateMachine {
-        name: Some(wanted.name.clone()),
-        config,
-        ..CreateMachine::default()
-    };
-    let machine = client
-        .create(&request)
-        .await
-        .context("cannot make the machine")?;
-    let started = client
-        .reach(&machine.id, MachineState::Started, STEP_DEADLINE)
-        .await;
-    started.context("cannot boot the machine")
-}
-
-/// Set by Ctrl-C, upon which a run ends after its cycle and is reported as far as it got.
-fn interruption() -> Arc<AtomicBool> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&flag);
-    tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            seen.store(true, Ordering::Relaxed);
-            output::say("interrupted: the report will hold the cycles so far");
-        }
-    });
-    flag
-}
-
-/// Writes the report and prints what people want to know of it.
-pub fn publish(folder: &Path, stem: &str, report: &Report) -> anyhow::Result<()> {
-    let paths = report_files::write(folder, stem, report)?;
-    for table in cycles::tables_of(report) {
-        output::print(&table);
-        output::print("");
-    }
-    if report.has_run() {
-        output::print(&cycles::rules_in_words().join("\n"));
-        let verdict = if report.flatness.flat {
-            "flat"
-        } else {
-            "not flat"
-        };
-        output::print(&format!("verdict: {verdict}: {}", report.flatness.reason));
-    }
-    for path in paths {
-        output::print(&format!("report: {}", path.display()));
-    }
-    Ok(())
-}
-
-/// Now, as RFC 3339 in UTC.
-pub fn humantime_now() -> String {
-    humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The matrix: the same cycles with each fix switched off on its own, and the disease where all are.
+//! The matrix: the same cycles with each fix switched off on its own, and with all of them off.
 
 use std::path::PathBuf;
 
@@ -8,14 +8,15 @@ use client::Client;
 use cycles::{
     Cell, CellKey, GuestKind, Host, LeftoverVsocks, Matrix, PortPolicy, Report, Run, ScaleRun,
 };
-use machine_api::{PortPolicy as ApiPolicy, VsockOptions};
+use machine_api::VsockOptions;
 
 use crate::artifacts::GuestImage;
 use crate::host::KvmHost;
-use crate::main_job::{Wanted, cycles_on, humantime_now, publish};
-use crate::{output, report_files, scale};
+use crate::machine::{MachineSpec, run_on_new_machine};
+use crate::report_files::{self, publish};
+use crate::{output, scale};
 
-/// What the files of the report are called.
+/// The name of the report's files, without ending.
 const STEM: &str = "matrix";
 
 /// What to run.
@@ -24,10 +25,10 @@ pub struct Arguments {
     /// How many cycles in each cell
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=i64::from(cycles::MAX_CYCLES)))]
     cycles: u32,
-    /// Only cells of which this is a part, such as "leaky guest, fixed ports"
+    /// Only cells whose name contains this, such as "leaky guest, fixed ports"
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
-    /// Leaked pairs with which the guest of the scale run begins; 0 leaves the scale run out
+    /// Leaked pairs with which the guest of the scale run starts; 0 skips the scale run
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(0..=16_000))]
     leaked_pairs: u32,
     /// Folder for matrix.json, matrix.csv and matrix.html
@@ -35,22 +36,25 @@ pub struct Arguments {
     output: PathBuf,
 }
 
-/// Runs all cells; true if each shows what it must, the disease included, and the scale run too.
+/// Runs all cells and the scale run; true if each shows what it must.
 ///
 /// # Errors
-/// Where no host could be had, or a machine not be booted. What was measured before is in the
-/// report all the same.
+/// If the host or a machine cannot be started. The report then holds the cells measured before.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let keys: Vec<CellKey> = keys()
         .into_iter()
         .filter(|key| key.to_string().contains(&arguments.only))
         .collect();
-    anyhow::ensure!(!keys.is_empty(), "no cell is called {:?}", arguments.only);
+    anyhow::ensure!(
+        !keys.is_empty(),
+        "no cell's name contains {:?}",
+        arguments.only
+    );
     let images = [GuestImage::Default, GuestImage::Leaky];
     let host = KvmHost::start(&arguments.output, &images).await?;
     let mut measured = Measured {
         host: host.describe().await?,
-        started_at: humantime_now(),
+        started_at: report_files::now(),
         matrix: Matrix {
             cycles_per_cell: arguments.cycles,
             cells: Vec::new(),
@@ -67,7 +71,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     publish(&arguments.output, STEM, &measured.report())?;
     ended.with_context(|| {
         format!(
-            "the matrix ended early, its report holds what was measured before; see {}",
+            "the matrix ended early, its report holds the cells measured before; see {}",
             log.display()
         )
     })?;
@@ -86,8 +90,8 @@ async fn run_cells(
         let run = run_cell(host.client(), *key, number, arguments.cycles)
             .await
             .with_context(|| format!("cannot run the cell {key}"))?;
-        measured.take(*key, run);
-        // A matrix takes an hour under emulation: what is measured must survive what comes after.
+        measured.add_cell(*key, run);
+        // A matrix takes an hour under emulation: a later failure must not lose earlier cells.
         report_files::write(&arguments.output, STEM, &measured.report())?;
     }
     Ok(())
@@ -99,13 +103,13 @@ struct Measured {
     host: Host,
     started_at: String,
     matrix: Matrix,
-    /// The run of the cell of what is released, which stands for the whole.
+    /// The run of the cell with all fixes on, whose verdict is that of the report.
     released: Option<Run>,
     scale: Vec<ScaleRun>,
 }
 
 impl Measured {
-    fn take(&mut self, key: CellKey, run: Run) {
+    fn add_cell(&mut self, key: CellKey, run: Run) {
         self.matrix.cells.push(Cell::of_run(key, &run));
         if key == released() {
             self.released = Some(run);
@@ -124,7 +128,7 @@ impl Measured {
     }
 }
 
-/// The cell of what is released: all fixes on.
+/// The cell with all fixes on, as released.
 const fn released() -> CellKey {
     CellKey {
         guest: GuestKind::Fixed,
@@ -134,7 +138,7 @@ const fn released() -> CellKey {
     }
 }
 
-/// All combinations with the unlucky order of reconnection, then the disease's in the lucky order.
+/// All combinations with the monitor first, then the one without fixes with the status check first.
 fn keys() -> Vec<CellKey> {
     let guests = [GuestKind::Leaky, GuestKind::Fixed];
     let policies = [PortPolicy::Fixed, PortPolicy::Continue, PortPolicy::Random];
@@ -161,7 +165,7 @@ fn keys() -> Vec<CellKey> {
 }
 
 async fn run_cell(client: &Client, key: CellKey, number: u32, cycles: u32) -> anyhow::Result<Run> {
-    let wanted = Wanted {
+    let spec = MachineSpec {
         name: format!("cell-{number}"),
         image: match key.guest {
             GuestKind::Leaky => GuestImage::Leaky,
@@ -170,11 +174,7 @@ async fn run_cell(client: &Client, key: CellKey, number: u32, cycles: u32) -> an
         memory_mib: 256,
         vcpus: 1,
         vsock: Some(VsockOptions {
-            port_policy: Some(match key.port_policy {
-                PortPolicy::Fixed => ApiPolicy::Fixed,
-                PortPolicy::Continue => ApiPolicy::Continue,
-                PortPolicy::Random => ApiPolicy::Random,
-            }),
+            port_policy: Some(key.port_policy.into()),
             eviction: Some(key.eviction),
             monitor_first: Some(key.monitor_first),
         }),
@@ -183,7 +183,7 @@ async fn run_cell(client: &Client, key: CellKey, number: u32, cycles: u32) -> an
         GuestKind::Leaky => LeftoverVsocks::Record,
         GuestKind::Fixed => LeftoverVsocks::Fail,
     };
-    cycles_on(client, &wanted, cycles, leftover).await
+    run_on_new_machine(client, &spec, cycles, leftover).await
 }
 
 #[cfg(test)]
@@ -198,7 +198,7 @@ mod tests {
                 kvm: KvmKind::Unknown,
                 details: std::collections::BTreeMap::new(),
             },
-            started_at: humantime_now(),
+            started_at: report_files::now(),
             matrix: Matrix {
                 cycles_per_cell: 30,
                 cells: Vec::new(),
@@ -208,7 +208,7 @@ mod tests {
         }
     }
 
-    fn ran() -> Run {
+    fn empty_run() -> Run {
         Run {
             subject: SubjectDescription::default(),
             cycles_wanted: 30,
@@ -219,10 +219,10 @@ mod tests {
     }
 
     #[test]
-    fn cells_make_a_report_that_can_be_loaded_without_the_released_one() {
+    fn a_report_without_the_released_cell_can_be_loaded() {
         let folder = tempfile::tempdir().unwrap();
         let mut measured = measured();
-        measured.take(keys()[0], ran());
+        measured.add_cell(keys()[0], empty_run());
         report_files::write(folder.path(), STEM, &measured.report()).unwrap();
         let loaded = cycles::load(&folder.path().join("matrix.json")).unwrap();
         assert!(!loaded.has_run());
@@ -230,15 +230,15 @@ mod tests {
     }
 
     #[test]
-    fn the_released_cell_stands_for_the_whole() {
+    fn the_released_cell_is_the_run_of_the_report() {
         let mut measured = measured();
-        measured.take(released(), ran());
+        measured.add_cell(released(), empty_run());
         assert!(measured.report().has_run());
         assert_eq!(measured.report().matrix.unwrap().cells.len(), 1);
     }
 
     #[test]
-    fn the_matrix_has_every_combination_and_the_disease_in_both_orders() {
+    fn the_matrix_has_every_combination_and_no_fix_in_both_orders() {
         let keys = keys();
         assert_eq!(keys.len(), 13);
         assert_eq!(keys.iter().filter(|key| key.monitor_first).count(), 12);

@@ -1,28 +1,27 @@
-//! The only printer: figures to stdout, talk to stderr, a progress bar where stderr is a terminal.
+//! The only module that prints: results to stdout, progress to stderr, with a progress bar if stderr
+//! is a terminal.
 
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "the one place that prints"
+    reason = "the only module that prints"
 )]
 
 use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use cycles::{Cycle, FailedCheck, Observer, SubjectDescription, median};
+use cycles::{Cycle, FailedCheck, Interruption, Observer, SubjectDescription, median};
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Without a terminal, progress is a line at most this often.
+/// Without a terminal, progress is one line in at least this interval.
 const LINE_EVERY: Duration = Duration::from_secs(20);
 
-/// How many of the last cycles the shown latency is the median of.
+/// How many of the last cycles the shown median covers.
 const RECENT_CYCLES: usize = 10;
 
-/// Tells people what is being done.
+/// Prints what is being done.
 pub fn say(text: &str) {
     eprintln!("{text}");
 }
@@ -44,7 +43,7 @@ pub struct Progress {
     recent: VecDeque<f64>,
     last_line: Instant,
     terminal: bool,
-    interrupted: Arc<AtomicBool>,
+    interruption: Interruption,
 }
 
 impl std::fmt::Debug for Progress {
@@ -56,19 +55,19 @@ impl std::fmt::Debug for Progress {
 }
 
 impl Progress {
-    /// Progress of a run called `title`, ended early once `interrupted` is set.
-    pub fn new(title: &str, interrupted: Arc<AtomicBool>) -> Self {
+    /// Progress of a run called `title`, ended early on `interruption`.
+    pub fn new(title: &str, interruption: Interruption) -> Self {
         Self {
             title: title.to_owned(),
             bar: ProgressBar::hidden(),
             recent: VecDeque::new(),
             last_line: Instant::now(),
             terminal: std::io::stderr().is_terminal(),
-            interrupted,
+            interruption,
         }
     }
 
-    fn line(&mut self, cycle: &Cycle, cycles: u32, recent_ms: f64) {
+    fn say_line(&mut self, cycle: &Cycle, cycles: u32, recent_ms: f64) {
         let last = cycle.cycle == cycles;
         if last || cycle.cycle == 1 || self.last_line.elapsed() >= LINE_EVERY {
             say(&format!(
@@ -109,9 +108,9 @@ impl Observer for Progress {
             self.bar.set_message(format!("resume {recent_ms:.0} ms"));
             self.bar.set_position(u64::from(cycle.cycle));
         } else {
-            self.line(cycle, cycles, recent_ms);
+            self.say_line(cycle, cycles, recent_ms);
         }
-        if self.interrupted.load(Ordering::Relaxed) {
+        if self.interruption.is_requested() {
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())

@@ -1,17 +1,15 @@
-//! Another VMM on the same work: today Firecracker, from a binary that the user supplies.
+//! The same cycles in another VMM: today Firecracker, from a binary that the user supplies.
 //!
-//! Where this machine's KVM can't run Linux, the peer runs inside a virtual host of the same make
-//! as our own machines did, one after the other, so that both have the host for themselves.
+//! If this machine's KVM cannot run Linux, the peer runs in a virtual host like the one of our own
+//! machines. One runs after the other, so that each has the host to itself.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use cycles::{LeftoverVsocks, Peer, Run, RunOptions, run_cycles};
+use cycles::{Interruption, LeftoverVsocks, Peer, Run, RunOptions, run_cycles};
 use kvm_host::pack::HostFile;
 
 use crate::artifacts::GuestImage;
@@ -19,14 +17,15 @@ use crate::firecracker::{Firecracker, FirecrackerOptions};
 use crate::host;
 use crate::inside::{self, EXPORT, Inside};
 use crate::output::{self, Progress};
+use crate::{artifacts, child};
 
-/// Where images lie inside a virtual host that measures a peer.
+/// Folder of the images in the virtual host.
 const INSIDE_IMAGES: &str = "/images";
-/// Where the peer's binary lies there.
+/// Path of the peer's binary there.
 const INSIDE_BINARY: &str = "/usr/bin/peer";
-/// Most time per cycle that a peer gets before the run is given up.
+/// Longest that one cycle may take on average.
 const CYCLE_ALLOWANCE: Duration = Duration::from_secs(30);
-/// Time for everything else.
+/// Longest that the rest of the run may take.
 const RUN_ALLOWANCE: Duration = Duration::from_secs(300);
 
 /// A peer's kind and binary, as `firecracker=/path/to/it`.
@@ -35,13 +34,13 @@ pub struct PeerBinary {
     path: PathBuf,
 }
 
-/// Why a text names no peer.
+/// Why a text does not name a peer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PeerBinaryError {
-    /// Not of the form.
+    /// It does not have the form.
     #[error("write it as firecracker=PATH")]
     Form,
-    /// A kind that there is no adapter for.
+    /// There is no adapter for the kind.
     #[error("there is no adapter for {0:?}; the only one is firecracker")]
     Kind(String),
 }
@@ -58,7 +57,7 @@ impl FromStr for PeerBinary {
     }
 }
 
-/// What a peer is put through: what our own machine was.
+/// The work of a run: the same for a peer and for our own machine.
 #[derive(Debug, Clone, Args)]
 pub struct Work {
     /// How many cycles
@@ -78,7 +77,7 @@ pub struct Work {
     pub monitor_first: bool,
 }
 
-/// Arguments of the hidden command that measures a peer where Linux guests run.
+/// Arguments of the hidden command that measures a peer on this machine.
 #[derive(Debug, Clone, Args)]
 pub struct Arguments {
     #[arg(long)]
@@ -91,7 +90,10 @@ pub struct Arguments {
     output: PathBuf,
 }
 
-/// Puts the peer through the cycles, here or in a virtual host.
+/// Puts the peer through the cycles, on this machine or in a virtual host.
+///
+/// # Errors
+/// If it cannot be run, or its figures cannot be read.
 pub fn measure(binary: &PeerBinary, folder: &Path, work: &Work) -> anyhow::Result<Peer> {
     let path = &binary.path;
     ensure!(
@@ -100,7 +102,6 @@ pub fn measure(binary: &PeerBinary, folder: &Path, work: &Work) -> anyhow::Resul
         path.display()
     );
     let file = folder.join("peer").join("peer.json");
-    let here = host::runs_linux_here();
     let mut arguments = Arguments {
         binary: path.clone(),
         images: folder.join("images"),
@@ -109,40 +110,31 @@ pub fn measure(binary: &PeerBinary, folder: &Path, work: &Work) -> anyhow::Resul
     };
     let cycles = work.cycles;
     output::say(&format!("the same {cycles} cycles in {}", path.display()));
-    if here {
-        crate::artifacts::build_images(&arguments.images, &[work.guest])?;
-        run_as_child(&arguments)?;
+    let code = if host::runs_linux_here() {
+        artifacts::build_images(&arguments.images, &[work.guest])?;
+        child::run(&arguments.command_line())?
     } else {
         let mut files = host::image_files(folder, &[work.guest], INSIDE_IMAGES)?;
         files.push(HostFile::program(path, INSIDE_BINARY));
         arguments.binary = INSIDE_BINARY.into();
         arguments.images = INSIDE_IMAGES.into();
         arguments.output = Path::new(EXPORT).join("peer.json");
-        let code = inside::run(Inside {
+        inside::run(Inside {
             arguments: arguments.command_line(),
             environment: Vec::new(),
             files,
             export: Some((EXPORT, &folder.join("peer"))),
             logs: folder.join("peer-host"),
             deadline: RUN_ALLOWANCE + CYCLE_ALLOWANCE * cycles,
-        })?;
-        ensure!(
-            code == 0,
-            "measuring the peer failed with exit code {code}; see above"
-        );
-    }
+        })?
+    };
+    ensure!(
+        code == 0,
+        "measuring the peer failed with exit code {code}; see above"
+    );
     let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    serde_json::from_slice(&text).context("the peer's figures make no sense")
-}
-
-/// A process of its own, as inside a virtual host, so that both ways are one.
-fn run_as_child(arguments: &Arguments) -> anyhow::Result<()> {
-    let this = std::env::current_exe().context("cannot find this program's own path")?;
-    let status = std::process::Command::new(this)
-        .args(arguments.command_line())
-        .status()?;
-    ensure!(status.success(), "measuring the peer failed; see above");
-    Ok(())
+    serde_json::from_slice(&text)
+        .with_context(|| format!("cannot parse the peer's figures in {}", file.display()))
 }
 
 impl Arguments {
@@ -166,9 +158,12 @@ impl Arguments {
     }
 }
 
-/// The hidden command: measures and writes a [`Peer`] as JSON.
+/// The hidden command: measures, and writes a [`Peer`] as JSON.
+///
+/// # Errors
+/// If the peer cannot be booted, or the file cannot be written.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
-    let run = cycles_in(&arguments.binary, &arguments.images, &arguments.work).await?;
+    let run = run_cycles_in(&arguments.binary, &arguments.images, &arguments.work).await?;
     let peer = Peer::of_run(run);
     if let Some(parent) = arguments.output.parent() {
         std::fs::create_dir_all(parent)?;
@@ -179,9 +174,12 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
 }
 
 /// Boots an image of the store `images` in the peer `binary` and puts it through its cycles, on
-/// this very machine.
-pub async fn cycles_in(binary: &Path, images: &Path, work: &Work) -> anyhow::Result<Run> {
-    let folder = tempfile::tempdir().context("cannot make a folder for the peer's files")?;
+/// this machine.
+///
+/// # Errors
+/// If it cannot be booted.
+pub async fn run_cycles_in(binary: &Path, images: &Path, work: &Work) -> anyhow::Result<Run> {
+    let folder = tempfile::tempdir().context("cannot create a folder for the peer's files")?;
     let image = images.join(work.guest.name());
     let mut subject = Firecracker::boot(FirecrackerOptions {
         binary: binary.to_owned(),
@@ -194,7 +192,7 @@ pub async fn cycles_in(binary: &Path, images: &Path, work: &Work) -> anyhow::Res
     })
     .await
     .context("cannot boot the peer")?;
-    let mut progress = Progress::new("firecracker", Arc::new(AtomicBool::new(false)));
+    let mut progress = Progress::new("firecracker", Interruption::never());
     let options = RunOptions {
         cycles: work.cycles,
         leftover_vsocks: LeftoverVsocks::Record,
@@ -215,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_without_a_path_or_of_another_kind_is_refused_with_what_to_write() {
+    fn a_peer_without_a_path_or_of_another_kind_is_refused() {
         for text in ["", "firecracker", "firecracker=", "/usr/bin/firecracker"] {
             assert_eq!(text.parse::<PeerBinary>(), Err(PeerBinaryError::Form));
         }
@@ -230,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hidden_command_is_told_all_of_the_work() {
+    fn the_hidden_command_gets_all_of_the_work() {
         let arguments = Arguments {
             binary: "/bin/peer".into(),
             images: "/images".into(),

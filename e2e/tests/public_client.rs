@@ -1,9 +1,9 @@
-//! A client of the Fly Machines API that is not ours, from npm, drives machines with real guests.
+//! A public client of the Fly Machines API, from npm, drives machines with real guests.
 //!
-//! The same script as in the supervisor's contract tests, where guests are played. `./just` installs
-//! the client, pinned by the files there.
+//! It runs the same script as the supervisor's contract tests, where guests are simulated. `./just`
+//! installs the client, in the version that the files there pin.
 
-#![expect(clippy::unwrap_used, reason = "a test's own helpers may")]
+#![expect(clippy::unwrap_used, reason = "test helpers, not only test functions")]
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -14,23 +14,24 @@ use e2e::host::KvmHost;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// Longest that a whole life may take; emulated hosts are slow.
+/// Longest that the script may take; emulated hosts are slow.
 const DEADLINE: Duration = Duration::from_secs(300);
-/// A main process that bears the signal which the client sends.
+/// A main process that survives the signal that the client sends.
 const MAIN: &str = r#"["/bin/sh", "-c", "trap : USR1; while :; do sleep 0.2; done"]"#;
 
+/// The folder of the workspace.
 fn project() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
-/// Where `./just` puts public clients.
+/// The folder in which `./just` installs public clients.
 fn tools() -> PathBuf {
-    let usual = project().join("target/test-tools");
-    let tools = std::env::var_os("MCTL_TEST_TOOLS").map_or(usual, PathBuf::from);
+    let default = project().join("target/test-tools");
+    let tools = std::env::var_os("MCTL_TEST_TOOLS").map_or(default, PathBuf::from);
     assert!(
         tools.join("complete").exists(),
-        "the client of this test is not in {} (MCTL_TEST_TOOLS names another place): `./just contract` \
-         gets it from npm, once, with network access",
+        "the client of this test is not in {}, or in the folder that MCTL_TEST_TOOLS names: \
+         `./just contract` installs it from npm, once, with network access",
         tools.display()
     );
     tools
@@ -62,8 +63,8 @@ async fn a_public_client_from_npm_drives_machines_with_real_guests() {
         .unwrap();
 
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (printed, complaint) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{printed}\n{complaint}");
-    assert_eq!(printed, "done\n");
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    assert_eq!(stdout, "done\n");
     host.stop().unwrap();
 }

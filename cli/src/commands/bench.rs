@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use cycles::{
-    Cycle, FailedCheck, Host, KvmKind, LeftoverVsocks, MIN_CYCLES, MachineSubject, Observer,
-    Report, RunOptions, SubjectDescription, cycles_csv, report_page, run_cycles,
+    Cycle, FailedCheck, Host, Interruption, KvmKind, LeftoverVsocks, MIN_CYCLES, MachineSubject,
+    Observer, Report, RunOptions, SubjectDescription, cycles_csv, report_page, run_cycles,
 };
 use machine_api::{HostInfo, MachineState};
 
@@ -96,7 +96,7 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
     };
     let mut watching = Watching {
         progress: session.output.progress(u64::from(args.cycles), "cycles"),
-        interrupted: interruption(),
+        interruption: Interruption::by_ctrl_c(|| {}),
     };
     let measured = run_cycles(&mut subject, options, &mut watching).await;
     drop(watching);
@@ -144,20 +144,9 @@ fn described(info: HostInfo) -> Host {
     }
 }
 
-/// Resolves once somebody presses Ctrl-C: the run then ends after its cycle, with a report, and
-/// with the machine started.
-fn interruption() -> tokio::task::JoinHandle<()> {
-    tokio::spawn(async {
-        // Without the signal there is no interruption; it then ends the process as usual.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    })
-}
-
 struct Watching {
     progress: Progress,
-    interrupted: tokio::task::JoinHandle<()>,
+    interruption: Interruption,
 }
 
 impl Observer for Watching {
@@ -167,7 +156,7 @@ impl Observer for Watching {
         let resume = milliseconds(cycle.resume_ms);
         self.progress
             .advance_to(u64::from(cycle.cycle), &format!("resume {resume}"));
-        if self.interrupted.is_finished() {
+        if self.interruption.is_requested() {
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())

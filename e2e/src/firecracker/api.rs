@@ -13,13 +13,13 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-/// Longest that one call may take; creating a full snapshot under emulation is the slowest.
+/// Longest that one call may take. The slowest is a full snapshot under emulation.
 const CALL_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Why a call to Firecracker's API failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// Nobody listens on the socket.
+    /// The socket does not accept.
     #[error("cannot connect to firecracker's API at {}", socket.display())]
     Connect {
         /// The API socket.
@@ -28,11 +28,11 @@ pub enum ApiError {
         source: std::io::Error,
     },
     /// The connection broke.
-    #[error("{what}: firecracker's API broke off")]
+    #[error("{what}: the connection to firecracker's API broke")]
     Transport {
         /// Method and path.
         what: String,
-        /// Why.
+        /// How.
         source: hyper::Error,
     },
     /// It did not answer.
@@ -48,12 +48,12 @@ pub enum ApiError {
         what: String,
         /// HTTP status.
         status: StatusCode,
-        /// Its message.
+        /// Firecracker's message.
         body: String,
     },
 }
 
-/// Sends `body` to `path` and wants success.
+/// Sends `body` to `path` and expects success.
 ///
 /// # Errors
 /// [`ApiError`], with Firecracker's own message where it refused.

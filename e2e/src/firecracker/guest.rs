@@ -1,22 +1,21 @@
-//! guest-init through Firecracker's vsock socket: the handshake, one call, its reply.
+//! Calls to guest-init through Firecracker's vsock socket.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use guest_protocol::{
-    Call, Decoded, Frame, FrameError, GuestStatus, PORT, Reply, Request, VERSION, Wake, decode,
-    encode,
+    Call, Decoded, Frame, FrameError, GuestStatus, PORT, Reply, Request, Wake, decode, encode,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::readiness::Tried;
+use crate::host_socket::{self, HandshakeError};
 
 /// Why a call to init did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// The vsock socket is not there or does not accept.
+    /// The vsock socket does not exist or does not accept.
     #[error("cannot connect to the vsock socket {}", socket.display())]
     Connect {
         /// The socket.
@@ -24,7 +23,7 @@ pub enum CallError {
         /// Why not.
         source: std::io::Error,
     },
-    /// The VMM closed the connection in place of `OK`: the guest answered with RST.
+    /// The VMM closed the connection instead of answering `OK`: the guest answered with RST.
     #[error("the guest refused the connection")]
     Reset,
     /// No answer.
@@ -36,10 +35,10 @@ pub enum CallError {
     /// The connection broke after it was made.
     #[error("the connection broke after it was made")]
     Closed(#[source] Option<std::io::Error>),
-    /// init answered with something else.
-    #[error("init's answer makes no sense: {what}")]
+    /// The answer is not the expected one.
+    #[error("unexpected answer: {what}")]
     BadReply {
-        /// What was wrong with it.
+        /// The answer, or what is wrong with it.
         what: String,
     },
 }
@@ -52,7 +51,20 @@ impl From<FrameError> for CallError {
     }
 }
 
-/// A connection to init that has passed the handshake.
+impl From<HandshakeError> for CallError {
+    fn from(error: HandshakeError) -> Self {
+        match error {
+            HandshakeError::Connect { socket, source } => Self::Connect { socket, source },
+            HandshakeError::Send(source) => Self::Closed(Some(source)),
+            HandshakeError::Closed => Self::Reset,
+            HandshakeError::NotOk { answer } => Self::BadReply {
+                what: format!("{answer:?}"),
+            },
+        }
+    }
+}
+
+/// A connection to init after the handshake.
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: UnixStream,
@@ -61,51 +73,27 @@ pub(super) struct Connection {
     pub(super) local_port: u32,
 }
 
-/// Pause between questions that met a leaked pair.
-const ASK_AGAIN: Duration = Duration::from_millis(5);
+/// Pause after a collision with a leaked pair.
+const RETRY_PAUSE: Duration = Duration::from_millis(5);
 
-/// Connects to init's port. Where the guest leaks, this may meet leaked pairs although the
-/// readiness check before it met none; the next attempt has another port.
+/// Connects to init's port. If the guest leaks, this can collide with leaked pairs although the
+/// readiness check before it did not. The next attempt has another port.
 pub(super) async fn connect(socket: &Path, deadline: Duration) -> Result<Connection, CallError> {
-    let past_leaked_pairs = async {
+    let with_retries = async {
         loop {
             match handshake(socket).await {
-                Err(CallError::Reset) => tokio::time::sleep(ASK_AGAIN).await,
+                Err(CallError::Reset) => tokio::time::sleep(RETRY_PAUSE).await,
                 other => return other,
             }
         }
     };
-    timeout(deadline, past_leaked_pairs)
+    timeout(deadline, with_retries)
         .await
         .map_err(|_| CallError::NoReply { deadline })?
 }
 
 async fn handshake(socket: &Path) -> Result<Connection, CallError> {
-    let mut stream = UnixStream::connect(socket)
-        .await
-        .map_err(|source| CallError::Connect {
-            socket: socket.to_owned(),
-            source,
-        })?;
-    let closed = |source| CallError::Closed(Some(source));
-    stream
-        .write_all(format!("CONNECT {PORT}\n").as_bytes())
-        .await
-        .map_err(closed)?;
-    let mut line = Vec::new();
-    while !line.ends_with(b"\n") && line.len() < 64 {
-        match stream.read_u8().await {
-            Ok(byte) => line.push(byte),
-            Err(_) => return Err(CallError::Reset),
-        }
-    }
-    let line = String::from_utf8_lossy(&line);
-    let local_port = line
-        .strip_prefix("OK ")
-        .and_then(|port| port.trim().parse().ok());
-    let local_port = local_port.ok_or_else(|| CallError::BadReply {
-        what: format!("{line:?}"),
-    })?;
+    let (stream, local_port) = host_socket::connect(socket, PORT).await?;
     Ok(Connection {
         stream,
         received: Vec::new(),
@@ -120,12 +108,7 @@ impl Connection {
         generation: u64,
         request: Request,
     ) -> Result<(), CallError> {
-        let call = Call {
-            version: VERSION,
-            generation,
-            wake: Some(wake()),
-            request,
-        };
+        let call = Call::new(generation, Some(wake()), request);
         let json = serde_json::to_vec(&call).map_err(|error| CallError::BadReply {
             what: error.to_string(),
         })?;
@@ -137,19 +120,18 @@ impl Connection {
             .map_err(|source| CallError::Closed(Some(source)))
     }
 
-    /// Waits for the next frame and lets `take` copy what it needs of it.
+    /// Waits for the next frame and passes it to `read`.
     pub(super) async fn next_frame<T>(
         &mut self,
-        take: impl FnOnce(Frame<'_>) -> T,
+        read: impl FnOnce(Frame<'_>) -> T,
     ) -> Result<T, CallError> {
         loop {
             if let Decoded::Frame(frame, length) = decode(&self.received)? {
-                let taken = take(frame);
+                let value = read(frame);
                 self.received.drain(..length);
-                return Ok(taken);
+                return Ok(value);
             }
-            let read = self.stream.read_buf(&mut self.received).await;
-            match read {
+            match self.stream.read_buf(&mut self.received).await {
                 Ok(0) => return Err(CallError::Closed(None)),
                 Ok(_) => {}
                 Err(source) => return Err(CallError::Closed(Some(source))),
@@ -164,18 +146,21 @@ impl Connection {
             Frame::Json(json) => {
                 serde_json::from_slice::<Reply>(json).map_err(|error| bad(error.to_string()))
             }
-            other => Err(bad(format!("{other:?} in place of a reply"))),
+            other => Err(bad(format!("{other:?} instead of a reply"))),
         })
         .await?
     }
 }
 
-/// One attempt at the status, within `deadline`.
+/// The local port of one attempt, if one was chosen, and the attempt's result.
+pub(super) type AttemptResult<T> = (Option<u32>, Result<T, CallError>);
+
+/// One attempt to read the status, within `deadline`.
 pub(super) async fn status(
     socket: &Path,
     generation: u64,
     deadline: Duration,
-) -> Tried<GuestStatus> {
+) -> AttemptResult<GuestStatus> {
     let ask = async |mut connection: Connection| {
         connection.send(generation, Request::Status).await?;
         match connection.reply().await? {
@@ -186,12 +171,12 @@ pub(super) async fn status(
     attempt(socket, deadline, ask).await
 }
 
-/// One attempt at the long-lived connection, on which init streams CPU usage.
+/// One attempt to open the long-lived connection, on which init streams CPU usage.
 pub(super) async fn monitor(
     socket: &Path,
     generation: u64,
     deadline: Duration,
-) -> Tried<Connection> {
+) -> AttemptResult<Connection> {
     let ask = async |mut connection: Connection| {
         let request = Request::CpuUsage { interval_ms: 1000 };
         connection.send(generation, request).await?;
@@ -207,7 +192,7 @@ async fn attempt<T>(
     socket: &Path,
     deadline: Duration,
     ask: impl AsyncFnOnce(Connection) -> Result<T, CallError>,
-) -> Tried<T> {
+) -> AttemptResult<T> {
     let mut local_port = None;
     let attempt = async {
         let connection = handshake(socket).await?;
@@ -225,7 +210,7 @@ fn unexpected(reply: &Reply) -> CallError {
     }
 }
 
-/// One call answered by one reply.
+/// One call and its reply.
 pub(super) async fn call(
     socket: &Path,
     generation: u64,
@@ -246,12 +231,6 @@ fn wake() -> Wake {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    Wake {
-        realtime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
-        entropy_hex: format!(
-            "{:032x}{:032x}",
-            rand::random::<u128>(),
-            rand::random::<u128>()
-        ),
-    }
+    let realtime_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+    Wake::new(realtime_ns, &rand::random())
 }

@@ -10,26 +10,26 @@ use tokio::net::UnixStream;
 /// How long a process may take to open its API socket.
 const API_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Why a process could not be had.
+/// Why a process could not be started or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
-    /// The binary can't be run.
+    /// The binary cannot be run.
     #[error("cannot start {}", binary.display())]
     Spawn {
-        /// As given.
+        /// Its path, as given.
         binary: PathBuf,
         /// Why not.
         source: std::io::Error,
     },
-    /// Its log can't be written.
-    #[error("cannot write its log {}", path.display())]
+    /// Its log cannot be written.
+    #[error("cannot write firecracker's log {}", path.display())]
     Log {
         /// The file.
         path: PathBuf,
         /// Why not.
         source: std::io::Error,
     },
-    /// It opened no API socket.
+    /// It did not open its API socket in time.
     #[error(
         "firecracker opened no API socket at {} within {} s; see {}",
         socket.display(), API_DEADLINE.as_secs(), log.display()
@@ -37,7 +37,7 @@ pub enum ProcessError {
     NoApi {
         /// The socket.
         socket: PathBuf,
-        /// What it said.
+        /// Its output.
         log: PathBuf,
     },
     /// It could not be killed.
@@ -57,7 +57,7 @@ impl Process {
     /// Starts `binary` in `folder` and waits until its API can be connected to.
     pub(super) async fn start(binary: &Path, folder: &Path) -> Result<Self, ProcessError> {
         let api = folder.join("api.sock");
-        // A socket of an earlier process would be taken for this one's.
+        // A socket of an earlier process could be mistaken for this one's.
         let _ = std::fs::remove_file(&api);
         let _ = std::fs::remove_file(folder.join("v.sock"));
         let log = folder.join("firecracker.log");
@@ -106,7 +106,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Nothing can be done about a process that is gone already or can't be killed.
+        // It may have ended already; a process that cannot be killed cannot be helped here.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,33 +1,33 @@
-//! The readiness check of a peer: attempts, the pauses between them, and their records. Bounds and
-//! outcomes are those of the supervisor (`supervisor/src/machine/readiness.rs`), so that both VMMs
-//! are measured with one yardstick.
+//! The readiness check of a peer: its attempts and their records. Limits and outcomes are those of
+//! the supervisor (`supervisor/src/machine/readiness.rs`), so that both VMMs are measured alike.
 
 use std::time::Duration;
 
 use cycles::{Attempt, AttemptOutcome};
+use guest_protocol::backoff::{Backoff, JITTER};
 use rand::RngExt;
 use tokio::time::Instant;
 
-use super::guest::CallError;
+use super::guest::{AttemptResult, CallError};
 
-/// Bounds of a readiness check.
+/// Limits of a readiness check.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// For one attempt.
+    /// Longest that one attempt may take.
     pub(super) attempt: Duration,
-    /// Pause after the first failed attempt; doubles with each.
-    pub(super) first_pause: Duration,
-    /// Longest pause.
-    pub(super) longest_pause: Duration,
-    /// For the whole check.
+    /// Waits between attempts.
+    pub(super) backoff: Backoff,
+    /// Longest that the whole check may take.
     pub(super) total: Duration,
 }
 
-/// As the supervisor's defaults, but for the whole: a peer may take as long as a step of ours.
+/// The supervisor's defaults, except for the whole check: a peer may take as long as a step of ours.
 pub(super) const LIMITS: Limits = Limits {
     attempt: Duration::from_secs(2),
-    first_pause: Duration::from_millis(25),
-    longest_pause: Duration::from_secs(1),
+    backoff: Backoff {
+        first: Duration::from_millis(25),
+        longest: Duration::from_secs(1),
+    },
     total: Duration::from_secs(120),
 };
 
@@ -38,22 +38,19 @@ pub struct NotReady {
     what: &'static str,
     limit: Duration,
     attempts: usize,
-    /// What came of the last one.
+    /// Why the last one failed.
     source: CallError,
 }
 
-/// One attempt's local port, where one was chosen, and its result.
-pub(super) type Tried<T> = (Option<u32>, Result<T, CallError>);
-
-/// Repeats `attempt` until it succeeds or the limits are reached, noting each in `attempts`.
-pub(super) async fn repeat<T, F: Future<Output = Tried<T>>>(
+/// Repeats `attempt` until it succeeds or the limits are reached, and records each in `attempts`.
+pub(super) async fn retry<T, F: Future<Output = AttemptResult<T>>>(
     limits: &Limits,
     what: &'static str,
     attempts: &mut Vec<Attempt>,
     mut attempt: impl FnMut() -> F,
 ) -> Result<T, NotReady> {
     let deadline = Instant::now() + limits.total;
-    let mut failed = 0;
+    let mut failed_before = 0;
     loop {
         let begun = Instant::now();
         let (local_port, result) = attempt().await;
@@ -66,7 +63,8 @@ pub(super) async fn repeat<T, F: Future<Output = Tried<T>>>(
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
-        let next = Instant::now() + pause(limits, failed, rand::rng().random_range(0.5..1.0));
+        let jitter = rand::rng().random_range(JITTER);
+        let next = Instant::now() + limits.backoff.wait(failed_before, jitter);
         if next >= deadline {
             return Err(NotReady {
                 what,
@@ -76,26 +74,20 @@ pub(super) async fn repeat<T, F: Future<Output = Tried<T>>>(
             });
         }
         tokio::time::sleep_until(next).await;
-        failed += 1;
+        failed_before += 1;
     }
 }
 
-/// How an attempt is counted.
+/// How an attempt is recorded.
 fn outcome_of(error: Option<&CallError>) -> AttemptOutcome {
     match error {
         None => AttemptOutcome::Ok,
         Some(CallError::Reset) => AttemptOutcome::Reset,
         Some(CallError::NoReply { .. }) => AttemptOutcome::NoReply,
-        // Nobody has asked the guest yet where the VMM's socket can't be connected to.
+        // If the VMM's socket does not accept, the guest was not asked.
         Some(CallError::Connect { .. } | CallError::Closed(_)) => AttemptOutcome::Closed,
         Some(CallError::BadReply { .. }) => AttemptOutcome::BadReply,
     }
-}
-
-/// Pause after `failed` earlier failures; `jitter` lies between 0.5 and 1.
-fn pause(limits: &Limits, failed: u32, jitter: f64) -> Duration {
-    let doubled = limits.first_pause.saturating_mul(1 << failed.min(16));
-    doubled.min(limits.longest_pause).mul_f64(jitter)
 }
 
 #[cfg(test)]
@@ -103,16 +95,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_from_25_ms_to_a_second() {
+    fn waits_double_from_25_ms_to_a_second() {
         let ms: Vec<u128> = (0..8)
-            .map(|failed| pause(&LIMITS, failed, 1.0).as_millis())
+            .map(|failed| LIMITS.backoff.wait(failed, 1.0).as_millis())
             .collect();
         assert_eq!(ms, [25, 50, 100, 200, 400, 800, 1000, 1000]);
-        assert_eq!(pause(&LIMITS, 40, 0.5).as_millis(), 500);
+        assert_eq!(LIMITS.backoff.wait(40, 0.5).as_millis(), 500);
     }
 
     #[test]
-    fn only_a_guests_refusal_is_a_reset() {
+    fn only_a_refusal_by_the_guest_is_a_reset() {
         let closed = CallError::Connect {
             socket: "/gone".into(),
             source: std::io::Error::other("nobody"),

@@ -14,15 +14,15 @@ use serde_json::json;
 use super::api::{self, ApiError};
 use super::guest::{self, CallError, Connection};
 use super::process::{Process, ProcessError};
-use super::readiness::{LIMITS, NotReady, repeat};
+use super::readiness::{LIMITS, NotReady, retry};
 use crate::counter;
 
 /// Deadline of other calls to init.
 const CALL_DEADLINE: Duration = Duration::from_secs(20);
-/// Pause between looks for the first count.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Pause between two reads of the counter.
+const POLL_PAUSE: Duration = Duration::from_millis(20);
 
-/// What to boot, and with what.
+/// What to boot, and how.
 #[derive(Debug, Clone)]
 pub struct FirecrackerOptions {
     /// The user's binary.
@@ -41,38 +41,38 @@ pub struct FirecrackerOptions {
     pub monitor_first: bool,
 }
 
-/// Why Firecracker could not be put through a step.
+/// Why a step failed.
 #[derive(Debug, thiserror::Error)]
 pub enum FirecrackerError {
-    /// The folder for its files can't be made.
-    #[error("cannot make {}", path.display())]
+    /// The folder for its files cannot be created.
+    #[error("cannot create {}", path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
         /// Why not.
         source: std::io::Error,
     },
-    /// The process.
+    /// The process could not be started or ended.
     #[error("cannot run the VMM")]
     Process(#[from] ProcessError),
-    /// Its API.
+    /// A call to its API failed.
     #[error("cannot drive the VMM")]
     Api(#[from] ApiError),
-    /// init.
+    /// A call to init failed.
     #[error("cannot {what}")]
     Guest {
-        /// What was asked of init.
+        /// What was attempted.
         what: &'static str,
         /// Why not.
         source: CallError,
     },
     /// The readiness check gave up.
-    #[error("the guest did not answer")]
+    #[error("the guest did not become ready")]
     NotReady(#[from] NotReady),
-    /// The subject is in no state for it.
+    /// The step needs a VMM, and none runs.
     #[error("cannot {what}: no VMM runs")]
     NotRunning {
-        /// What was asked.
+        /// What was attempted.
         what: &'static str,
     },
 }
@@ -141,8 +141,8 @@ impl Firecracker {
             hostname: "peer".to_owned(),
         };
         machine.call(launch, "start the counter").await?;
-        machine.open_the_rest().await?;
-        machine.first_count().await?;
+        machine.open_missing_monitor().await?;
+        machine.wait_for_counter().await?;
         Ok(machine)
     }
 
@@ -156,8 +156,8 @@ impl Firecracker {
             .map_err(|source| FirecrackerError::Guest { what, source })
     }
 
-    /// Opens the long-lived connection and asks for the status, in the order that was chosen.
-    /// Attempts of both count where the monitor comes first: the check waits for it.
+    /// Reads the status. If the monitor comes first, opens it before; its attempts count, too, since
+    /// the check waits for it.
     async fn ready(&mut self) -> Result<Vec<Attempt>, FirecrackerError> {
         let mut attempts = Vec::new();
         if self.options.monitor_first {
@@ -165,36 +165,36 @@ impl Firecracker {
         }
         let (socket, generation) = (self.socket(), self.generation);
         let ask = || guest::status(&socket, generation, LIMITS.attempt);
-        repeat(&LIMITS, "status", &mut attempts, ask).await?;
+        retry(&LIMITS, "status", &mut attempts, ask).await?;
         Ok(attempts)
     }
 
-    /// The long-lived connection; the old one is only now given up, as a platform's would be.
+    /// Opens the long-lived connection. The old one is closed only now, as a platform would do it.
     async fn open_monitor(&mut self, attempts: &mut Vec<Attempt>) -> Result<(), FirecrackerError> {
         let (socket, generation) = (self.socket(), self.generation);
         let open = || guest::monitor(&socket, generation, LIMITS.attempt);
-        self.monitor = Some(repeat(&LIMITS, "monitor", attempts, open).await?);
+        self.monitor = Some(retry(&LIMITS, "monitor", attempts, open).await?);
         Ok(())
     }
 
-    /// What the check has left to be opened; no part of any measurement.
-    async fn open_the_rest(&mut self) -> Result<(), FirecrackerError> {
+    /// Opens the monitor if the check did not. It is not part of any measurement.
+    async fn open_missing_monitor(&mut self) -> Result<(), FirecrackerError> {
         if self.options.monitor_first {
             return Ok(());
         }
         self.open_monitor(&mut Vec::new()).await
     }
 
-    /// Waits until the counter in the guest has begun.
-    async fn first_count(&self) -> Result<(), FirecrackerError> {
+    /// Waits until the guest has a count.
+    async fn wait_for_counter(&self) -> Result<(), FirecrackerError> {
         let deadline = Instant::now() + CALL_DEADLINE;
         while self.count().await?.is_none() && Instant::now() < deadline {
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(POLL_PAUSE).await;
         }
         Ok(())
     }
 
-    /// Reads the counter that a process in the guest keeps.
+    /// Reads the guest's counter.
     async fn count(&self) -> Result<Option<u64>, FirecrackerError> {
         let failed = |source| FirecrackerError::Guest {
             what: "read the counter",
@@ -244,7 +244,7 @@ impl Firecracker {
         })
     }
 
-    /// A status asked outside of any measurement, after all connections are open again.
+    /// Reads the status outside of any measurement, when all connections are open again.
     async fn observe_now(&self) -> Result<GuestObservation, FirecrackerError> {
         match self.call(Request::Status, "ask for the status").await? {
             Reply::Status(status) => self.observation(&status).await,
@@ -334,7 +334,7 @@ impl Subject for Firecracker {
             ("load_snapshot".to_owned(), loaded_ms - spawned_ms),
             ("readiness".to_owned(), total_ms - loaded_ms),
         ];
-        self.open_the_rest().await?;
+        self.open_missing_monitor().await?;
         let guest = self.observe_now().await?;
         Ok(ResumeOutcome {
             total_ms,

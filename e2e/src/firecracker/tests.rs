@@ -1,4 +1,5 @@
-//! The adapter without a Firecracker: its API and a guest's init, played on Unix sockets.
+//! Tests of the adapter without a Firecracker: its API and a guest's init are simulated on Unix
+//! sockets.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,25 +16,25 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::api::{self, ApiError};
 use super::guest::{self, CallError};
-use super::readiness::{LIMITS, Limits, repeat};
+use super::readiness::{LIMITS, Limits, retry};
 
-/// What a vsock socket does with one connection.
+/// How the simulated vsock socket treats one connection.
 #[derive(Debug, Clone, Copy)]
-enum Play {
-    /// As Firecracker where the guest answered with RST.
+enum Behaviour {
+    /// Closes, as Firecracker does when the guest answers with RST.
     Refuse,
     /// Neither answers nor closes.
     Silence,
     /// Accepts and closes.
     AcceptAndClose,
-    /// Accepts, and answers as init of that generation.
+    /// Accepts, and answers like init at that generation.
     Answer { generation: u64 },
-    /// Says something else than `OK`.
-    Babble,
+    /// Answers something other than `OK`.
+    NotOk,
 }
 
-/// A socket that plays these one after the other, then the last one for ever.
-fn vsock(plays: &'static [Play]) -> (tempfile::TempDir, PathBuf) {
+/// A socket that shows these one after the other, then the last one for ever.
+fn vsock(behaviours: &'static [Behaviour]) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("v.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -41,28 +42,32 @@ fn vsock(plays: &'static [Play]) -> (tempfile::TempDir, PathBuf) {
         let mut held = Vec::new();
         for index in 0.. {
             let (stream, _) = listener.accept().await.unwrap();
-            let play = plays[index.min(plays.len() - 1)];
+            let behaviour = behaviours[index.min(behaviours.len() - 1)];
             let local_port = (1 << 30) + u32::try_from(index).unwrap();
-            held.extend(played(stream, play, local_port).await);
+            held.extend(serve(stream, behaviour, local_port).await);
         }
     });
     (folder, path)
 }
 
-/// Plays; returns what must not be closed.
-async fn played(mut stream: UnixStream, play: Play, local_port: u32) -> Option<UnixStream> {
+/// Serves one connection. Returns the stream if it must stay open.
+async fn serve(
+    mut stream: UnixStream,
+    behaviour: Behaviour,
+    local_port: u32,
+) -> Option<UnixStream> {
     let mut line = Vec::new();
     while !line.ends_with(b"\n") {
         line.push(stream.read_u8().await.unwrap());
     }
     assert_eq!(line, b"CONNECT 1024\n");
     let accepted = format!("OK {local_port}\n");
-    match play {
-        Play::Refuse => return None,
-        Play::Silence => return Some(stream),
-        Play::Babble => stream.write_all(b"HTTP/1.1 400\n").await.unwrap(),
-        Play::AcceptAndClose => stream.write_all(accepted.as_bytes()).await.unwrap(),
-        Play::Answer { generation } => {
+    match behaviour {
+        Behaviour::Refuse => return None,
+        Behaviour::Silence => return Some(stream),
+        Behaviour::NotOk => stream.write_all(b"HTTP/1.1 400\n").await.unwrap(),
+        Behaviour::AcceptAndClose => stream.write_all(accepted.as_bytes()).await.unwrap(),
+        Behaviour::Answer { generation } => {
             stream.write_all(accepted.as_bytes()).await.unwrap();
             let reply = match call_from(&mut stream).await.request {
                 Request::Status => Reply::Status(status(generation)),
@@ -79,7 +84,7 @@ async fn played(mut stream: UnixStream, play: Play, local_port: u32) -> Option<U
         }
     }
     // The other end still reads.
-    Some(stream).filter(|_| !matches!(play, Play::AcceptAndClose))
+    Some(stream).filter(|_| !matches!(behaviour, Behaviour::AcceptAndClose))
 }
 
 async fn call_from(stream: &mut UnixStream) -> Call {
@@ -110,25 +115,26 @@ fn status(generation: u64) -> GuestStatus {
     }
 }
 
+/// A deadline that is not reached.
 const SOON: Duration = Duration::from_secs(20);
-/// For what never answers.
+/// A deadline for calls that get no answer.
 const BRIEF: Duration = Duration::from_millis(50);
 
 #[tokio::test]
-async fn an_attempt_tells_its_port_and_what_came_of_it() {
-    let answers = vsock(&[Play::Answer { generation: 4 }]);
+async fn an_attempt_returns_its_port_and_its_result() {
+    let answers = vsock(&[Behaviour::Answer { generation: 4 }]);
     let (port, result) = guest::status(&answers.1, 4, SOON).await;
     assert_eq!((port, result.unwrap().generation), (Some(1 << 30), 4));
 
-    let refuses = vsock(&[Play::Refuse]);
+    let refuses = vsock(&[Behaviour::Refuse]);
     let (port, result) = guest::status(&refuses.1, 4, SOON).await;
     assert!(matches!((port, result), (None, Err(CallError::Reset))));
 
-    let silent = vsock(&[Play::Silence]);
+    let silent = vsock(&[Behaviour::Silence]);
     let (_, result) = guest::status(&silent.1, 4, BRIEF).await;
     assert!(matches!(result, Err(CallError::NoReply { .. })));
 
-    let closes = vsock(&[Play::AcceptAndClose]);
+    let closes = vsock(&[Behaviour::AcceptAndClose]);
     let (port, result) = guest::status(&closes.1, 4, SOON).await;
     assert_eq!(port, Some(1 << 30));
     assert!(matches!(result, Err(CallError::Closed(_))), "{result:?}");
@@ -138,22 +144,26 @@ async fn an_attempt_tells_its_port_and_what_came_of_it() {
 }
 
 #[tokio::test]
-async fn an_init_of_another_generation_and_a_foreign_program_are_bad_replies() {
-    let older = vsock(&[Play::Answer { generation: 3 }]);
+async fn init_of_another_generation_and_another_program_are_bad_replies() {
+    let older = vsock(&[Behaviour::Answer { generation: 3 }]);
     let (_, result) = guest::status(&older.1, 4, SOON).await;
     assert!(matches!(result, Err(CallError::BadReply { .. })));
 
-    let foreign = vsock(&[Play::Babble]);
-    let (_, result) = guest::status(&foreign.1, 4, SOON).await;
+    let other = vsock(&[Behaviour::NotOk]);
+    let (_, result) = guest::status(&other.1, 4, SOON).await;
     assert!(matches!(result, Err(CallError::BadReply { .. })));
 }
 
 #[tokio::test]
-async fn a_check_walks_past_leaked_pairs_and_records_each() {
-    let (_folder, socket) = vsock(&[Play::Refuse, Play::Refuse, Play::Answer { generation: 2 }]);
+async fn a_check_retries_past_leaked_pairs_and_records_each() {
+    let (_folder, socket) = vsock(&[
+        Behaviour::Refuse,
+        Behaviour::Refuse,
+        Behaviour::Answer { generation: 2 },
+    ]);
     let mut attempts = Vec::new();
     let ask = || guest::status(&socket, 2, LIMITS.attempt);
-    repeat(&LIMITS, "status", &mut attempts, ask).await.unwrap();
+    retry(&LIMITS, "status", &mut attempts, ask).await.unwrap();
     let outcomes: Vec<AttemptOutcome> = attempts.iter().map(|one| one.outcome).collect();
     let reset = AttemptOutcome::Reset;
     assert_eq!(outcomes, [reset, reset, AttemptOutcome::Ok]);
@@ -162,14 +172,14 @@ async fn a_check_walks_past_leaked_pairs_and_records_each() {
 
 #[tokio::test]
 async fn a_check_gives_up_and_says_after_how_many_attempts() {
-    let (_folder, socket) = vsock(&[Play::Refuse]);
+    let (_folder, socket) = vsock(&[Behaviour::Refuse]);
     let limits = Limits {
         total: BRIEF,
         ..LIMITS
     };
     let mut attempts = Vec::new();
     let ask = || guest::monitor(&socket, 2, limits.attempt);
-    let error = repeat(&limits, "monitor", &mut attempts, ask).await;
+    let error = retry(&limits, "monitor", &mut attempts, ask).await;
     let text = error.unwrap_err().to_string();
     let count = attempts.len();
     assert!(text.starts_with("monitor: not ready"), "{text}");
@@ -177,13 +187,17 @@ async fn a_check_gives_up_and_says_after_how_many_attempts() {
 }
 
 #[tokio::test]
-async fn other_questions_are_repeated_past_leaked_pairs() {
-    let (_folder, socket) = vsock(&[Play::Refuse, Play::Refuse, Play::Answer { generation: 1 }]);
+async fn other_calls_are_retried_past_leaked_pairs() {
+    let (_folder, socket) = vsock(&[
+        Behaviour::Refuse,
+        Behaviour::Refuse,
+        Behaviour::Answer { generation: 1 },
+    ]);
     let reply = guest::call(&socket, 1, Request::Status, SOON).await;
     assert!(matches!(reply.unwrap(), Reply::Status(_)));
 }
 
-/// An API that reads one request and answers so.
+/// An API that reads one request and sends `answer`.
 fn answering(answer: &'static str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("api.sock");
@@ -206,7 +220,7 @@ async fn pause(socket: &Path) -> Result<(), ApiError> {
 }
 
 #[tokio::test]
-async fn the_api_succeeds_with_any_success_and_passes_on_what_it_refuses() {
+async fn any_success_status_is_success_and_a_refusal_keeps_its_message() {
     let (_folder, socket) = answering("HTTP/1.1 204 \r\n\r\n");
     pause(&socket).await.unwrap();
 
@@ -217,7 +231,7 @@ async fn the_api_succeeds_with_any_success_and_passes_on_what_it_refuses() {
 }
 
 #[tokio::test]
-async fn an_api_that_is_gone_or_breaks_off_is_an_error_with_its_cause() {
+async fn an_api_that_is_gone_or_breaks_is_an_error_with_its_cause() {
     let (_folder, socket) = answering("HTTP/1.1 2");
     let broken = pause(&socket).await.unwrap_err();
     assert!(matches!(broken, ApiError::Transport { .. }), "{broken:?}");

@@ -1,4 +1,4 @@
-//! A machine boots, runs its main process, and ends in order.
+//! A machine boots, runs its main process, and stops in order.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use machine_api::{EventType, ExitEvent, Guest, Machine, MachineState, Mount, Sto
 
 use crate::stage::{DEADLINE, Stage, config, until};
 
-pub(crate) async fn a_machine_boots_and_its_output_is_kept(
+pub(crate) async fn a_machine_boots_and_its_output_is_logged(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let script = "echo to-stdout; echo to-stderr >&2; sleep 600";
@@ -24,7 +24,7 @@ pub(crate) async fn a_machine_has_the_processors_and_memory_it_was_given(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let mut wanted = config(&["/bin/sleep", "600"]);
-    // Above 3 GiB, memory continues above the gap below 4 GiB.
+    // Beyond 3 GiB, the rest of memory is above 4 GiB.
     wanted.guest = Some(Guest {
         cpus: 4,
         memory_mb: 3584,
@@ -48,7 +48,7 @@ pub(crate) async fn a_machine_has_the_processors_and_memory_it_was_given(
     Ok(())
 }
 
-pub(crate) async fn a_main_process_that_ends_stops_its_machine_and_its_exit_code_is_told(
+pub(crate) async fn a_machine_stops_when_its_main_process_ends_and_reports_the_exit_code(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let machine = stage
@@ -63,12 +63,12 @@ pub(crate) async fn a_main_process_that_ends_stops_its_machine_and_its_exit_code
     Ok(())
 }
 
-pub(crate) async fn stop_ends_the_main_process_with_its_signal(
+pub(crate) async fn stop_sends_the_requested_signal_to_the_main_process(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let script = "trap 'echo got-int; exit 3' INT; echo ready; while :; do sleep 0.1; done";
     let machine = stage.boot(config(&["/bin/sh", "-c", script])).await?;
-    // A machine is started when init answers, which may be before its shell has set the trap.
+    // A machine is started when init answers. That may be before the shell has set its trap.
     until("the main process to be ready", || async {
         let lines = stage.log_lines(&machine).await?;
         Ok(lines.iter().any(|line| line == "ready").then_some(()))

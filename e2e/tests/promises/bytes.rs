@@ -1,8 +1,8 @@
-//! Bytes to be carried, such that a lost, doubled or swapped piece shows.
+//! Test data in which a lost, repeated or swapped piece is noticed.
 
 use anyhow::{bail, ensure};
 
-/// That many bytes, different ones for each seed.
+/// `count` bytes, different ones for each seed.
 pub(crate) fn pattern(count: usize, seed: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(count + 8);
     let mut state = seed.wrapping_mul(2) | 1;
@@ -17,15 +17,19 @@ pub(crate) fn pattern(count: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// Says where what came differs from what was sent, for both are too long to be shown.
-pub(crate) fn ensure_same(came: &[u8], sent: &[u8]) -> anyhow::Result<()> {
-    if let Some(place) = came.iter().zip(sent).position(|(one, other)| one != other) {
-        bail!("byte {place} of {} came changed", sent.len());
+/// Reports the first difference; both are too long to be shown.
+pub(crate) fn ensure_same(received: &[u8], sent: &[u8]) -> anyhow::Result<()> {
+    if let Some(place) = received
+        .iter()
+        .zip(sent)
+        .position(|(one, other)| one != other)
+    {
+        bail!("byte {place} of {} was changed", sent.len());
     }
     ensure!(
-        came.len() == sent.len(),
-        "{} bytes came of {}",
-        came.len(),
+        received.len() == sent.len(),
+        "{} bytes received of {}",
+        received.len(),
         sent.len()
     );
     Ok(())

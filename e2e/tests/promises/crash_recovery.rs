@@ -28,21 +28,21 @@ pub(crate) async fn a_killed_supervisor_loses_no_machine(stage: &mut Stage) -> a
         after.generation == before.generation,
         "the machine was started again"
     );
-    // At once: what is asked of a guest waits until that is taken over.
-    stage.counted_beyond(&machine, count).await?;
+    // Without a wait: calls to a guest wait until the machine is adopted.
+    stage.wait_for_count_beyond(&machine, count).await?;
     let events = stage.client.events(&machine.id, None).await?;
-    let taken_over = |event: &MachineEvent| event.kind == EventType::Adopt;
-    ensure!(events.iter().any(taken_over), "{events:?}");
+    let adopted = |event: &MachineEvent| event.kind == EventType::Adopt;
+    ensure!(events.iter().any(adopted), "{events:?}");
     stage.suspend(&machine).await?;
     stage.resume(&machine).await?;
-    stage.counted_beyond(&machine, count).await?;
+    stage.wait_for_count_beyond(&machine, count).await?;
     Ok(())
 }
 
-pub(crate) async fn a_killed_vmm_is_noticed(stage: &mut Stage) -> anyhow::Result<()> {
+pub(crate) async fn a_killed_vmm_is_detected(stage: &mut Stage) -> anyhow::Result<()> {
     let machine = stage.boot_counter().await?;
     stage.kill_vmm(&machine).await?;
-    until("the machine to have left started", || async {
+    until("the machine to leave the state started", || async {
         let state = stage.client.machine(&machine.id).await?.state;
         Ok((state != MachineState::Started).then_some(()))
     })
@@ -66,11 +66,11 @@ pub(crate) async fn a_suspended_machine_survives_a_killed_supervisor(
     let after = stage.client.machine(&machine.id).await?;
     ensure!(after.state == MachineState::Suspended, "{:?}", after.state);
     stage.resume(&machine).await?;
-    stage.counted_beyond(&machine, count).await?;
+    stage.wait_for_count_beyond(&machine, count).await?;
     Ok(())
 }
 
-pub(crate) async fn a_machine_that_shall_always_run_is_booted_again_after_its_vmm_was_killed(
+pub(crate) async fn a_machine_with_restart_always_boots_again_after_its_vmm_is_killed(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let mut wanted = config(&counter::command());
@@ -89,13 +89,13 @@ pub(crate) async fn a_machine_that_shall_always_run_is_booted_again_after_its_vm
     .await?;
     ensure!(after.vmm_pid != before.vmm_pid, "{:?}", after.vmm_pid);
     ensure!(boot_id != stage.boot_id(&machine).await?, "the same guest");
-    stage.counted_beyond(&machine, 0).await?;
+    stage.wait_for_count_beyond(&machine, 0).await?;
     let exits = exits(stage, &machine).await?;
     ensure!(exits.len() == 1 && exits[0].restarting, "{exits:?}");
     Ok(())
 }
 
-pub(crate) async fn a_main_process_that_keeps_failing_is_given_up_after_its_retries(
+pub(crate) async fn a_main_process_that_keeps_failing_is_restarted_only_as_often_as_configured(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let mut wanted = config(&["/bin/sh", "-c", "sleep 1; exit 3"]);
@@ -104,7 +104,7 @@ pub(crate) async fn a_main_process_that_keeps_failing_is_given_up_after_its_retr
         max_retries: Some(1),
     });
     let machine = stage.boot(wanted).await?;
-    until("the machine to be given up", || async {
+    until("the supervisor to give up", || async {
         let events = stage.client.events(&machine.id, None).await?;
         let given_up = |event: &MachineEvent| {
             let message = event.message.as_deref().unwrap_or_default();
@@ -116,15 +116,15 @@ pub(crate) async fn a_main_process_that_keeps_failing_is_given_up_after_its_retr
     let state = stage.client.machine(&machine.id).await?.state;
     ensure!(state == MachineState::Stopped, "{state}");
     let exits = exits(stage, &machine).await?;
-    let seen: Vec<(i32, bool)> = exits
+    let codes: Vec<(i32, bool)> = exits
         .iter()
         .map(|exit| (exit.exit_code, exit.restarting))
         .collect();
-    ensure!(seen == [(3, true), (3, false)], "{exits:?}");
+    ensure!(codes == [(3, true), (3, false)], "{exits:?}");
     Ok(())
 }
 
-/// What ended the machine so far and what came of it, oldest first.
+/// All exit events of the machine, oldest first.
 async fn exits(stage: &Stage, machine: &Machine) -> anyhow::Result<Vec<ExitEvent>> {
     let mut events = stage.client.events(&machine.id, None).await?;
     events.reverse();
@@ -133,7 +133,7 @@ async fn exits(stage: &Stage, machine: &Machine) -> anyhow::Result<Vec<ExitEvent
         .filter(|event| event.kind == EventType::Exit)
         .filter_map(|event| event.request?.exit_event)
         .collect();
-    // The end of the main process and that of its machine are told one after the other.
+    // The end of the main process and that of its machine are reported one after the other.
     exits.dedup_by(|later, earlier| later == earlier);
     Ok(exits)
 }

@@ -18,7 +18,7 @@ fn flip(path: &Path, offset: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(crate) async fn a_flipped_bit_in_the_state_boots_cold_with_the_reason(
+pub(crate) async fn a_flipped_bit_in_the_saved_state_causes_a_cold_boot_with_the_reason(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let machine = stage.boot_counter().await?;
@@ -46,12 +46,12 @@ pub(crate) async fn a_damaged_memory_file_fails_the_machine_and_names_the_range(
     let machine = stage.boot_counter().await?;
     stage.suspend(&machine).await?;
     let memory = stage.machine_folder(&machine).join("image/memory");
-    // Somewhere in the kernel's read-only data, which no guest ever writes.
+    // Within the kernel's read-only data, which no guest writes.
     let length = fs::metadata(&memory)?.len();
     ensure!(length > 32 << 20, "{length}");
     flip(&memory, 4096 + (17 << 20) + 5)?;
     stage.client.start(&machine.id).await?;
-    let told = until("an event that names the damage", || async {
+    let message = until("an event that names the damage", || async {
         let events = stage.client.events(&machine.id, None).await?;
         Ok(events.into_iter().find_map(|event| {
             let message = event.message?;
@@ -59,10 +59,10 @@ pub(crate) async fn a_damaged_memory_file_fails_the_machine_and_names_the_range(
         }))
     })
     .await
-    .context("the damage was not told")?;
+    .context("the damage was not reported")?;
     ensure!(
-        told.contains("0x") || told.contains("bytes"),
-        "no range in {told:?}"
+        message.contains("0x") || message.contains("bytes"),
+        "no range in {message:?}"
     );
     stage
         .client

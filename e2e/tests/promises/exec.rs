@@ -6,7 +6,9 @@ use machine_api::ExecRequest;
 use crate::bytes;
 use crate::stage::{Stage, config};
 
-pub(crate) async fn exit_codes_and_both_outputs_arrive(stage: &mut Stage) -> anyhow::Result<()> {
+pub(crate) async fn exec_returns_the_exit_code_and_both_output_streams(
+    stage: &mut Stage,
+) -> anyhow::Result<()> {
     let machine = stage.boot(config(&["/bin/sleep", "600"])).await?;
     let answer = stage
         .shell(&machine, "echo out; echo err >&2; exit 9")
@@ -47,7 +49,9 @@ pub(crate) async fn a_command_that_takes_too_long_is_killed(
     Ok(())
 }
 
-pub(crate) async fn a_missing_program_is_named(stage: &mut Stage) -> anyhow::Result<()> {
+pub(crate) async fn the_error_for_a_missing_program_names_it(
+    stage: &mut Stage,
+) -> anyhow::Result<()> {
     let machine = stage.boot(config(&["/bin/sleep", "600"])).await?;
     let request = ExecRequest {
         command: vec!["no-such-program".to_owned()],
@@ -63,34 +67,36 @@ pub(crate) async fn a_missing_program_is_named(stage: &mut Stage) -> anyhow::Res
     Ok(())
 }
 
-pub(crate) async fn mctl_exec_carries_streams_and_exit_codes_as_a_local_command_would(
+pub(crate) async fn mctl_exec_passes_streams_and_exit_codes_like_a_local_command(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let machine = stage.boot(config(&["/bin/sleep", "600"])).await?;
     let id = machine.id.as_str();
     let sh = |script| ["exec", "-i", id, "--", "sh", "-c", script];
     let input = bytes::pattern(700_000, 3);
-    let ran = stage
-        .mctl_fed(&sh("cat; echo to-stderr >&2; exit 9"), &input)
+    let output = stage
+        .mctl_with_input(&sh("cat; echo to-stderr >&2; exit 9"), &input)
         .await?;
-    let stderr = ran.complaint(9)?;
+    let stderr = output.error_output(9)?;
     ensure!(stderr == "to-stderr\n", "{stderr:?}");
-    bytes::ensure_same(&ran.stdout, &input)?;
+    bytes::ensure_same(&output.stdout, &input)?;
 
     let settings = ["exec", "--env", "WORD=carried", "--cwd", "/tmp", id, "--"];
     let command = ["sh", "-c", "echo $WORD in $PWD; cat"];
     let arguments = [&settings[..], &command].concat();
-    let ran = stage.mctl_fed(&arguments, b"not for it").await?;
-    let text = ran.printed()?;
+    let output = stage
+        .mctl_with_input(&arguments, b"not for this command")
+        .await?;
+    let text = output.success_output()?;
     ensure!(text == "carried in /tmp\n", "{text:?}");
 
-    stage.mctl(&sh("kill -9 $$")).await?.complaint(137)?;
+    stage.mctl(&sh("kill -9 $$")).await?.error_output(137)?;
     let slow = ["exec", "--timeout", "1s", id, "--", "sleep", "500"];
-    let ran = stage.mctl(&slow).await?;
-    let stderr = ran.complaint(137)?;
+    let output = stage.mctl(&slow).await?;
+    let stderr = output.error_output(137)?;
     ensure!(stderr.contains("timeout"), "{stderr}");
-    let ran = stage.mctl(&["exec", id, "--", "no-such-program"]).await?;
-    let stderr = ran.complaint(125)?;
+    let output = stage.mctl(&["exec", id, "--", "no-such-program"]).await?;
+    let stderr = output.error_output(125)?;
     ensure!(stderr.contains("no-such-program"), "{stderr}");
     Ok(())
 }

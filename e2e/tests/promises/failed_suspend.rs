@@ -1,4 +1,4 @@
-//! A suspend that fails or is broken off costs nothing.
+//! A suspend that fails or is cancelled has no effect on the machine.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use machine_api::{MachineState, StartKind};
 
 use crate::stage::{DEADLINE, Stage, until};
 
-pub(crate) async fn a_full_disk_leaves_the_machine_running_and_says_so(
+pub(crate) async fn a_suspend_on_a_full_disk_says_why_and_leaves_the_machine_running(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let machine = stage.boot_counter().await?;
@@ -36,14 +36,14 @@ pub(crate) async fn a_full_disk_leaves_the_machine_running_and_says_so(
         }))
     })
     .await
-    .context("the failure was not told")?;
+    .context("the failure was not reported")?;
     stage
         .client
         .reach(&machine.id, MachineState::Started, DEADLINE)
         .await?;
     ensure!(event.message.is_some(), "{event:?}");
     let count = stage.count(&machine).await?;
-    stage.counted_beyond(&machine, count).await?;
+    stage.wait_for_count_beyond(&machine, count).await?;
     mount(&["umount"])?;
     stage.suspend(&machine).await?;
     stage.resume(&machine).await?;
@@ -52,15 +52,16 @@ pub(crate) async fn a_full_disk_leaves_the_machine_running_and_says_so(
     Ok(())
 }
 
-/// Suspends that a start is sent after, at most; one is over before only on a host that stalls.
+/// How often a start is sent after a suspend. Only on a host that stalls does the suspend complete
+/// before the start.
 const TRIES: u32 = 5;
 
-pub(crate) async fn a_start_breaks_a_suspend_off_and_the_same_process_goes_on(
+pub(crate) async fn a_start_cancels_a_suspend_and_the_same_vmm_continues(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let machine = stage.boot_counter().await?;
     let boot_id = stage.boot_id(&machine).await?;
-    let mut broken_off = false;
+    let mut cancelled = false;
     for _ in 0..TRIES {
         let before = stage.client.machine(&machine.id).await?;
         let count = stage.count(&machine).await?;
@@ -70,7 +71,7 @@ pub(crate) async fn a_start_breaks_a_suspend_off_and_the_same_process_goes_on(
             .client
             .reach(&machine.id, MachineState::Started, DEADLINE)
             .await?;
-        stage.counted_beyond(&machine, count).await?;
+        stage.wait_for_count_beyond(&machine, count).await?;
         if after.last_start != Some(StartKind::SuspendCancelled) {
             ensure!(
                 after.last_start == Some(StartKind::Resumed),
@@ -83,14 +84,14 @@ pub(crate) async fn a_start_breaks_a_suspend_off_and_the_same_process_goes_on(
             after.vmm_pid == before.vmm_pid && after.generation == before.generation,
             "from {before:?} to {after:?}"
         );
-        broken_off = true;
+        cancelled = true;
         break;
     }
-    ensure!(broken_off, "the suspend was quicker each time");
+    ensure!(cancelled, "each suspend completed before its start");
     let count = stage.count(&machine).await?;
     stage.suspend(&machine).await?;
     stage.resume(&machine).await?;
-    stage.counted_beyond(&machine, count).await?;
+    stage.wait_for_count_beyond(&machine, count).await?;
     let after = stage.boot_id(&machine).await?;
     ensure!(boot_id == after, "the guest was booted again");
     Ok(())

@@ -10,7 +10,7 @@ use crate::stage::{Stage, config};
 
 const SIZE: usize = 5_000_001;
 
-pub(crate) async fn a_file_arrives_unchanged_with_its_mode_in_both_directions(
+pub(crate) async fn mctl_cp_preserves_content_and_mode_in_both_directions(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let machine = stage.boot(config(&["/bin/sleep", "600"])).await?;
@@ -24,7 +24,7 @@ pub(crate) async fn a_file_arrives_unchanged_with_its_mode_in_both_directions(
     stage
         .mctl(&["cp", &source, &inside("/root/")])
         .await?
-        .printed()?;
+        .success_output()?;
     let seen = stage
         .shell(&machine, "stat -c '%s %a' /root/source.bin")
         .await?;
@@ -33,29 +33,29 @@ pub(crate) async fn a_file_arrives_unchanged_with_its_mode_in_both_directions(
     stage
         .mctl(&["cp", &inside("/root/source.bin"), &back])
         .await?
-        .printed()?;
+        .success_output()?;
     bytes::ensure_same(&fs::read(&back)?, &content)?;
     let mode = fs::metadata(&back)?.permissions().mode() & 0o777;
     ensure!(mode == 0o750, "{mode:o}");
 
-    // A file that is replaced, an empty one, and one whose size the guest's kernel does not know.
+    // An existing file is replaced by an empty one; a file of procfs has no size in advance.
     fs::write(&source, "")?;
     stage
         .mctl(&["cp", &source, &inside("/root/source.bin")])
         .await?
-        .printed()?;
+        .success_output()?;
     let seen = stage.shell(&machine, "stat -c %s /root/source.bin").await?;
     ensure!(seen.stdout == "0\n", "{seen:?}");
     stage
         .mctl(&["cp", &inside("/proc/version"), &back])
         .await?
-        .printed()?;
+        .success_output()?;
     let version = fs::read_to_string(&back)?;
     ensure!(version.starts_with("Linux version"), "{version:?}");
     Ok(())
 }
 
-pub(crate) async fn a_copy_that_can_not_be_made_says_why_and_leaves_nothing(
+pub(crate) async fn a_failed_copy_says_why_and_leaves_nothing_behind(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let machine = stage.boot(config(&["/bin/sleep", "600"])).await?;
@@ -73,11 +73,11 @@ pub(crate) async fn a_copy_that_can_not_be_made_says_why_and_leaves_nothing(
         (&there, &missing, 2, "MACHINE:/path"),
     ];
     for (from, to, code, named) in cases {
-        let ran = stage.mctl(&["cp", from, to]).await?;
-        let complaint = ran
-            .complaint(code)
+        let output = stage.mctl(&["cp", from, to]).await?;
+        let error = output
+            .error_output(code)
             .with_context(|| format!("cp {from} {to}"))?;
-        ensure!(complaint.contains(named), "cp {from} {to}: {complaint}");
+        ensure!(error.contains(named), "cp {from} {to}: {error}");
     }
     let left: Vec<_> = fs::read_dir(&folder)?.flatten().collect();
     ensure!(left.len() == 1, "{left:?}");

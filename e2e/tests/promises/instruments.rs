@@ -1,4 +1,4 @@
-//! What operators see: the diagnosis, a benchmark of their own machine with its report, metrics.
+//! The instruments of operators: the diagnosis, a benchmark with its report, metrics.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,17 +13,17 @@ use tokio::time::timeout;
 use crate::stage::{DEADLINE, Stage};
 use crate::vsock::leaky;
 
-pub(crate) async fn a_leak_is_told_with_its_size_its_beginning_and_its_cost(
+pub(crate) async fn a_leak_is_reported_with_its_size_start_and_cost(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let machine = stage.boot(leaky(PortPolicy::Random, false)).await?;
     let id = machine.id.as_str();
     // Three cycles; without --allow-leaks the bench stops at the first one that leaves a socket.
     let bench = ["bench", "resume", id, "--cycles", "3", "--allow-leaks"];
-    stage.mctl(&bench).await?.printed()?;
+    stage.mctl(&bench).await?.success_output()?;
     let doctor = stage.mctl(&["doctor", "vsock", id]).await?;
-    let complaint = doctor.complaint(8)?;
-    ensure!(complaint.contains("3 vsock sockets"), "{complaint}");
+    let error = doctor.error_output(8)?;
+    ensure!(error.contains("3 vsock sockets"), "{error}");
     let text = doctor.text();
     for (name, value) in [
         ("verdict", "leaking"),
@@ -31,40 +31,35 @@ pub(crate) async fn a_leak_is_told_with_its_size_its_beginning_and_its_cost(
         ("leaking since", "generation 1"),
         ("next resume", "0.0 failed attempts"),
     ] {
-        let said = text.lines().any(|line| {
+        let found = text.lines().any(|line| {
             let rest = line.to_lowercase();
             let rest = rest.trim_start().strip_prefix(name).map(str::to_owned);
             rest.is_some_and(|rest| rest.trim_start_matches([':', ' ']).starts_with(value))
         });
-        ensure!(said, "{name} is not {value} in:\n{text}");
+        ensure!(found, "{name} is not {value} in:\n{text}");
     }
     ensure!(text.contains("--vsock-eviction"), "no advice in:\n{text}");
 
     let seen = stage.client.machine(id).await?;
     let warned = |text: &str| text.contains("3 vsock sockets of older generations");
     ensure!(seen.warnings.iter().any(|text| warned(text)), "{seen:?}");
-    let told = seen.events.iter().any(|event| {
+    let reported = seen.events.iter().any(|event| {
         event.kind == EventType::Warning && event.message.as_deref().is_some_and(warned)
     });
-    ensure!(told, "{:?}", seen.events);
+    ensure!(reported, "{:?}", seen.events);
 
     let metrics = metrics(stage).await?;
-    let older = of(
-        &metrics,
-        "mctl_guest_vsock_sockets",
-        id,
-        "generation=\"older\"",
-    )?;
+    let older = older_sockets(&metrics, id)?;
     ensure!(older == 3.0, "{older} older sockets");
     let bench = stage
         .mctl(&["bench", "resume", id, "--cycles", "5"])
         .await?;
-    let complaint = bench.complaint(8)?;
-    ensure!(complaint.contains("cycle"), "{complaint}");
+    let error = bench.error_output(8)?;
+    ensure!(error.contains("cycle"), "{error}");
     Ok(())
 }
 
-pub(crate) async fn a_healthy_machine_is_told_healthy_and_a_bench_of_it_makes_a_report(
+pub(crate) async fn a_healthy_machine_is_reported_healthy_and_its_bench_writes_a_report(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let machine = stage.boot_counter().await?;
@@ -74,20 +69,23 @@ pub(crate) async fn a_healthy_machine_is_told_healthy_and_a_bench_of_it_makes_a_
     let cycles = ["--counter-file", counter::FILE, "--cycles", "3"];
     let assert = [&["bench", "resume", id, "--assert-flat"], &cycles[..]].concat();
     let refused = stage.mctl(&assert).await?;
-    let complaint = refused.complaint(2)?;
-    ensure!(complaint.contains("at least 30"), "{complaint}");
+    let error = refused.error_output(2)?;
+    ensure!(error.contains("at least 30"), "{error}");
 
     let bench = [&["bench", "resume", id, "--output", &json], &cycles[..]].concat();
-    let text = stage.mctl(&bench).await?.printed()?;
+    let text = stage.mctl(&bench).await?.success_output()?;
     ensure!(text.contains("too few cycles"), "{text}");
     let report = cycles::load(json.as_ref()).context("the bench's report")?;
     let attempts: Vec<u32> = report.cycles.iter().map(cycles::Cycle::attempts).collect();
     ensure!(attempts == [1, 1, 1], "{attempts:?}");
-    let text = stage.mctl(&["doctor", "vsock", id]).await?.printed()?;
+    let text = stage
+        .mctl(&["doctor", "vsock", id])
+        .await?
+        .success_output()?;
     ensure!(text.contains("healthy"), "{text}");
 
     let report = ["report", &json, "--html", &page, "--csv", &csv];
-    stage.mctl(&report).await?.printed()?;
+    stage.mctl(&report).await?.success_output()?;
     for page in [page, file("bench.html")] {
         let marks = fs::read_to_string(&page)?
             .matches("class=\"mark resume")
@@ -104,38 +102,33 @@ pub(crate) async fn a_healthy_machine_is_told_healthy_and_a_bench_of_it_makes_a_
             "not a report",
         ),
     ];
-    for (name, text, complaint) in broken {
+    for (name, text, reason) in broken {
         fs::write(file(name), text)?;
-        let ran = stage.mctl(&["report", &file(name)]).await?;
-        let said = ran.complaint(1)?;
-        ensure!(said.contains(complaint) && said.contains(name), "{said}");
+        let output = stage.mctl(&["report", &file(name)]).await?;
+        let error = output.error_output(1)?;
+        ensure!(error.contains(reason) && error.contains(name), "{error}");
     }
 
     let metrics = metrics(stage).await?;
-    let accepted = of(
+    let accepted = sample(
         &metrics,
         "mctl_vsock_requests_total",
         id,
         "outcome=\"accepted\"",
     )?;
     ensure!(accepted > 0.0, "no request was accepted");
-    let generation = of(&metrics, "mctl_machine_generation", id, "")?;
+    let generation = sample(&metrics, "mctl_machine_generation", id, "")?;
     ensure!(generation == 4.0, "generation {generation} after 3 resumes");
-    let older = of(
-        &metrics,
-        "mctl_guest_vsock_sockets",
-        id,
-        "generation=\"older\"",
-    )?;
+    let older = older_sockets(&metrics, id)?;
     ensure!(older == 0.0, "{older} older sockets");
     Ok(())
 }
 
-/// Values by what stands before them: name and labels.
+/// Values by name and labels.
 type Samples = BTreeMap<String, f64>;
 
-/// The sample of a machine with that name, and with `label` if that is not empty.
-fn of(samples: &Samples, name: &str, machine: &str, label: &str) -> anyhow::Result<f64> {
+/// The value of the sample `name` of a machine, with `label` if that is not empty.
+fn sample(samples: &Samples, name: &str, machine: &str, label: &str) -> anyhow::Result<f64> {
     let found = samples.iter().find(|(key, _)| {
         key.starts_with(&format!("{name}{{")) && key.contains(machine) && key.contains(label)
     });
@@ -144,14 +137,22 @@ fn of(samples: &Samples, name: &str, machine: &str, label: &str) -> anyhow::Resu
     Ok(*value)
 }
 
-/// What `/metrics` says, read as strictly as Prometheus's text format 0.0.4 is written down.
+/// The sample of a machine's sockets of older generations.
+fn older_sockets(samples: &Samples, machine: &str) -> anyhow::Result<f64> {
+    let label = "generation=\"older\"";
+    sample(samples, "mctl_guest_vsock_sockets", machine, label)
+}
+
+/// The samples of `/metrics`, parsed strictly by Prometheus's text format 0.0.4.
 async fn metrics(stage: &Stage) -> anyhow::Result<Samples> {
     let mut stream = UnixStream::connect(stage.api()).await?;
     let request = "GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     let reading = timeout(DEADLINE, stream.read_to_string(&mut answer));
-    reading.await.context("/metrics did not end")??;
+    reading
+        .await
+        .context("the response of /metrics did not end")??;
     let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP")?;
     ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
     let head = head.to_ascii_lowercase();
@@ -159,31 +160,34 @@ async fn metrics(stage: &Stage) -> anyhow::Result<Samples> {
         head.contains("content-type: text/plain; version=0.0.4"),
         "{head}"
     );
-    ensure!(body.ends_with('\n'), "the last line has no end");
+    ensure!(body.ends_with('\n'), "the last line has no line feed");
     let mut samples = Samples::new();
     let mut family = Family::default();
     for line in body.lines() {
-        let said = family.line(line, &mut samples);
-        said.with_context(|| format!("in the line {line:?}"))?;
+        let parsed = family.parse_line(line, &mut samples);
+        parsed.with_context(|| format!("in the line {line:?}"))?;
     }
     Ok(samples)
 }
 
-/// The metric family that lines belong to at present.
+/// The metric family of the present line.
 #[derive(Debug, Default)]
 struct Family {
     name: String,
-    /// With a TYPE line, too.
+    /// Whether its TYPE line was read.
     has_kind: bool,
     seen: Vec<String>,
 }
 
 impl Family {
-    fn line(&mut self, line: &str, samples: &mut Samples) -> anyhow::Result<()> {
+    fn parse_line(&mut self, line: &str, samples: &mut Samples) -> anyhow::Result<()> {
         if let Some(rest) = line.strip_prefix("# HELP ") {
             let (name, text) = rest.split_once(' ').context("HELP without a text")?;
-            ensure!(!text.is_empty() && is_name(name), "a bad HELP");
-            ensure!(!self.seen.iter().any(|seen| seen == name), "it comes twice");
+            ensure!(!text.is_empty() && is_name(name), "invalid HELP");
+            ensure!(
+                !self.seen.iter().any(|seen| seen == name),
+                "the family occurs twice"
+            );
             self.seen.push(name.to_owned());
             name.clone_into(&mut self.name);
             self.has_kind = false;
@@ -196,9 +200,9 @@ impl Family {
                 "TYPE of another family"
             );
             match kind {
-                "counter" => ensure!(name.ends_with("_total"), "a counter's name"),
-                "gauge" => ensure!(!name.ends_with("_total"), "a gauge's name"),
-                _ => bail!("no kind"),
+                "counter" => ensure!(name.ends_with("_total"), "invalid name of a counter"),
+                "gauge" => ensure!(!name.ends_with("_total"), "invalid name of a gauge"),
+                _ => bail!("unknown kind"),
             }
             self.has_kind = true;
             return Ok(());
@@ -209,16 +213,16 @@ impl Family {
             name == self.name && self.has_kind,
             "a sample without its family"
         );
-        let labels = labels.strip_suffix('}').context("labels are not closed")?;
+        let labels = labels.strip_suffix('}').context("no closing brace")?;
         for label in labels.split("\",") {
             let (name, value) = label.split_once("=\"").context("a label without a value")?;
-            ensure!(is_name(name), "a label's name");
+            ensure!(is_name(name), "invalid name of a label");
             let value = value.strip_suffix('"').unwrap_or(value);
-            ensure!(!value.contains(['"', '\\']), "a label's value");
+            ensure!(!value.contains(['"', '\\']), "invalid value of a label");
         }
         let value: f64 = value.parse().context("no number")?;
         let known = samples.insert(key.to_owned(), value);
-        ensure!(known.is_none(), "the sample comes twice");
+        ensure!(known.is_none(), "the sample occurs twice");
         Ok(())
     }
 }

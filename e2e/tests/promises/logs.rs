@@ -1,4 +1,4 @@
-//! Logs: what a machine has said is kept, and any part of it can be asked for.
+//! Logs: a machine's output is kept, and any part of it can be read.
 
 use std::process::Stdio;
 
@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use crate::stage::{DEADLINE, Stage, config, until};
 
-/// A numbered line every now and then.
+/// A numbered line every 100 ms.
 const SCRIPT: &str = "i=0; while :; do i=$((i+1)); echo line-$i; sleep 0.1; done";
 
 fn number(line: &LogLine) -> Option<u64> {
@@ -18,21 +18,21 @@ fn number(line: &LogLine) -> Option<u64> {
 
 async fn logs(stage: &Stage, machine: &Machine, options: &[&str]) -> anyhow::Result<Vec<LogLine>> {
     let arguments = [&["logs", "--json", &machine.id], options].concat();
-    let text = stage.mctl(&arguments).await?.printed()?;
+    let text = stage.mctl(&arguments).await?.success_output()?;
     let lines = text.lines().map(serde_json::from_str::<LogLine>);
     Ok(lines.collect::<Result<_, _>>()?)
 }
 
-pub(crate) async fn lines_are_kept_through_a_resume_and_cut_by_number_time_and_follow(
+pub(crate) async fn logs_survive_a_resume_and_are_selected_by_number_time_and_follow(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let machine = stage.boot(config(&["/bin/sh", "-c", SCRIPT])).await?;
-    let of_main = |lines: Vec<LogLine>| -> Vec<LogLine> {
+    let numbered = |lines: Vec<LogLine>| -> Vec<LogLine> {
         let is_numbered = |line: &LogLine| number(line).is_some();
         lines.into_iter().filter(is_numbered).collect()
     };
     let before = until("ten lines", || async {
-        let lines = of_main(logs(stage, &machine, &[]).await?);
+        let lines = numbered(logs(stage, &machine, &[]).await?);
         Ok((lines.len() >= 10).then_some(lines))
     })
     .await?;
@@ -49,7 +49,9 @@ pub(crate) async fn lines_are_kept_through_a_resume_and_cut_by_number_time_and_f
     let mut next = async || -> anyhow::Result<u64> {
         loop {
             let line = timeout(DEADLINE, followed.next_line()).await;
-            let line = line.context("no line was followed")??.context("it ended")?;
+            let line = line
+                .context("--follow printed no line")??
+                .context("--follow ended")?;
             if let Some(number) = number(&serde_json::from_str(&line)?) {
                 return Ok(number);
             }
@@ -58,17 +60,23 @@ pub(crate) async fn lines_are_kept_through_a_resume_and_cut_by_number_time_and_f
     let mut last_followed = next().await?;
     ensure!(last_followed > 10, "--tail 0 shows line {last_followed}");
     stage.suspend(&machine).await?;
-    let kept = of_main(logs(stage, &machine, &[]).await?);
-    ensure!(kept.starts_with(&before), "lines were lost by the suspend");
-    let count_before = kept.last().and_then(number).unwrap_or(0);
+    let after_suspend = numbered(logs(stage, &machine, &[]).await?);
+    ensure!(
+        after_suspend.starts_with(&before),
+        "lines were lost by the suspend"
+    );
+    let count_before = after_suspend.last().and_then(number).unwrap_or(0);
     stage.resume(&machine).await?;
     let after = until("lines after the resume", || async {
-        let lines = of_main(logs(stage, &machine, &[]).await?);
+        let lines = numbered(logs(stage, &machine, &[]).await?);
         let last = lines.last().and_then(number).unwrap_or(0);
         Ok((last > count_before + 20).then_some(lines))
     })
     .await?;
-    ensure!(after.starts_with(&kept), "lines were lost by the resume");
+    ensure!(
+        after.starts_with(&after_suspend),
+        "lines were lost by the resume"
+    );
     let last = after.last().and_then(number).context("no line")?;
     while last_followed < last {
         let number = next().await?;
@@ -82,7 +90,7 @@ pub(crate) async fn lines_are_kept_through_a_resume_and_cut_by_number_time_and_f
     let tail = logs(stage, &machine, &["--tail", "3"]).await?;
     ensure!(tail.len() == 3, "{tail:?}");
     let from = &before[5];
-    let since = of_main(logs(stage, &machine, &["--since", &from.time]).await?);
+    let since = numbered(logs(stage, &machine, &["--since", &from.time]).await?);
     let known = &after[5..];
     ensure!(
         since.starts_with(known),
@@ -94,7 +102,7 @@ pub(crate) async fn lines_are_kept_through_a_resume_and_cut_by_number_time_and_f
     for source in [LogSource::Stdout, LogSource::Console] {
         ensure!(
             sources.iter().any(|line| line.source == source),
-            "nothing of {source:?}"
+            "no line from {source:?}"
         );
     }
     Ok(())

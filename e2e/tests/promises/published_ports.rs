@@ -17,10 +17,10 @@ use tokio::time::timeout;
 use crate::bytes;
 use crate::stage::{DEADLINE, Stage, config, until};
 
-/// Sends everything back, for any number of clients; each end by itself.
+/// Echoes everything to any number of clients, also after a client has closed its sending half.
 const ECHO: [&str; 6] = ["nc", "-ll", "-p", "7", "-e", "cat"];
 const ECHO_PORT: u16 = 7;
-/// Idle time after which a machine is suspended, here.
+/// Idle time after which the machine of this test is suspended.
 const IDLE: Duration = Duration::from_secs(2);
 
 fn echo_service(address: SocketAddr) -> Service {
@@ -35,31 +35,33 @@ fn echo_service(address: SocketAddr) -> Service {
     }
 }
 
-/// An address of this host that nobody listens on at present.
+/// An address of this host on which nobody listens.
 fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
-/// Sends bytes, says that there are no more, and returns what came until the other end said so.
+/// Sends bytes, closes the sending half, and returns everything received until the other end closes.
 async fn echoed(mut stream: TcpStream, sent: &[u8]) -> anyhow::Result<Vec<u8>> {
     let (mut reader, mut writer) = stream.split();
-    let mut came = Vec::new();
+    let mut received = Vec::new();
     let sending = async {
         writer.write_all(sent).await?;
         writer.shutdown().await
     };
-    let both = async { tokio::try_join!(sending, reader.read_to_end(&mut came)) };
-    timeout(DEADLINE, both).await.context("no end came")??;
-    Ok(came)
+    let both = async { tokio::try_join!(sending, reader.read_to_end(&mut received)) };
+    timeout(DEADLINE, both)
+        .await
+        .context("the echo did not end")??;
+    Ok(received)
 }
 
 async fn ensure_echo(address: SocketAddr, count: usize, seed: u64) -> anyhow::Result<()> {
     let sent = bytes::pattern(count, seed);
-    let came = echoed(TcpStream::connect(address).await?, &sent).await?;
-    bytes::ensure_same(&came, &sent)
+    let received = echoed(TcpStream::connect(address).await?, &sent).await?;
+    bytes::ensure_same(&received, &sent)
 }
 
-pub(crate) async fn a_published_port_carries_megabytes_both_ways_and_each_end_by_itself(
+pub(crate) async fn a_published_port_carries_megabytes_both_ways_and_half_closed_connections(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let address = free_address()?;
@@ -71,25 +73,28 @@ pub(crate) async fn a_published_port_carries_megabytes_both_ways_and_each_end_by
     })
     .await?;
     ensure_echo(address, 4 << 20, 1).await?;
-    let at_once = tokio::try_join!(
+    let concurrent = tokio::try_join!(
         ensure_echo(address, 300_000, 2),
         ensure_echo(address, 0, 3),
         ensure_echo(address, 300_000, 4),
         ensure_echo(address, 1, 5),
     );
-    at_once?;
-    // A resume ends connections, and nothing but connections.
+    concurrent?;
+    // A suspend ends connections; after the resume, new ones work.
     let mut before = TcpStream::connect(address).await?;
     before.write_all(b"x").await?;
     ensure!(before.read_u8().await? == b'x', "no echo");
     stage.suspend(&machine).await?;
     let end = timeout(DEADLINE, before.read_u8()).await;
-    ensure!(end.context("the client was not told")?.is_err(), "an echo");
+    ensure!(
+        end.context("the connection was not closed")?.is_err(),
+        "an echo"
+    );
     stage.resume(&machine).await?;
     ensure_echo(address, 300_000, 6).await
 }
 
-pub(crate) async fn an_idle_machine_is_suspended_and_the_next_connection_waits_until_it_is_back(
+pub(crate) async fn an_idle_machine_is_suspended_and_the_next_connection_starts_it_again(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let count = &counter::command()[2];
@@ -113,7 +118,7 @@ pub(crate) async fn an_idle_machine_is_suspended_and_the_next_connection_waits_u
         &command,
     ]
     .concat();
-    stage.mctl(&run).await?.printed()?;
+    stage.mctl(&run).await?.success_output()?;
     let machines = stage.client.list(&ListFilter::default()).await?;
     let machine = machines.into_iter().next().context("no machine")?;
     let suspended = || async {
@@ -126,7 +131,7 @@ pub(crate) async fn an_idle_machine_is_suspended_and_the_next_connection_waits_u
     held.write_all(b"x").await?;
     let echo = timeout(DEADLINE, held.read_u8()).await;
     ensure!(
-        echo.context("the connection led nowhere")?? == b'x',
+        echo.context("the connection got no answer")?? == b'x',
         "no echo"
     );
     let back = stage.client.machine(&machine.id).await?;
@@ -150,12 +155,12 @@ pub(crate) async fn an_idle_machine_is_suspended_and_the_next_connection_waits_u
     drop(held);
     until("the idle machine to be suspended again", suspended).await?;
 
-    // Connections that come at once wait for the same start; a stopped machine is booted for them.
+    // Concurrent connections wait for the same start. A stopped machine is booted for a connection.
     tokio::try_join!(
         ensure_echo(address, 9_000, 1),
         ensure_echo(address, 9_000, 2)
     )?;
-    stage.counted_beyond(&machine, count).await?;
+    stage.wait_for_count_beyond(&machine, count).await?;
     stage
         .client
         .stop(&machine.id, &StopRequest::default())
@@ -174,7 +179,7 @@ pub(crate) async fn an_idle_machine_is_suspended_and_the_next_connection_waits_u
     Ok(())
 }
 
-pub(crate) async fn checks_follow_the_guest_and_connections_wait_for_those_of_readiness(
+pub(crate) async fn checks_reflect_the_guest_and_connections_wait_for_readiness_checks(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let mut wanted = config(&[
@@ -212,17 +217,17 @@ pub(crate) async fn checks_follow_the_guest_and_connections_wait_for_those_of_re
     wanted.services = vec![echo_service(address)];
     let machine = stage.boot(wanted).await?;
     let (passing, critical) = ("passing", "critical");
-    become_checked(stage, &machine, [passing, critical, passing, critical]).await?;
+    wait_for_checks(stage, &machine, [passing, critical, passing, critical]).await?;
     let mut held = TcpStream::connect(address).await?;
     held.write_all(b"x").await?;
     let early = timeout(Duration::from_secs(1), held.read_u8()).await;
     ensure!(early.is_err(), "an unready machine answered {early:?}");
 
     stage.shell(&machine, "touch /run/ready").await?;
-    become_checked(stage, &machine, [passing, critical, passing, passing]).await?;
+    wait_for_checks(stage, &machine, [passing, critical, passing, passing]).await?;
     let echo = timeout(DEADLINE, held.read_u8()).await;
     ensure!(
-        echo.context("the connection was not let in")?? == b'x',
+        echo.context("the connection was not forwarded")?? == b'x',
         "no echo"
     );
 
@@ -231,20 +236,23 @@ pub(crate) async fn checks_follow_the_guest_and_connections_wait_for_those_of_re
     stage
         .shell(&machine, "rm /tmp/index.html /run/ready")
         .await?;
-    let seen = become_checked(stage, &machine, [passing, critical, critical, critical]).await?;
+    let seen = wait_for_checks(stage, &machine, [passing, critical, critical, critical]).await?;
     ensure!(seen[2].output.contains("404"), "{:?}", seen[2]);
     let events = stage.client.events(&machine.id, None).await?;
     ensure!(
         events.iter().any(|event| event.kind == EventType::Check),
         "{events:?}"
     );
-    let text = stage.mctl(&["status", &machine.id]).await?.printed()?;
+    let text = stage
+        .mctl(&["status", &machine.id])
+        .await?
+        .success_output()?;
     ensure!(text.contains("critical") && text.contains("404"), "{text}");
     Ok(())
 }
 
 /// Waits until the checks, sorted by name, have these results.
-async fn become_checked(
+async fn wait_for_checks(
     stage: &Stage,
     machine: &Machine,
     wanted: [&str; 4],
@@ -259,7 +267,7 @@ async fn become_checked(
         Ok(seen) => Ok(seen),
         Err(error) => {
             let last = stage.client.machine(&machine.id).await?.checks;
-            Err(error.context(format!("{wanted:?} wanted, last seen {last:?}")))
+            Err(error.context(format!("wanted {wanted:?}, last seen {last:?}")))
         }
     }
 }

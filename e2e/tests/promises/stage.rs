@@ -1,7 +1,7 @@
-//! A supervisor of a test's own, with what tests ask of machines on it.
+//! A supervisor for one test, and the operations that tests perform on its machines.
 //!
-//! Everything a test does goes through the public API or `mctl`; the stage also knows where the
-//! supervisor keeps its files, because some promises are about what happens to them.
+//! Tests only use the public API and `mctl`. The stage also knows the supervisor's files, because
+//! some promises are about damage to them.
 
 use std::fs::{self, File};
 use std::future::Future;
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use client::{Client, Endpoint, LogFilter};
+use cycles::recorded_timing;
 use e2e::{artifacts, counter};
 use libtest_mimic::Failed;
 use machine_api::{
@@ -22,16 +23,16 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
-use crate::last_words;
+use crate::failure_details;
 
-/// Where guest images are, if not built for this run.
+/// The variable with the folder of guest images, if they are not built for this run.
 pub(crate) const IMAGES_ENV: &str = "MCTL_TEST_IMAGES";
 /// Longest that any single step may take; emulated hosts are slow.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
-/// Pause between looks at something that should come true.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Pause between two polls.
+const POLL_PAUSE: Duration = Duration::from_millis(50);
 
-/// What a test is made of.
+/// A running test.
 pub(crate) type Test<'a> = Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
 
 /// A supervisor and its state directory.
@@ -44,7 +45,7 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Runs a test on a new stage; on failure shows what the supervisor and the guests said.
+    /// Runs a test on a new stage. If it fails, the error has the logs of the supervisor and the guests.
     pub(crate) fn run(
         name: &str,
         test: impl for<'a> FnOnce(&'a mut Stage) -> Test<'a>,
@@ -53,21 +54,22 @@ impl Stage {
             .enable_all()
             .build()?;
         let result = runtime.block_on(async {
-            let mut stage = Self::set().await?;
+            let mut stage = Self::new().await?;
             let result = test(&mut stage).await;
             match result {
                 Ok(()) => Ok(()),
                 Err(error) => {
                     let log = stage.supervisor_log();
-                    let words = last_words::of(&stage.client, &log, &stage.state()).await;
-                    Err(anyhow!("{error:#}\n{words}"))
+                    let details =
+                        failure_details::collect(&stage.client, &log, &stage.state()).await;
+                    Err(anyhow!("{error:#}\n{details}"))
                 }
             }
         });
         result.map_err(|error: anyhow::Error| Failed::from(format!("{name}: {error:#}")))
     }
 
-    async fn set() -> anyhow::Result<Self> {
+    async fn new() -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("mctl-").tempdir()?;
         let state = folder.path().join("state");
         fs::create_dir(&state)?;
@@ -91,7 +93,7 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Starts a supervisor on the state that is there, and waits until it answers.
+    /// Starts a supervisor on the existing state, and waits until it answers.
     pub(crate) async fn start_supervisor(&mut self) -> anyhow::Result<()> {
         let log = File::options()
             .create(true)
@@ -115,7 +117,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Kills the supervisor with SIGKILL; machines are left alone.
+    /// Kills the supervisor with SIGKILL. Its machines keep running.
     pub(crate) fn kill_supervisor(&mut self) -> anyhow::Result<()> {
         let mut child = self.supervisor.take().context("no supervisor runs")?;
         child.kill()?;
@@ -143,12 +145,16 @@ impl Stage {
     }
 
     /// Runs `mctl` against this stage, without input.
-    pub(crate) async fn mctl(&self, arguments: &[&str]) -> anyhow::Result<Ran> {
-        self.mctl_fed(arguments, &[]).await
+    pub(crate) async fn mctl(&self, arguments: &[&str]) -> anyhow::Result<CommandOutput> {
+        self.mctl_with_input(arguments, &[]).await
     }
 
     /// Runs `mctl` with `input` as its standard input.
-    pub(crate) async fn mctl_fed(&self, arguments: &[&str], input: &[u8]) -> anyhow::Result<Ran> {
+    pub(crate) async fn mctl_with_input(
+        &self,
+        arguments: &[&str],
+        input: &[u8],
+    ) -> anyhow::Result<CommandOutput> {
         let mut command = tokio::process::Command::from(self.mctl_command(&[], arguments)?);
         let mut child = command
             .stdin(Stdio::piped())
@@ -158,29 +164,29 @@ impl Stage {
             .spawn()
             .context("cannot run mctl")?;
         let mut stdin = child.stdin.take().context("mctl has no input")?;
-        let feeding = async move {
-            // A program may end without having read its input.
+        let writing = async move {
+            // A program may end before it has read its input.
             let _ = stdin.write_all(input).await;
         };
-        let both = async { tokio::join!(feeding, child.wait_with_output()).1 };
+        let both = async { tokio::join!(writing, child.wait_with_output()).1 };
         let output = timeout(DEADLINE, both)
             .await
             .with_context(|| format!("mctl {arguments:?} did not end"))??;
-        Ok(Ran {
+        Ok(CommandOutput {
             status: output.status,
             stdout: output.stdout,
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         })
     }
 
-    /// `mctl` against this stage, run by the program `through` if that is not empty.
+    /// `mctl` against this stage, wrapped in the command `wrapper` if that is not empty.
     pub(crate) fn mctl_command(
         &self,
-        through: &[&str],
+        wrapper: &[&str],
         arguments: &[&str],
     ) -> anyhow::Result<Command> {
         let mctl = artifacts::binary("mctl")?;
-        let mut words = through.iter().map(AsRef::as_ref).chain([mctl.as_os_str()]);
+        let mut words = wrapper.iter().map(AsRef::as_ref).chain([mctl.as_os_str()]);
         let mut command = Command::new(words.next().context("no program")?);
         command
             .args(words)
@@ -203,7 +209,7 @@ impl Stage {
         Ok(before)
     }
 
-    /// What tells one boot of the guest from the next.
+    /// The guest's boot id, which changes with each boot.
     pub(crate) async fn boot_id(&self, machine: &Machine) -> anyhow::Result<String> {
         let answer = self.shell(machine, "cat /proc/sys/kernel/random/boot_id");
         Ok(answer.await?.stdout)
@@ -222,10 +228,10 @@ impl Stage {
             .await?)
     }
 
-    /// A machine whose main process counts.
+    /// Boots a machine whose main process counts.
     pub(crate) async fn boot_counter(&self) -> anyhow::Result<Machine> {
         let machine = self.boot(config(&counter::command())).await?;
-        self.counted_beyond(&machine, 0).await?;
+        self.wait_for_count_beyond(&machine, 0).await?;
         Ok(machine)
     }
 
@@ -243,7 +249,7 @@ impl Stage {
         Ok(self.client.exec(&machine.id, &request).await?)
     }
 
-    /// What the guest's counter stands at.
+    /// The guest's count.
     pub(crate) async fn count(&self, machine: &Machine) -> anyhow::Result<u64> {
         let answer = self
             .shell(machine, &format!("cat {}", counter::FILE))
@@ -251,13 +257,13 @@ impl Stage {
         Ok(counter::parse(answer.stdout.as_bytes()).unwrap_or(0))
     }
 
-    /// Waits until the guest's counter is beyond `before`, and returns it.
-    pub(crate) async fn counted_beyond(
+    /// Waits until the guest's count is higher than `before`, and returns it.
+    pub(crate) async fn wait_for_count_beyond(
         &self,
         machine: &Machine,
         before: u64,
     ) -> anyhow::Result<u64> {
-        until("the guest's counter to go on", || async {
+        until("the guest's counter to advance", || async {
             let count = self.count(machine).await?;
             Ok((count > before).then_some(count))
         })
@@ -282,20 +288,14 @@ impl Stage {
         self.newest_timing(machine, Operation::Resume).await
     }
 
-    /// The newest timing of an operation, of the machine's present generation.
+    /// The timing of an operation at the machine's present generation, as soon as it is recorded.
     pub(crate) async fn newest_timing(
         &self,
         machine: &Machine,
         operation: Operation,
     ) -> anyhow::Result<Timing> {
         let generation = self.client.machine(&machine.id).await?.generation;
-        until("the timing to be recorded", || async {
-            let timings = self.client.timings(&machine.id, Some(5)).await?;
-            Ok(timings
-                .into_iter()
-                .find(|one| one.operation == operation && one.generation == generation))
-        })
-        .await
+        Ok(recorded_timing(&self.client, &machine.id, operation, generation, DEADLINE).await?)
     }
 
     /// All lines of a machine's log.
@@ -311,7 +311,7 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        // Machines outlive their supervisor by design, so they are ended by name.
+        // VMMs outlive their supervisor by design, so they are found by their command line.
         if let Some(child) = &mut self.supervisor {
             let _ = child.kill();
             let _ = child.wait();
@@ -323,7 +323,7 @@ impl Drop for Stage {
     }
 }
 
-/// Processes whose command line names `text`.
+/// Processes whose command line contains `text`.
 pub(crate) fn processes_naming(text: &str) -> Vec<Pid> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
@@ -339,7 +339,7 @@ pub(crate) fn processes_naming(text: &str) -> Vec<Pid> {
         .collect()
 }
 
-/// A small machine with that main process, never restarted.
+/// A small machine with `command` as its main process, never restarted.
 pub(crate) fn config(command: &[impl AsRef<str>]) -> MachineConfig {
     MachineConfig {
         image: "default".to_owned(),
@@ -362,34 +362,34 @@ pub(crate) fn config(command: &[impl AsRef<str>]) -> MachineConfig {
     }
 }
 
-/// Looks again and again until there is a value, for at most [`DEADLINE`].
-pub(crate) async fn until<T, F>(what: &str, mut look: impl FnMut() -> F) -> anyhow::Result<T>
+/// Polls until there is a value, for at most [`DEADLINE`].
+pub(crate) async fn until<T, F>(what: &str, mut poll: impl FnMut() -> F) -> anyhow::Result<T>
 where
     F: Future<Output = anyhow::Result<Option<T>>>,
 {
     let begun = Instant::now();
     loop {
-        if let Some(value) = look().await? {
+        if let Some(value) = poll().await? {
             return Ok(value);
         }
         if begun.elapsed() >= DEADLINE {
             bail!("waited {} s for {what}", DEADLINE.as_secs());
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(POLL_PAUSE).await;
     }
 }
 
 /// How a command ended, and what it printed.
 #[derive(Debug)]
-pub(crate) struct Ran {
+pub(crate) struct CommandOutput {
     status: ExitStatus,
-    /// Bytes, since a command in a guest may print any.
+    /// Bytes, because a command in a guest may print any.
     pub(crate) stdout: Vec<u8>,
-    /// For people.
+    /// As text.
     pub(crate) stderr: String,
 }
 
-impl Ran {
+impl CommandOutput {
     /// The exit code; none if a signal ended it.
     pub(crate) fn code(&self) -> Option<i32> {
         self.status.code()
@@ -400,18 +400,18 @@ impl Ran {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
-    /// The text that a successful command printed.
-    pub(crate) fn printed(&self) -> anyhow::Result<String> {
+    /// The output of a command that must have succeeded.
+    pub(crate) fn success_output(&self) -> anyhow::Result<String> {
         ensure!(self.status.success(), "{}: {}", self.status, self.stderr);
         Ok(self.text())
     }
 
-    /// The complaint of a command that failed with that exit code.
-    pub(crate) fn complaint(&self, code: i32) -> anyhow::Result<&str> {
+    /// The error output of a command that must have ended with `code`.
+    pub(crate) fn error_output(&self, code: i32) -> anyhow::Result<&str> {
         let text = self.text();
         ensure!(
             self.code() == Some(code),
-            "{} in place of {code}: {text}{}",
+            "{} instead of {code}: {text}{}",
             self.status,
             self.stderr
         );

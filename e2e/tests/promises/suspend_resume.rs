@@ -1,4 +1,4 @@
-//! A suspended machine goes on as if nothing had happened.
+//! A resumed machine continues as if nothing had happened.
 
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,7 +8,7 @@ use machine_api::{Guest, StartKind};
 
 use crate::stage::{Stage, config, until};
 
-/// What a resume is always measured in.
+/// The phases that every resume has.
 const RESUME_PHASES: [&str; 10] = [
     "spawn",
     "vmm_start",
@@ -22,9 +22,7 @@ const RESUME_PHASES: [&str; 10] = [
     "monitor_reopened",
 ];
 
-pub(crate) async fn a_guest_lives_on_through_suspend_and_resume(
-    stage: &mut Stage,
-) -> anyhow::Result<()> {
+pub(crate) async fn a_guest_survives_suspend_and_resume(stage: &mut Stage) -> anyhow::Result<()> {
     let machine = stage.boot_counter().await?;
     let before = stage.boot_id(&machine).await?;
     for _ in 0..3 {
@@ -36,7 +34,7 @@ pub(crate) async fn a_guest_lives_on_through_suspend_and_resume(
             "{:?}",
             timing.start
         );
-        stage.counted_beyond(&machine, count).await?;
+        stage.wait_for_count_beyond(&machine, count).await?;
     }
     let after = stage.boot_id(&machine).await?;
     ensure!(
@@ -119,15 +117,15 @@ pub(crate) async fn phases_sum_to_the_total(stage: &mut Stage) -> anyhow::Result
     Ok(())
 }
 
-/// Fills a file, which lands above 4 GiB, since Linux takes the highest memory first; prints its digest,
-/// and lets each processor count.
+/// Fills a file, which is above 4 GiB since Linux allocates the highest memory first; makes each
+/// processor count; prints the file's digest.
 const WORK: &str = "dd if=/dev/urandom of=/run/bytes bs=1M count=16 2>/dev/null
     for cpu in 0 1 2 3 4 5 6 7; do
         taskset -c $cpu sh -c 'while :; do i=$((i+1)); echo $i >/run/cpu-'$cpu'; sleep 0.2; done' &
     done >/dev/null 2>&1
     sha256sum /run/bytes";
 
-pub(crate) async fn eight_processors_and_memory_above_4_gib_come_back(
+pub(crate) async fn eight_processors_and_memory_above_4_gib_are_restored(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let mut wanted = config(&["/bin/sleep", "600"]);
@@ -154,7 +152,7 @@ pub(crate) async fn eight_processors_and_memory_above_4_gib_come_back(
         .await?;
         stage.suspend(&machine).await?;
         stage.resume(&machine).await?;
-        until("each processor to count on", || async {
+        until("each processor to go on counting", || async {
             let now = counts().await?;
             let all = now.len() == 8 && now.iter().zip(&before).all(|(now, then)| now > then);
             Ok(all.then_some(()))
@@ -166,7 +164,7 @@ pub(crate) async fn eight_processors_and_memory_above_4_gib_come_back(
     Ok(())
 }
 
-pub(crate) async fn output_is_neither_lost_nor_doubled_by_a_resume(
+pub(crate) async fn a_resume_neither_loses_nor_repeats_output(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let script = "i=0; while :; do i=$((i+1)); echo line-$i; sleep 0.05; done";
@@ -187,7 +185,7 @@ pub(crate) async fn output_is_neither_lost_nor_doubled_by_a_resume(
     })
     .await?;
     let different: BTreeSet<u64> = seen.iter().copied().collect();
-    ensure!(different.len() == seen.len(), "lines came twice");
+    ensure!(different.len() == seen.len(), "lines were repeated");
     let last = *seen.last().context("no line")?;
     let count = u64::try_from(seen.len())?;
     ensure!(

@@ -1,4 +1,4 @@
-//! `mctl exec -it`: a program in a guest has the user's terminal.
+//! `mctl exec -it`: a program in a guest uses the user's terminal.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -16,14 +16,14 @@ use crate::stage::{Stage, config, until};
 /// Ctrl-C, as a keyboard sends it.
 const CTRL_C: &[u8] = b"\x03";
 
-/// Says what it sees of its terminal and what reaches it.
+/// Prints the size of its terminal, the line it reads, and each later change.
 const PROGRAM: &str = "stty size; \
     read line; echo got-$line; \
     until [ \"$(stty size)\" = '40 120' ]; do sleep 0.1; done; echo resized; \
     trap 'echo interrupted; exit 4' INT; echo trapped; \
     while :; do sleep 0.1; done";
 
-pub(crate) async fn a_program_has_the_users_terminal_its_size_its_keys_and_its_exit_code(
+pub(crate) async fn mctl_exec_passes_the_terminals_size_and_keys_and_the_exit_code(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let machine = stage.boot(config(&["/bin/sleep", "600"])).await?;
@@ -31,15 +31,15 @@ pub(crate) async fn a_program_has_the_users_terminal_its_size_its_keys_and_its_e
     let mut terminal = Terminal::open(97, 31)?;
     let before = tcgetattr(&terminal.device)?.local_modes;
     terminal.run(stage, &arguments)?;
-    terminal.shows("31 97").await?;
+    terminal.wait_for("31 97").await?;
     terminal.type_in(b"typed\n")?;
-    terminal.shows("got-typed").await?;
+    terminal.wait_for("got-typed").await?;
     terminal.resize(120, 40)?;
-    terminal.shows("resized").await?;
-    terminal.shows("trapped").await?;
+    terminal.wait_for("resized").await?;
+    terminal.wait_for("trapped").await?;
     terminal.type_in(CTRL_C)?;
-    terminal.shows("interrupted").await?;
-    let code = terminal.ends().await?;
+    terminal.wait_for("interrupted").await?;
+    let code = terminal.exit_code().await?;
     ensure!(code == Some(4), "exit code {code:?}");
 
     let after = tcgetattr(&terminal.device)?.local_modes;
@@ -52,7 +52,7 @@ pub(crate) async fn a_program_has_the_users_terminal_its_size_its_keys_and_its_e
     Ok(())
 }
 
-/// A terminal of this test's own, and what runs on it.
+/// A pseudo-terminal, and the program on it.
 struct Terminal {
     /// The side of keyboard and screen.
     keyboard: File,
@@ -83,7 +83,7 @@ impl Terminal {
         terminal.resize(columns, rows)?;
         let mut output = terminal.keyboard.try_clone()?;
         let screen = Arc::clone(&terminal.screen);
-        // It ends when the last descriptor of the device is closed.
+        // The thread ends when the last descriptor of the device is closed.
         std::thread::spawn(move || {
             let mut piece = [0; 4096];
             while let Ok(length @ 1..) = output.read(&mut piece) {
@@ -94,7 +94,7 @@ impl Terminal {
         Ok(terminal)
     }
 
-    /// Runs `mctl` as a shell would: in a session whose terminal this is.
+    /// Runs `mctl` as a shell would: in a session with this terminal.
     fn run(&mut self, stage: &Stage, arguments: &[&str]) -> anyhow::Result<()> {
         let child = stage
             .mctl_command(&["setsid", "-c"], arguments)?
@@ -126,15 +126,15 @@ impl Terminal {
         String::from_utf8_lossy(&screen).into_owned()
     }
 
-    async fn shows(&self, wanted: &str) -> anyhow::Result<()> {
-        let shown = until("the screen to show it", || async {
+    async fn wait_for(&self, wanted: &str) -> anyhow::Result<()> {
+        let shown = until("the text on the screen", || async {
             Ok(self.text().contains(wanted).then_some(()))
         });
         let shown = shown.await;
         shown.with_context(|| format!("{wanted:?} is not in {:?}", self.text()))
     }
 
-    async fn ends(&mut self) -> anyhow::Result<Option<i32>> {
+    async fn exit_code(&mut self) -> anyhow::Result<Option<i32>> {
         let mut child = self.child.take().context("nothing runs")?;
         let status = until("mctl to end", || {
             let status = child.try_wait();
@@ -148,7 +148,7 @@ impl Terminal {
 impl Drop for Terminal {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
-            // Only after a failure; it may have ended by now.
+            // Only reached after a failure. It may have ended meanwhile.
             let _ = child.kill();
             let _ = child.wait();
         }

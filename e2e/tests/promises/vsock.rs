@@ -1,4 +1,4 @@
-//! Connections across a resume: who closes them, what leaks, and what that costs.
+//! Connections across a resume: which side closes them, which leak, and what a leak costs.
 
 use anyhow::{Context, ensure};
 use machine_api::{
@@ -26,13 +26,13 @@ async fn cycle(stage: &Stage, machine: &Machine) -> anyhow::Result<Timing> {
     stage.resume(machine).await
 }
 
-/// Open sockets in the guest, as it tells when asked now.
+/// Open sockets in the guest at this moment.
 async fn open_sockets(stage: &Stage, machine: &Machine) -> anyhow::Result<u32> {
     let view = stage.client.vsock(&machine.id).await?;
     Ok(view.guest.context("init did not answer")?.sockets.total)
 }
 
-pub(crate) async fn an_idle_connection_of_an_older_generation_is_closed_in_the_guest(
+pub(crate) async fn the_guest_closes_idle_connections_of_older_generations(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let machine = stage.boot(config(&["/bin/sleep", "6000"])).await?;
@@ -87,8 +87,8 @@ pub(crate) async fn eviction_frees_the_pairs_of_a_leaky_init(
     let mut totals = Vec::new();
     for _ in 0..=CYCLES {
         let timing = cycle(stage, &machine).await?;
-        // A pair that is still taken answers with RST, the late end of an evicted socket shows as
-        // closed. Slow hosts may leave an attempt without an answer, which is no collision.
+        // A pair that is still in use is answered with RST; a late end of an evicted socket is recorded
+        // as closed. On slow hosts an attempt may get no answer, which is no collision.
         let collided = timing
             .readiness
             .iter()
@@ -108,7 +108,7 @@ pub(crate) async fn eviction_frees_the_pairs_of_a_leaky_init(
     Ok(())
 }
 
-pub(crate) async fn fixed_ports_collide_with_leaked_pairs_and_the_attempts_say_so(
+pub(crate) async fn fixed_ports_collide_with_leaked_pairs_and_the_attempts_show_it(
     stage: &mut Stage,
 ) -> anyhow::Result<()> {
     let machine = stage.boot(leaky(PortPolicy::Fixed, false)).await?;
@@ -125,13 +125,16 @@ pub(crate) async fn fixed_ports_collide_with_leaked_pairs_and_the_attempts_say_s
     }
     let rises = attempts.windows(2).all(|pair| pair[1] > pair[0]);
     ensure!(rises, "failed attempts by cycle: {attempts:?}");
-    let text = stage.mctl(&["status", &machine.id]).await?.printed()?;
+    let text = stage
+        .mctl(&["status", &machine.id])
+        .await?
+        .success_output()?;
     ensure!(
         text.contains(" reset on ") && text.contains("those pairs are still open"),
         "mctl status does not explain the attempts:\n{text}"
     );
     let doctor = stage.mctl(&["doctor", "vsock", &machine.id]).await?;
-    doctor.complaint(8)?;
+    doctor.error_output(8)?;
     let text = doctor.text();
     ensure!(
         ["colliding", " reset on ", "since the VMM began, "]

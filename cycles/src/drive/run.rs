@@ -1,0 +1,156 @@
+//! The loop: suspend, resume, check that the guest survived, again.
+//!
+//! A failed check or a failing subject ends the run; the records so far are returned. Nothing is
+//! printed here: an [`Observer`] is notified.
+
+use std::error::Error;
+use std::ops::ControlFlow;
+
+use super::check::{Continuity, CycleError, LeftoverVsocks, check_duration, check_phases};
+use super::subject::{GuestObservation, ResumeOutcome, Subject, SuspendOutcome};
+use crate::record::{Cycle, FailedCheck, Run, RunEnd, SubjectDescription};
+
+/// What to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunOptions {
+    /// How many cycles.
+    pub cycles: u32,
+    /// What a vsock socket left over in the guest means.
+    pub leftover_vsocks: LeftoverVsocks,
+}
+
+/// Is notified of the progress of a run, and may end it.
+pub trait Observer: Send {
+    /// The guest was observed; `cycles` are about to run.
+    fn run_started(&mut self, _subject: &SubjectDescription, _cycles: u32) {}
+
+    /// A cycle is complete and its checks passed. `Break` ends the run.
+    fn cycle_done(&mut self, _cycle: &Cycle, _cycles: u32) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    /// A check failed, or the subject did; the run has ended.
+    fn check_failed(&mut self, _failed: &FailedCheck) {}
+}
+
+/// An observer that does nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Observer for Silent {}
+
+/// Puts `subject` through its cycles. Always returns what was recorded.
+pub async fn run_cycles<S: Subject>(
+    subject: &mut S,
+    options: RunOptions,
+    observer: &mut dyn Observer,
+) -> Run {
+    let mut run = Run {
+        subject: subject.describe(),
+        cycles_wanted: options.cycles,
+        cycles: Vec::new(),
+        end: RunEnd::Complete,
+        vsocks_before: None,
+    };
+    let before = match subject.observe().await {
+        Ok(before) => before,
+        Err(error) => {
+            let error = CycleError::Observe {
+                chain: chain(&error),
+            };
+            return failed(run, 0, &error, observer);
+        }
+    };
+    run.vsocks_before = before.open_vsocks;
+    observer.run_started(&run.subject, options.cycles);
+    let mut continuity = Continuity::since(before, options.leftover_vsocks);
+    for number in 1..=options.cycles {
+        let (cycle, guest) = match one_cycle(subject, number).await {
+            Ok(completed) => completed,
+            Err(error) => return failed(run, number, &error, observer),
+        };
+        run.cycles.push(cycle);
+        if let Err(error) = continuity.check(number, guest) {
+            return failed(run, number, &error, observer);
+        }
+        if let Some(cycle) = run.cycles.last()
+            && observer.cycle_done(cycle, options.cycles).is_break()
+        {
+            if number < options.cycles {
+                run.end = RunEnd::Interrupted;
+            }
+            break;
+        }
+    }
+    run
+}
+
+fn failed(mut run: Run, cycle: u32, error: &CycleError, observer: &mut dyn Observer) -> Run {
+    let failed = FailedCheck {
+        cycle,
+        check: error.name().to_owned(),
+        message: error.to_string(),
+    };
+    observer.check_failed(&failed);
+    run.end = RunEnd::CheckFailed(failed);
+    run
+}
+
+async fn one_cycle<S: Subject>(
+    subject: &mut S,
+    number: u32,
+) -> Result<(Cycle, GuestObservation), CycleError> {
+    let suspend = subject
+        .suspend()
+        .await
+        .map_err(|error| CycleError::Suspend {
+            chain: chain(&error),
+        })?;
+    let resume = subject.resume().await.map_err(|error| CycleError::Resume {
+        chain: chain(&error),
+    })?;
+    let SuspendOutcome {
+        total_ms: suspend_ms,
+        phases: suspend_phases_ms,
+        image_bytes_written,
+    } = suspend;
+    let ResumeOutcome {
+        total_ms: resume_ms,
+        phases: resume_phases_ms,
+        readiness,
+        guest,
+    } = resume;
+    check_duration("suspend", suspend_ms)?;
+    check_duration("resume", resume_ms)?;
+    check_phases("suspend", &suspend_phases_ms)?;
+    check_phases("resume", &resume_phases_ms)?;
+    for attempt in &readiness {
+        check_duration("readiness attempt", attempt.ms)?;
+    }
+    let cycle = Cycle {
+        cycle: number,
+        suspend_ms,
+        resume_ms,
+        suspend_phases_ms,
+        resume_phases_ms,
+        readiness,
+        guest_open_vsocks: guest.open_vsocks,
+        image_bytes_written,
+    };
+    Ok((cycle, guest))
+}
+
+/// An error and its sources in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,32 @@
+//! Judged runs: the constructors of records that need a verdict.
+
+use super::verdict::judge;
+use crate::record::{Host, Peer, Report, Run, RunEnd};
+
+impl Report {
+    /// A report on `run`, judged. A run that was interrupted is never flat.
+    pub fn of_run(host: Host, started_at: String, run: Run) -> Self {
+        let wanted = run.cycles_wanted;
+        let interrupted = (run.end == RunEnd::Interrupted)
+            .then(|| format!("interrupted after {} of {wanted} cycles", run.cycles.len()));
+        let mut report = Self::of_peer(host, started_at, wanted, Peer::of_run(run));
+        if let Some(reason) = interrupted {
+            report.mark_not_flat(&reason);
+        }
+        report
+    }
+}
+
+impl Peer {
+    /// A peer from its run, judged.
+    pub fn of_run(run: Run) -> Self {
+        let flatness = judge(&run.resume_ms(), run.failed_check()).flatness;
+        let failed_check = run.failed_check().cloned();
+        Self {
+            subject: run.subject,
+            cycles: run.cycles,
+            flatness,
+            failed_check,
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! The records: exactly what `report.json` holds, as plain data.
+//!
+//! Numbers are milliseconds and bytes, as the names say. Nothing here measures, judges or renders.
+//! What a file must satisfy beyond these types is checked in `load`; every other module here knows
+//! only the ones that its own records contain.
+
+mod cycle;
+mod limits;
+mod load;
+mod matrix;
+mod phases;
+mod report;
+mod run;
+mod scale;
+mod subject;
+mod verdict;
+
+pub use cycle::{Attempt, AttemptOutcome, Cycle};
+pub use limits::MAX_CYCLES;
+pub use load::{LoadError, MAX_REPORT_BYTES, Problem, load, parse};
+pub use matrix::{
+    Cell, CellCycle, CellKey, CellVerdict, Expectation, GuestKind, Matrix, on_or_off,
+};
+pub use phases::{Phases, UNATTRIBUTED};
+pub use report::{Host, KvmKind, Peer, Report, RunConfig, SCHEMA};
+pub use run::{Run, RunEnd};
+pub use scale::{ScaleResume, ScaleRun};
+pub use subject::{PortPolicy, SubjectDescription};
+pub use verdict::{FailedCheck, Flatness};
+
+pub(crate) use cycle::count_by_outcome;
+pub(crate) use limits::is_usable_duration;
+pub(crate) use phases::names_in_order;

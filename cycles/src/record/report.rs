@@ -1,0 +1,194 @@
+//! The report as a whole: the root of `report.json`.
+//!
+//! `schema`, `host`, `config`, `cycles` and `flatness` are always there; a failed check, the matrix,
+//! peers and scale runs only if there are any. The constructors that judge a run are in `judge`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::cycle::{AttemptOutcome, Cycle};
+use super::matrix::Matrix;
+use super::scale::ScaleRun;
+use super::subject::SubjectDescription;
+use super::verdict::{FailedCheck, Flatness};
+
+/// Version of the report format that this build writes, and the only one that it reads.
+pub const SCHEMA: u32 = 1;
+
+/// Separates the two parts of the reason of a run that was marked as not flat.
+const BY_ITS_LATENCIES: &str = "; by its latencies: ";
+
+/// One run of cycles with its verdict, and other measurements on the same host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// Where it ran.
+    pub host: Host,
+    /// What was run.
+    pub config: RunConfig,
+    /// One record per completed cycle, in order.
+    pub cycles: Vec<Cycle>,
+    /// Whether resume latency stayed flat.
+    pub flatness: Flatness,
+    /// The check that ended the run early.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_check: Option<FailedCheck>,
+    /// The fixes switched off one by one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matrix: Option<Matrix>,
+    /// Other VMMs on the same work and the same host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<Peer>,
+    /// Resumes of a guest that starts with thousands of leaked pairs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scale: Vec<ScaleRun>,
+}
+
+impl Report {
+    /// A report on one judged run: a peer that has become the run itself.
+    pub fn of_peer(host: Host, started_at: String, cycles_wanted: u32, peer: Peer) -> Self {
+        Self {
+            schema: SCHEMA,
+            host,
+            config: RunConfig {
+                cycles: cycles_wanted,
+                started_at,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                subject: peer.subject,
+            },
+            cycles: peer.cycles,
+            flatness: peer.flatness,
+            failed_check: peer.failed_check,
+            matrix: None,
+            peers: Vec::new(),
+            scale: Vec::new(),
+        }
+    }
+
+    /// A report on `matrix` alone, where the cell with all fixes on was not run.
+    pub fn of_matrix(host: Host, started_at: String, matrix: Matrix) -> Self {
+        let no_run = Peer {
+            subject: SubjectDescription {
+                name: "mctl".to_owned(),
+                ..SubjectDescription::default()
+            },
+            cycles: Vec::new(),
+            flatness: Flatness {
+                slope_ms_per_cycle: None,
+                ci95: None,
+                last_to_first_decile_ratio: None,
+                flat: false,
+                reason: "only cells of a matrix were run, each with a verdict of its own"
+                    .to_owned(),
+            },
+            failed_check: None,
+        };
+        Self {
+            matrix: Some(matrix),
+            ..Self::of_peer(host, started_at, 0, no_run)
+        }
+    }
+
+    /// Makes the verdict "not flat" for a reason that latencies do not show.
+    pub fn mark_not_flat(&mut self, reason: &str) {
+        self.flatness.flat = false;
+        self.flatness.reason = format!("{reason}{BY_ITS_LATENCIES}{}", self.flatness.reason);
+    }
+
+    /// Whether [`Self::mark_not_flat`] made the verdict, so that its latencies may say otherwise.
+    pub(crate) fn is_marked_not_flat(&self) -> bool {
+        !self.flatness.flat && self.flatness.reason.contains(BY_ITS_LATENCIES)
+    }
+
+    /// Readiness attempts that the guest refused. There are none if ports start at random and the
+    /// guest closes the connections that a resume has reset.
+    pub fn refused_attempts(&self) -> usize {
+        let attempts = self.cycles.iter().flat_map(|cycle| &cycle.readiness);
+        attempts
+            .filter(|one| one.outcome == AttemptOutcome::Reset)
+            .count()
+    }
+
+    /// Whether it has a run, and not only a matrix.
+    pub fn has_run(&self) -> bool {
+        self.config.cycles > 0 || !self.cycles.is_empty()
+    }
+
+    /// The resume latency of every cycle.
+    pub fn resume_ms(&self) -> Vec<f64> {
+        self.cycles.iter().map(|cycle| cycle.resume_ms).collect()
+    }
+
+    /// The suspend latency of every cycle.
+    pub fn suspend_ms(&self) -> Vec<f64> {
+        self.cycles.iter().map(|cycle| cycle.suspend_ms).collect()
+    }
+}
+
+/// The computer and the kernel that the run took place on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Host {
+    /// Which kind of KVM executes guests.
+    pub kvm: KvmKind,
+    /// Everything else by name: kernel, processor, memory, distribution…
+    #[serde(flatten)]
+    pub details: BTreeMap<String, serde_json::Value>,
+}
+
+/// Which kind of KVM executes guests. Latencies of different kinds are not comparable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvmKind {
+    /// KVM on a processor with virtualisation extensions.
+    Hardware,
+    /// KVM inside an emulated computer: QEMU TCG with emulated SVM.
+    Virtual,
+    /// A KVM that interprets guest kernel code.
+    Software,
+    /// The host does not report it.
+    Unknown,
+}
+
+impl KvmKind {
+    /// A description for people.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Hardware => "hardware KVM",
+            Self::Virtual => "virtual KVM host (emulated processor)",
+            Self::Software => "software KVM (guest kernel interpreted)",
+            Self::Unknown => "unknown kind of KVM",
+        }
+    }
+}
+
+/// What was requested.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunConfig {
+    /// Cycles requested. Fewer records than this mean that the run ended early.
+    pub cycles: u32,
+    /// When it started, RFC 3339.
+    #[serde(default)]
+    pub started_at: String,
+    /// Version of the program that made the report.
+    #[serde(default)]
+    pub version: String,
+    /// What was suspended and resumed.
+    #[serde(default)]
+    pub subject: SubjectDescription,
+}
+
+/// Another VMM measured on the same work.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Peer {
+    /// What it is.
+    pub subject: SubjectDescription,
+    /// Its cycles.
+    pub cycles: Vec<Cycle>,
+    /// Its verdict.
+    pub flatness: Flatness,
+    /// The check that ended its run early.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_check: Option<FailedCheck>,
+}

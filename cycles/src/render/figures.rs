@@ -1,0 +1,180 @@
+//! The rows that the text tables and the page share.
+//!
+//! Control characters of a hostile report are replaced here; markup is escaped by the page.
+
+use std::collections::BTreeMap;
+
+use crate::numbers::three_digits;
+use crate::record::{
+    AttemptOutcome, Cell, Cycle, Peer, Phases, Report, ScaleRun, names_in_order, on_or_off,
+};
+use crate::statistics::{Quantiles, as_float, median};
+
+/// Suspend or resume with the figures of each phase.
+pub(super) struct PhaseSection {
+    pub(super) title: &'static str,
+    pub(super) total: Option<Quantiles>,
+    pub(super) phases: Vec<(String, Option<Quantiles>)>,
+}
+
+/// Suspend and resume, each with the figures of its phases.
+pub(super) fn phase_sections(cycles: &[Cycle]) -> [PhaseSection; 2] {
+    let section = |title, total: fn(&Cycle) -> f64, phases: fn(&Cycle) -> &Phases| {
+        let totals: Vec<f64> = cycles.iter().map(total).collect();
+        let names = names_in_order(cycles.iter().map(phases));
+        let figures = names.into_iter().map(|name| {
+            let values: Vec<f64> = cycles
+                .iter()
+                .filter_map(|cycle| phases(cycle).ms(name))
+                .collect();
+            (name.to_owned(), Quantiles::of(&values))
+        });
+        PhaseSection {
+            title,
+            total: Quantiles::of(&totals),
+            phases: figures.collect(),
+        }
+    };
+    [
+        section(
+            "suspend",
+            |cycle| cycle.suspend_ms,
+            |cycle| &cycle.suspend_phases_ms,
+        ),
+        section(
+            "resume",
+            |cycle| cycle.resume_ms,
+            |cycle| &cycle.resume_phases_ms,
+        ),
+    ]
+}
+
+/// The most attempts of one resume, and all attempts by outcome.
+pub(super) fn attempts_in_words(cell: &Cell) -> String {
+    let outcomes = outcomes_in_words(&cell.attempts_by_outcome);
+    format!("max {} ({outcomes})", cell.attempts_max)
+}
+
+fn outcomes_in_words(counts: &BTreeMap<AttemptOutcome, u64>) -> String {
+    let counts: Vec<String> = counts
+        .iter()
+        .map(|(outcome, count)| format!("{count} {}", outcome.name()))
+        .collect();
+    counts.join(", ")
+}
+
+/// The run and its peers, the run first.
+pub(super) fn peer_rows(report: &Report) -> Vec<[String; 8]> {
+    let own = Peer {
+        subject: report.config.subject.clone(),
+        cycles: report.cycles.clone(),
+        flatness: report.flatness.clone(),
+        failed_check: report.failed_check.clone(),
+    };
+    std::iter::once(&own)
+        .chain(&report.peers)
+        .map(peer_row)
+        .collect()
+}
+
+fn peer_row(peer: &Peer) -> [String; 8] {
+    let suspend: Vec<f64> = peer.cycles.iter().map(|cycle| cycle.suspend_ms).collect();
+    let resume: Vec<f64> = peer.cycles.iter().map(|cycle| cycle.resume_ms).collect();
+    let (suspend, resume) = (Quantiles::of(&suspend), Quantiles::of(&resume));
+    [
+        visible(&peer.subject.name),
+        optional_ms(suspend.map(|q| q.p50)),
+        optional_ms(suspend.map(|q| q.p99)),
+        optional_ms(resume.map(|q| q.p50)),
+        optional_ms(resume.map(|q| q.p99)),
+        optional_slope(peer.flatness.slope_ms_per_cycle),
+        median_mib_written(&peer.cycles).map_or_else(dash, |mib| format!("{mib:.1}")),
+        peer_verdict(peer),
+    ]
+}
+
+fn peer_verdict(peer: &Peer) -> String {
+    match &peer.failed_check {
+        Some(failed) => format!(
+            "failed in cycle {}: {}",
+            failed.cycle,
+            visible(&failed.message)
+        ),
+        None => peer.flatness.in_words().to_owned(),
+    }
+}
+
+/// Median of what a suspend wrote, in MiB.
+pub(super) fn median_mib_written(cycles: &[Cycle]) -> Option<f64> {
+    let mib: Vec<f64> = cycles
+        .iter()
+        .filter_map(|cycle| cycle.image_bytes_written)
+        .filter_map(|bytes| usize::try_from(bytes).ok())
+        .map(|bytes| as_float(bytes) / 1_048_576.0)
+        .collect();
+    median(&mib)
+}
+
+/// The columns of [`scale_row`].
+pub(super) const SCALE_HEADER: [&str; 11] = [
+    "ports",
+    "eviction",
+    "leaked pairs",
+    "resumes",
+    "resume p50",
+    "resume max",
+    "longest phase",
+    "attempts max",
+    "attempts by outcome",
+    "as expected",
+    "error",
+];
+
+/// One scale run.
+pub(super) fn scale_row(run: &ScaleRun) -> [String; 11] {
+    let resume = Quantiles::of(&run.resume_ms);
+    let longest = run.longest_phase();
+    let outcomes = outcomes_in_words(&run.attempts_by_outcome());
+    [
+        run.port_policy.name().to_owned(),
+        on_or_off(run.eviction).to_owned(),
+        run.leaked_pairs.to_string(),
+        run.resume_ms.len().to_string(),
+        optional_ms(resume.map(|q| q.p50)),
+        optional_ms(resume.map(|q| q.max)),
+        longest.map_or_else(dash, |(name, ms)| {
+            format!("{} {}", visible(name), three_digits(ms))
+        }),
+        run.attempts_max.to_string(),
+        if outcomes.is_empty() {
+            dash()
+        } else {
+            outcomes
+        },
+        run.mismatch()
+            .map_or_else(|| "yes".to_owned(), |mismatch| format!("NO, {mismatch}")),
+        run.error.as_deref().map_or_else(dash, visible),
+    ]
+}
+
+/// Milliseconds, or a dash.
+pub(super) fn optional_ms(ms: Option<f64>) -> String {
+    ms.map_or_else(dash, three_digits)
+}
+
+/// A slope or one end of its interval, or a dash.
+pub(super) fn optional_slope(slope: Option<f64>) -> String {
+    slope.map_or_else(dash, |slope| format!("{slope:+.3}"))
+}
+
+/// Stands for a missing value.
+pub(super) fn dash() -> String {
+    "-".to_owned()
+}
+
+/// `text` with control characters replaced, so that it cannot move a terminal's cursor.
+pub(super) fn visible(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}

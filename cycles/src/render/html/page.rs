@@ -1,0 +1,133 @@
+//! The page as a whole: the order of its sections, and the data that its script shows for one cycle.
+
+use serde_json::{Value, json};
+
+use super::charts::{
+    Paint, attempts_plot, attempts_text, painted, phases_plot, resume_plot, suspend_plot,
+};
+use super::details::{all_cycles, host, peers, phases_tables, scale};
+use super::text::json_for_script;
+use super::verdict::{headline, rules, tiles};
+use crate::judge::judge;
+use crate::record::{Cycle, Phases, Report};
+use crate::statistics::Slope;
+
+const STYLE: &str = include_str!("style.css");
+const SCRIPT: &str = include_str!("script.js");
+
+/// The contents of `report.html`. The series is judged again: if its cycles contradict the verdict
+/// in the report, the page says so.
+pub fn report_page(report: &Report) -> String {
+    let judgement = judge(&report.resume_ms(), report.failed_check.as_ref());
+    let verdict = if report.has_run() {
+        report.flatness.in_words()
+    } else {
+        "matrix"
+    };
+    let explorer = if report.cycles.is_empty() {
+        String::new()
+    } else {
+        explorer(report, judgement.slope)
+    };
+    let matrix = report
+        .matrix
+        .as_ref()
+        .map(super::matrix::section)
+        .unwrap_or_default();
+    let run = if report.has_run() {
+        [
+            tiles(report),
+            rules(&judgement),
+            explorer,
+            phases_tables(&report.cycles),
+        ]
+        .concat()
+    } else {
+        String::new()
+    };
+    let body = [
+        headline(report, &judgement),
+        run,
+        matrix,
+        scale(&report.scale),
+        peers(report),
+        host(report),
+        if report.has_run() {
+            all_cycles(&report.cycles)
+        } else {
+            String::new()
+        },
+    ]
+    .concat();
+    format!(
+        r#"<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Resume latency: {verdict}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
+<style>{STYLE}</style></head>
+<body><main>{body}</main><script>{SCRIPT}</script></body></html>
+"#
+    )
+}
+
+/// The plots, and a slider that selects one cycle to show in figures.
+fn explorer(report: &Report, slope: Option<Slope>) -> String {
+    let cycles = &report.cycles;
+    let resume = painted(cycles, |cycle| &cycle.resume_phases_ms);
+    let suspend = painted(cycles, |cycle| &cycle.suspend_phases_ms);
+    let plots = [
+        resume_plot(&report.resume_ms(), slope),
+        phases_plot(
+            "Phases of a resume",
+            cycles,
+            |cycle| &cycle.resume_phases_ms,
+            &resume,
+        ),
+        attempts_plot(cycles),
+        suspend_plot(&report.suspend_ms()),
+        phases_plot(
+            "Phases of a suspend",
+            cycles,
+            |cycle| &cycle.suspend_phases_ms,
+            &suspend,
+        ),
+    ]
+    .concat();
+    let count = cycles.len();
+    let data = json_for_script(&explorer_data(cycles, &resume, &suspend));
+    format!(
+        r#"<section class="explorer" aria-labelledby="cycles"><h2 id="cycles">Every cycle</h2><div class="with-aside"><div class="plots">{plots}</div><aside hidden aria-label="One cycle"><label for="cycle">Cycle</label> <output for="cycle" id="cycle-number">{count}</output><input type="range" id="cycle" min="1" max="{count}" value="{count}" step="1"><p class="keys">Point at a plot, or move the slider with the arrow keys.</p><div id="readout" aria-live="polite"></div></aside></div><script type="application/json" id="cycle-data">{data}</script></section>"#
+    )
+}
+
+fn explorer_data(
+    cycles: &[Cycle],
+    resume: &[(String, Paint)],
+    suspend: &[(String, Paint)],
+) -> Value {
+    let names = |painted: &[(String, Paint)]| -> Value {
+        painted
+            .iter()
+            .map(|(name, paint)| json!([name, paint.class()]))
+            .collect()
+    };
+    let durations = |phases: &Phases, painted: &[(String, Paint)]| -> Value {
+        painted
+            .iter()
+            .map(|(name, _)| json!(phases.ms(name)))
+            .collect()
+    };
+    let each = cycles.iter().map(|cycle| {
+        json!([
+            cycle.resume_ms,
+            cycle.suspend_ms,
+            durations(&cycle.resume_phases_ms, resume),
+            durations(&cycle.suspend_phases_ms, suspend),
+            attempts_text(cycle),
+            cycle.guest_open_vsocks,
+            cycle.image_bytes_written,
+        ])
+    });
+    json!({ "resume": names(resume), "suspend": names(suspend), "cycles": each.collect::<Value>() })
+}
