@@ -21,7 +21,7 @@ default:
 e2e *options: build
     {{ bin }}/mctl-e2e cycles {{ replace_regex(options, option, flag) }}
 
-# the same cycles with each fix switched off on its own; the disease where all are
+# the same cycles with each fix switched off on its own; the bug where all are
 e2e-matrix *options: build leaky
     {{ bin }}/mctl-e2e matrix {{ replace_regex(options, option, flag) }}
 

@@ -32,7 +32,9 @@ use clap::Parser;
 use rustix::fs::{FlockOperation, flock};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::configuration::{Arguments, Configuration};
 use crate::error_chain::error_chain;
@@ -48,12 +50,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 const FOR_GOOD: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 
 fn main() -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_env("MCTL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
+    begin_log()?;
     let arguments = Arguments::parse();
     if let Some(name) = arguments.fail_point() {
         fail_point::arm(name);
@@ -71,6 +68,22 @@ fn main() -> anyhow::Result<()> {
     // One thread for reading files is created now and stays: later the host may be out of threads.
     drop(runtime.spawn_blocking(|| ()));
     runtime.block_on(run(configuration))
+}
+
+/// Logs to stderr what MCTL_LOG selects: a level, or `TARGET=LEVEL` with commas between.
+fn begin_log() -> anyhow::Result<()> {
+    let selected = std::env::var("MCTL_LOG").unwrap_or_else(|_| "info".to_owned());
+    let filter: Targets = selected
+        .parse()
+        .with_context(|| format!("MCTL_LOG={selected} is not a level or a list of TARGET=LEVEL"))?;
+    let stderr = tracing_subscriber::fmt::layer()
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    tracing_subscriber::registry()
+        .with(stderr)
+        .with(filter)
+        .init();
+    Ok(())
 }
 
 async fn run(configuration: Configuration) -> anyhow::Result<()> {

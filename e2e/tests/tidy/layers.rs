@@ -72,6 +72,39 @@ const LAYERS: &[Layers] = &[
             &["error", "context", "activity", "found_vmm", "unsaved"],
         ],
     },
+    Layers {
+        root: "guest-init/src/main.rs",
+        module: "",
+        rows: &[
+            &["server"],
+            &["services"],
+            &["boot", "connection", "processes"],
+            &["os"],
+        ],
+    },
+    Layers {
+        root: "cycles/src/lib.rs",
+        module: "",
+        rows: &[
+            &["render"],
+            &["drive"],
+            &["judge"],
+            &["record"],
+            &["statistics", "numbers"],
+        ],
+    },
+    Layers {
+        root: "e2e/src/lib.rs",
+        module: "",
+        rows: &[
+            &["bench", "main_job", "matrix", "scale"],
+            &["peer"],
+            &["firecracker"],
+            &["machine", "report_files"],
+            &["host", "inside", "host_socket"],
+            &["child", "artifacts", "counter", "output"],
+        ],
+    },
 ];
 
 /// The root files of all crates: libraries and programs.
