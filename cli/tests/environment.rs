@@ -44,7 +44,7 @@ fn an_authority_is_trusted_by_flag_environment_or_file() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new();
     let trusted = authority.file(folder.path());
-    let fake = Fake::on_tls(authority.certifies("127.0.0.1"), |_| {
+    let fake = Fake::on_tls(authority.acceptor_for("127.0.0.1"), |_| {
         Answer::json(200, &json!([]))
     });
     let file = folder.path().join("mctl.toml");

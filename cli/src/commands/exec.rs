@@ -136,7 +136,7 @@ fn exit_code(end: CommandEnd) -> u8 {
 /// the command may have ended, and its end comes the other way.
 async fn feed(mut input: CommandInput, interactive: bool, tty: bool) {
     if !interactive {
-        if input.end().await.is_ok() {
+        if input.close().await.is_ok() {
             // Dropping this half would not hurt, but the other is told apart more easily.
             std::future::pending::<()>().await;
         }
@@ -167,7 +167,7 @@ async fn feed(mut input: CommandInput, interactive: bool, tty: bool) {
             }
         }
     }
-    if input.end().await.is_ok() {
+    if input.close().await.is_ok() {
         std::future::pending::<()>().await;
     }
 }

@@ -44,7 +44,7 @@ pub fn machine(id: &str, name: &str, state: &str) -> Value {
 
 /// A program in the guest: says on standard output what it read, "oops" on standard error, and
 /// ends with code 3.
-fn command(io: Socket) -> Talk {
+fn command(io: Socket) -> BoxFuture {
     Box::pin(async move {
         let mut socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
         let mut read = vec![1];
@@ -68,7 +68,7 @@ fn command(io: Socket) -> Talk {
 }
 
 /// A program in the guest that a signal ends.
-pub fn killed(io: Socket) -> Talk {
+pub fn killed(io: Socket) -> BoxFuture {
     Box::pin(async move {
         let mut socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
         let end = r#"{"type":"exit","exit_code":-1,"exit_signal":9,"timed_out":true}"#;
@@ -78,17 +78,17 @@ pub fn killed(io: Socket) -> Talk {
 }
 
 /// The connection to the guest breaks while the program runs.
-pub fn broken(io: Socket) -> Talk {
+pub fn broken(io: Socket) -> BoxFuture {
     Box::pin(async move {
         drop(WebSocketStream::from_raw_socket(io, Role::Server, None).await);
     })
 }
 
 pub type Socket = TokioIo<Upgraded>;
-pub type Talk = Pin<Box<dyn Future<Output = ()> + Send>>;
+pub type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 struct State {
-    command: fn(Socket) -> Talk,
+    command: fn(Socket) -> BoxFuture,
     content: Vec<u8>,
     machines: Vec<Value>,
     answers: BTreeMap<String, (u16, Value)>,
@@ -157,7 +157,7 @@ impl Api {
     }
 
     /// From now on, commands in guests do this.
-    pub fn runs(&self, command: fn(Socket) -> Talk) -> &Self {
+    pub fn runs(&self, command: fn(Socket) -> BoxFuture) -> &Self {
         self.state.lock().unwrap().command = command;
         self
     }
