@@ -64,7 +64,7 @@ impl Client {
         self
     }
 
-    /// Sends the nonce of a lease that the caller holds with each request.
+    /// With each request, sends the nonce of a lease that the caller holds.
     #[must_use]
     pub fn with_lease_nonce(mut self, nonce: Option<String>) -> Self {
         self.lease_nonce = nonce;

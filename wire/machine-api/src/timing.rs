@@ -56,3 +56,19 @@ pub enum Operation {
     /// An orderly shutdown.
     Stop,
 }
+
+impl Operation {
+    /// All operations.
+    pub const ALL: [Self; 4] = [Self::Start, Self::Suspend, Self::Resume, Self::Stop];
+
+    /// The name of the operation on the wire.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Suspend => "suspend",
+            Self::Resume => "resume",
+            Self::Stop => "stop",
+        }
+    }
+}
