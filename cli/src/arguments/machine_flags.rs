@@ -82,11 +82,11 @@ struct PublishedPort {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum AutoStop {
-    /// Nothing
+    /// Nothing happens
     Off,
-    /// Stop it
+    /// The machine is stopped
     Stop,
-    /// Suspend it
+    /// The machine is suspended
     Suspend,
 }
 

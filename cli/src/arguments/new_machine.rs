@@ -17,17 +17,18 @@ pub(crate) struct NewMachine {
     /// Destroy the machine when its main process has ended
     #[arg(long)]
     rm: bool,
-    #[command(flatten)]
-    flags: MachineFlags,
     /// Accepted for scripts that are written for Fly; a host has one region
     #[arg(long, short, value_name = "REGION")]
     region: Option<String>,
-    /// Program and arguments of the main process; after -- if they contain flags
+    /// Program and arguments of the main process, if they contain no flags
     #[arg(value_name = "CMD", conflicts_with = "command")]
     words: Vec<String>,
-    /// Program and arguments of the main process
+    /// Program and arguments of the main process, after --
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
+    // Last, because its help heading applies to all arguments that follow.
+    #[command(flatten)]
+    flags: MachineFlags,
 }
 
 impl NewMachine {

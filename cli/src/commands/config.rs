@@ -10,7 +10,7 @@ use crate::settings::SettingSource;
 /// Show the settings, and where each came from
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Flags take precedence over environment variables, those over the configuration file.
+Flags take precedence over environment variables, and these over the configuration file.
 The file is TOML with the keys host, token, ca_cert, wait_timeout and color.
 
 Example:

@@ -12,11 +12,11 @@ use crate::wording::label;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mctl run --name web --port 8080:80 -- httpd -f -p 80")]
 pub(crate) struct Args {
-    #[command(flatten)]
-    new: NewMachine,
     /// Do not wait until the machine is started
     #[arg(long, short)]
     detach: bool,
+    #[command(flatten)]
+    new: NewMachine,
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {

@@ -22,7 +22,7 @@ enum Action {
     /// Create a token and print its secret, which is not shown again
     #[command(after_help = "Example:\n  mctl token create ci --scope read")]
     Create {
-        /// Purpose of the token
+        /// Name of the token, such as its purpose
         name: String,
         /// What the token allows
         #[arg(long, default_value = "write")]

@@ -22,7 +22,7 @@ const KEY_INTERVAL: Duration = Duration::from_millis(100);
 /// Watch machines with their CPU and memory
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-q or Esc ends the view. Programs and pipes can use `mctl list --watch --json`.
+Press q or Esc to end the view. Programs and pipes can use `mctl list --watch --json`.
 
 Example:
   mctl top --interval 1s")]

@@ -13,7 +13,7 @@ use crate::wording::label;
 /// Change the configuration of a machine and restart it
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A change of metadata makes a new version, too; `mctl metadata set` changes them without one.
+A change of metadata makes a new version, too; `mctl metadata set` makes none.
 
 Example:
   mctl update web --metadata foo=bar --yes")]
@@ -29,8 +29,6 @@ pub(crate) struct Args {
     /// Do not ask for confirmation
     #[arg(long, short)]
     yes: bool,
-    #[command(flatten)]
-    flags: MachineFlags,
     /// New program and arguments of the main process, in one string
     #[arg(
         long = "command",
@@ -42,6 +40,9 @@ pub(crate) struct Args {
     /// New program and arguments of the main process
     #[arg(last = true, value_name = "ARGS")]
     command: Vec<String>,
+    // Last, because its help heading applies to all arguments that follow.
+    #[command(flatten)]
+    flags: MachineFlags,
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
