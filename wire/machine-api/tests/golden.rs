@@ -4,8 +4,8 @@
 
 use machine_api::{
     CheckStatus, CreateMachine, CreatedToken, ErrorBody, EventRequest, EventType, ExecRequest,
-    ExitEvent, Machine, MachineEvent, MachineState, RestartPolicy, StartKind, StartResponse, Token,
-    TokenScope,
+    ExitEvent, Machine, MachineEvent, MachineState, Operation, RestartPolicy, StartKind,
+    StartResponse, Token, TokenScope,
 };
 use serde_json::{Value, json};
 
@@ -192,4 +192,14 @@ fn a_new_token_is_one_flat_object() {
         serde_json::to_value(&made).unwrap(),
         json!({"id": "1", "name": "ci", "scope": "read", "created_at": "x", "secret": "s"})
     );
+}
+
+#[test]
+fn states_and_operations_are_written_by_their_names() {
+    for state in MachineState::ALL {
+        assert_eq!(serde_json::to_value(state).unwrap(), state.name());
+    }
+    for operation in Operation::ALL {
+        assert_eq!(serde_json::to_value(operation).unwrap(), operation.name());
+    }
 }
