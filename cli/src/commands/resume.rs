@@ -19,6 +19,8 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
     let machines = args.machines.find(session).await?;
+    // Apart from the check, `mctl start` has the same steps: each command shows its own in one
+    // place.
     for_each(session, machines, async |machine| {
         if !is_resumable(machine.state) {
             return Err(CommandError::NotSuspended {

@@ -18,6 +18,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
     let machines = args.machines.find(session).await?;
+    // `mctl suspend` has the same steps: each command shows its own in one place.
     for_each(session, machines, async |machine| {
         session.client.start(&machine.id).await?;
         await_and_report(session, &machine, MachineState::Started).await

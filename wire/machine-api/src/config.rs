@@ -168,6 +168,7 @@ pub enum RestartPolicy {
     OnFailure,
 }
 
+// `StopRequest` has the same fields: the Fly Machines API has two schemas with different defaults.
 /// How a stop ends the main process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StopConfig {

@@ -7,6 +7,7 @@ use crate::config::MachineConfig;
 use crate::machine::MachineState;
 use crate::start::StartKind;
 
+// Shares fields with `UpdateMachine`: the Fly Machines API has two schemas, and so has this file.
 /// Body of `POST /v1/apps/{app}/machines`, which creates a machine.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CreateMachine {
@@ -29,6 +30,7 @@ pub struct CreateMachine {
     pub lease_ttl: Option<u32>,
 }
 
+// Shares fields with `CreateMachine`: the Fly Machines API has two schemas, and so has this file.
 /// Body of `POST /v1/apps/{app}/machines/{machine}`, which updates a machine.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct UpdateMachine {
@@ -75,6 +77,7 @@ pub struct StartResponse {
     pub start: Option<StartKind>,
 }
 
+// `StopConfig` has the same fields: the Fly Machines API has two schemas with different defaults.
 /// Body of `POST …/stop`. Fields that are not given follow the machine's `stop_config`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StopRequest {
