@@ -1,5 +1,5 @@
-//! Kinds of failures, the exit code of each, and hints. The text of a cause is its owner's; here
-//! is only what the command line itself finds wrong.
+//! Why a command fails: the errors that mctl itself finds, and the exit code and the hint of every
+//! error. The texts of other errors are those of the crates that report them.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,22 +10,22 @@ use thiserror::Error;
 
 use crate::settings::SettingsError;
 
-/// For `mctl help`: the exit codes, in one place.
+/// The exit codes, as `mctl help` explains them.
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
-  0    done
+  0    success
   1    the machine, the supervisor or this host failed to do it
-  2    the command line or the configuration makes no sense
+  2    the command line or the configuration is not valid
   3    there is no such machine, key or file
   4    not possible in this state, or somebody else holds the lease
-  5    the supervisor can't be reached
-  6    not done within the time given
-  7    token missing, wrong, or of too small a scope
-  8    a check or an assertion found something wrong (doctor, --assert-flat)
-  125  `mctl exec` itself failed; any other code of it is the command's own (128 + signal)
-  141  the reader of the output went away";
+  5    the supervisor cannot be reached
+  6    not finished within the time limit
+  7    the token is missing, wrong, or does not allow this
+  8    a check or an assertion failed (doctor, bench, --assert-flat)
+  125  `mctl exec` itself failed; its other codes are those of the command (128 + signal)
+  141  the reader of the output closed it";
 
-/// What kind of failure it is; decides the exit code.
+/// The kind of a failure, which decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Failed,
@@ -56,7 +56,7 @@ impl Kind {
     }
 }
 
-/// Why a command did not succeed.
+/// Why a command failed.
 #[derive(Debug, Error)]
 pub(crate) enum CommandError {
     #[error(transparent)]
@@ -65,11 +65,11 @@ pub(crate) enum CommandError {
     Settings(#[from] SettingsError),
     #[error("there is no machine {given:?}")]
     NoSuchMachine { given: String },
-    #[error("{given:?} is the beginning of {} machine ids: {}", .ids.len(), .ids.join(", "))]
+    #[error("{} machine ids start with {given:?}: {}", .ids.len(), .ids.join(", "))]
     Ambiguous { given: String, ids: Vec<String> },
-    #[error("which machine? there is none yet")]
+    #[error("there are no machines")]
     NoMachines,
-    #[error("which machine? there are {count}")]
+    #[error("no machine given, and there are {count}")]
     SeveralMachines { count: usize },
     #[error("machine {machine} is {state}, not suspended")]
     NotSuspended {
@@ -87,38 +87,38 @@ pub(crate) enum CommandError {
     NoNonce,
     #[error(transparent)]
     Report(#[from] cycles::LoadError),
-    #[error("cycle {cycle} failed a check: {what}")]
-    CycleFailed { cycle: u32, what: String },
+    #[error("cycle {cycle} failed a check: {message}")]
+    CycleFailed { cycle: u32, message: String },
     #[error("resume latency did not stay flat")]
     NotFlat,
-    #[error("the guest keeps {sockets} vsock sockets open without a living other end")]
+    #[error("the guest keeps {sockets} vsock sockets open whose other end is gone")]
     Leaks { sockets: u32 },
-    #[error("resumes run into vsock pairs that are still open in the guest")]
+    #[error("resumes collide with vsock pairs that are still open in the guest")]
     Collides,
-    #[error("the guest's init did not answer")]
+    #[error("guest-init did not answer")]
     InitSilent,
-    #[error("a live view needs a terminal")]
+    #[error("the live view needs a terminal")]
     NoTerminal,
     #[error("{argument}: {reason}")]
     Argument {
         argument: &'static str,
         reason: String,
     },
-    #[error("nobody to ask for confirmation: standard input is no terminal")]
-    NobodyToAsk,
+    #[error("could not ask for confirmation: standard input is not a terminal")]
+    CannotConfirm,
     #[error("not confirmed")]
     NotConfirmed,
-    #[error("{failed} of {of} machines: not done")]
+    #[error("{failed} of {total} machines failed")]
     Several {
         failed: usize,
-        of: usize,
+        total: usize,
         kind: Kind,
     },
     #[error("{problems} of {checks} checks found a problem")]
     Unhealthy { problems: usize, checks: usize },
-    #[error("could not {what} {}", path.display())]
+    #[error("could not {action} {}", path.display())]
     File {
-        what: &'static str,
+        action: &'static str,
         path: PathBuf,
         source: io::Error,
     },
@@ -127,6 +127,12 @@ pub(crate) enum CommandError {
 }
 
 impl CommandError {
+    /// Makes the error of a wrong `argument` from its reason.
+    pub(crate) fn of_argument(argument: &'static str) -> impl FnOnce(String) -> Self {
+        move |reason| Self::Argument { argument, reason }
+    }
+
+    /// The kind of the failure.
     pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Api(error) => match error.kind() {
@@ -143,10 +149,9 @@ impl CommandError {
             | Self::SeveralMachines { .. }
             | Self::Argument { .. }
             | Self::NoTerminal
-            | Self::NobodyToAsk => Kind::Usage,
+            | Self::CannotConfirm => Kind::Usage,
             Self::NoSuchMachine { .. } | Self::NoMachines => Kind::NotFound,
-            Self::NotSuspended { .. } => Kind::Conflict,
-            Self::NotStarted { .. } => Kind::Conflict,
+            Self::NotSuspended { .. } | Self::NotStarted { .. } => Kind::Conflict,
             Self::NoMetadata { .. } => Kind::NotFound,
             Self::NoNonce => Kind::Usage,
             Self::Report(_) | Self::InitSilent => Kind::Failed,
@@ -163,24 +168,26 @@ impl CommandError {
         }
     }
 
-    /// What to do about it.
+    /// What to do about the failure, if that is known.
     pub(crate) fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Api(error) => return error.hint(),
             Self::Settings(error) => return error.hint(),
-            Self::NoSuchMachine { .. } => "`mctl list` shows all of them",
-            Self::Ambiguous { .. } => "write more of the id, or the name",
-            Self::NoMachines => "`mctl run` makes one",
+            Self::NoSuchMachine { .. } => "`mctl list` shows all machines",
+            Self::Ambiguous { .. } => "give more of the id, or the name",
+            Self::NoMachines => "`mctl run` creates one",
             Self::SeveralMachines { .. } => {
-                "give a name, an id or the beginning of one: `mctl list` shows them"
+                "give a name, an id or the start of one: `mctl list` shows them"
             }
             Self::NotStarted { .. } => "`mctl start` starts it",
-            Self::NoTerminal => "`mctl list --watch` works without",
-            Self::NoNonce => "--lease or MCTL_LEASE takes what `mctl lease acquire` printed",
+            Self::NoTerminal => "`mctl list --watch` works without a terminal",
+            Self::NoNonce => {
+                "give the nonce that `mctl lease acquire` printed as --lease or MCTL_LEASE"
+            }
             Self::Report(error) => error.hint(),
-            Self::InitSilent => "`mctl logs` shows what the guest last said",
-            Self::NotSuspended { .. } => "`mctl start` starts it from where it is",
-            Self::NobodyToAsk => "--yes confirms beforehand",
+            Self::InitSilent => "`mctl logs` shows the last output of the guest",
+            Self::NotSuspended { .. } => "`mctl start` starts it from its current state",
+            Self::CannotConfirm => "--yes skips the question",
             Self::Argument { .. }
             | Self::NoMetadata { .. }
             | Self::CycleFailed { .. }

@@ -1,22 +1,27 @@
-//! `mctl`: arguments in, exit code out. Nothing is decided here.
+//! `mctl`, the command line of the Machines API. [`command_line`] parses and runs; `commands` has a
+//! file for each command.
 
 #![forbid(unsafe_code)]
 
-mod args;
+mod arguments;
+mod command_line;
 mod commands;
+mod confirm;
+mod cycle_report;
+mod each_machine;
 mod error;
-mod machine_ref;
 mod output;
+mod parse;
 mod readiness;
 mod session;
 mod settings;
-mod span;
 mod terminal;
 mod transition;
+mod units;
 mod wording;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    args::run(std::env::args_os())
+    command_line::run(std::env::args_os())
 }

@@ -1,10 +1,11 @@
-//! The only printer: data to standard output, talk to standard error.
+//! The only module that prints: data to standard output, messages to standard error.
 //!
-//! People get tables and sentences, programs get JSON. Colour only repeats what a word already
-//! says, and goes only to terminals unless it was asked for. Text that came out of a guest is
-//! made harmless before a terminal sees it.
+//! People get tables and sentences, programs get JSON. Colour only repeats what a word says; it goes
+//! to terminals only, unless the user asks for it. Control characters in text from a guest are made
+//! visible before a terminal gets them.
 
 mod progress;
+mod style;
 mod table;
 mod visible;
 
@@ -14,44 +15,12 @@ use std::io::{self, IsTerminal, Write};
 use serde::Serialize;
 
 pub(crate) use progress::{Progress, Spinner};
+use style::painted;
+pub(crate) use style::{ColorChoice, Style};
 pub(crate) use table::{Cell, Table};
 pub(crate) use visible::visible;
 
-use crate::settings::ColorChoice;
-
-/// How a piece of text stands out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Style {
-    Plain,
-    Good,
-    Busy,
-    Bad,
-    Faint,
-    Strong,
-}
-
-impl Style {
-    const fn code(self) -> &'static str {
-        match self {
-            Self::Plain => "",
-            Self::Good => "32",
-            Self::Busy => "33",
-            Self::Bad => "31",
-            Self::Faint => "2",
-            Self::Strong => "1",
-        }
-    }
-}
-
-/// `text` in `style`, if there is colour.
-fn painted(text: &str, style: Style, colour: bool) -> String {
-    if !colour || style == Style::Plain {
-        return text.to_owned();
-    }
-    format!("\x1b[{}m{text}\x1b[0m", style.code())
-}
-
-/// Where everything is printed.
+/// Prints data and messages in one format, with or without colour.
 #[derive(Debug, Clone)]
 pub(crate) struct Output {
     json: bool,
@@ -73,7 +42,7 @@ impl Output {
         }
     }
 
-    /// Whether programs read the output.
+    /// Whether the output is JSON, for programs.
     pub(crate) const fn is_json(&self) -> bool {
         self.json
     }
@@ -91,7 +60,7 @@ impl Output {
         self.line(&painted(text, Style::Strong, self.colour_out))
     }
 
-    /// Rows for people.
+    /// A table for people.
     pub(crate) fn table(&self, table: &Table) -> io::Result<()> {
         let mut stdout = io::stdout().lock();
         stdout.write_all(table.render(self.colour_out).as_bytes())?;
@@ -108,14 +77,14 @@ impl Output {
         self.line(&serde_json::to_string(value)?)
     }
 
-    /// Bytes of a command's standard output, as they are.
+    /// Bytes to standard output, unchanged.
     pub(crate) fn raw(&self, bytes: &[u8]) -> io::Result<()> {
         let mut stdout = io::stdout().lock();
         stdout.write_all(bytes)?;
         stdout.flush()
     }
 
-    /// Bytes of a command's standard error, as they are.
+    /// Bytes to standard error, unchanged.
     pub(crate) fn raw_error(&self, bytes: &[u8]) -> io::Result<()> {
         io::stderr().lock().write_all(bytes)
     }
@@ -125,12 +94,14 @@ impl Output {
         self.line(&format!("{} {text}", painted(tag, style, self.colour_out)))
     }
 
-    /// Makes text from a guest harmless; its colours survive only where ours would show.
+    /// Text from a guest that is safe to print: control characters are made visible, except for
+    /// colours where output is coloured.
     pub(crate) fn harmless(&self, text: &str) -> String {
         visible(text, self.colour_out)
     }
 
-    /// Clears the screen before a refresh, or separates refreshes where there is none.
+    /// Clears the terminal before a refresh. Without a terminal, separates refreshes by an empty
+    /// line.
     pub(crate) fn refresh(&self, first: bool) -> io::Result<()> {
         let mut stdout = io::stdout().lock();
         if stdout.is_terminal() {
@@ -141,20 +112,20 @@ impl Output {
         stdout.flush()
     }
 
-    /// Talk: what happened.
+    /// A message about what happened.
     pub(crate) fn note(&self, text: &str) {
-        self.talk(text);
+        self.message(text);
     }
 
-    /// Talk: what deserves attention.
+    /// A message about something that deserves attention.
     pub(crate) fn warning(&self, text: &str) {
-        self.talk(&format!(
+        self.message(&format!(
             "{} {text}",
             painted("warning:", Style::Busy, self.colour_err)
         ));
     }
 
-    /// Talk: what failed with all its causes, and what to do.
+    /// An error with all its causes, and what to do about it.
     pub(crate) fn error(&self, error: &dyn Error, hint: Option<&str>) {
         let mut text = format!("{} {error}", painted("error:", Style::Bad, self.colour_err));
         let mut cause = error.source();
@@ -162,16 +133,16 @@ impl Output {
             text = format!("{text}: {source}");
             cause = source.source();
         }
-        self.talk(&text);
+        self.message(&text);
         if let Some(hint) = hint {
-            self.talk(&format!(
+            self.message(&format!(
                 "{} {hint}",
                 painted("hint:", Style::Strong, self.colour_err)
             ));
         }
     }
 
-    /// Asks a question that is answered with yes or no; only `y` and `yes` mean yes.
+    /// Asks a question to be answered with yes or no. Only `y` and `yes` mean yes.
     pub(crate) fn confirm(&self, question: &str) -> io::Result<bool> {
         let mut stderr = io::stderr().lock();
         write!(stderr, "{question} [y/N] ")?;
@@ -184,24 +155,23 @@ impl Output {
         ))
     }
 
-    /// Shows that something is going on, if it goes on for longer than half a second and a
-    /// terminal is there to see it.
-    pub(crate) fn spinner(&self, doing: String) -> Spinner {
-        Spinner::new(doing)
+    /// A spinner that appears on a terminal if the activity takes longer than half a second.
+    pub(crate) fn spinner(&self, activity: String) -> Spinner {
+        Spinner::new(activity)
     }
 
-    /// A bar for something of a known length, drawn on terminals only.
+    /// A progress bar for `length` units, on a terminal.
     pub(crate) fn progress(&self, length: u64, unit: &str) -> Progress {
         Progress::new(length, unit)
     }
 
-    /// The same for bytes.
+    /// A progress bar for `length` bytes, on a terminal.
     pub(crate) fn progress_in_bytes(&self, length: u64) -> Progress {
         Progress::in_bytes(length)
     }
 
-    /// There is nobody to tell that standard error is gone.
-    fn talk(&self, text: &str) {
+    /// A failure to write to standard error is ignored: nobody could be told about it.
+    fn message(&self, text: &str) {
         let _ = writeln!(io::stderr().lock(), "{text}");
     }
 }

@@ -1,12 +1,12 @@
-//! One line that explains how the supervisor reached a machine's init after a start or resume.
+//! One line that explains the readiness attempts of a machine's last start or resume.
 
 use machine_api::{Attempt, AttemptOutcome, StartKind};
 
-use crate::span::milliseconds;
+use crate::units::milliseconds;
 
-/// Explains the `attempts` of a `start`; none if there were none.
+/// Explains the `attempts` of a `start`. None if there were no attempts.
 ///
-/// For a machine whose resumes run into leaked pairs: "14 attempts, 13 reset on ports 1073741824
+/// An example of a machine whose resumes collide with leaked pairs: "14 attempts, 13 reset on ports 1073741824
 /// to 1073741836: those pairs are still open in the guest".
 pub(crate) fn readiness_line(attempts: &[Attempt], start: Option<&StartKind>) -> Option<String> {
     let last = attempts.last()?;
@@ -18,25 +18,25 @@ pub(crate) fn readiness_line(attempts: &[Attempt], start: Option<&StartKind>) ->
         ));
     }
     let mut parts = Vec::new();
-    let mut meaning = None;
-    for (outcome, name, what_it_means) in FAILURES {
-        let these: Vec<&Attempt> = attempts.iter().filter(|a| a.outcome == outcome).collect();
-        if !these.is_empty() {
-            parts.push(format!("{} {name}{}", these.len(), on_ports(&these)));
+    let mut cause = None;
+    for (outcome, name, usual_cause) in FAILURES {
+        let failed: Vec<&Attempt> = attempts.iter().filter(|a| a.outcome == outcome).collect();
+        if !failed.is_empty() {
+            parts.push(format!("{} {name}{}", failed.len(), on_ports(&failed)));
             let booted = start.is_some_and(|start| *start != StartKind::Resumed);
-            let what_it_means = match outcome {
-                // A new guest has no connections of before that could be in the way.
-                AttemptOutcome::Reset if booted => "init did not listen yet",
-                _ => what_it_means,
+            let likely_cause = match outcome {
+                // A guest that has just booted has no leaked pairs.
+                AttemptOutcome::Reset if booted => "guest-init did not listen yet",
+                _ => usual_cause,
             };
-            meaning = meaning.or(Some(what_it_means));
+            cause = cause.or(Some(likely_cause));
         }
     }
     let count = attempts.len();
     let noun = if count == 1 { "attempt" } else { "attempts" };
     let mut line = format!("{count} {noun}, {}", parts.join(", "));
-    if let Some(meaning) = meaning {
-        line = format!("{line}: {meaning}");
+    if let Some(cause) = cause {
+        line = format!("{line}: {cause}");
     }
     if last.outcome != AttemptOutcome::Ok {
         line.push_str("; none succeeded");
@@ -44,7 +44,7 @@ pub(crate) fn readiness_line(attempts: &[Attempt], start: Option<&StartKind>) ->
     Some(line)
 }
 
-/// What is said of each outcome that is not a success; the first that occurs explains the line.
+/// Name and usual cause of each failure. The line gives the cause of the first one that occurs.
 const FAILURES: [(AttemptOutcome, &str, &str); 4] = [
     (
         AttemptOutcome::Reset,
@@ -64,11 +64,11 @@ const FAILURES: [(AttemptOutcome, &str, &str); 4] = [
     (
         AttemptOutcome::BadReply,
         "with a bad reply",
-        "something else than this init answered",
+        "another program than guest-init answered",
     ),
 ];
 
-/// ` on port 5`, ` on ports 5 to 9`, ` on 3 ports between 5 and 99`, or nothing if none is known.
+/// ` on port 5`, ` on ports 5 to 9`, ` on 3 ports between 5 and 99`; empty if no port is known.
 fn on_ports(attempts: &[&Attempt]) -> String {
     let mut ports: Vec<u32> = attempts
         .iter()
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn leaked_pairs_are_named_as_in_the_report() {
+    fn resets_of_a_resume_are_explained_by_leaked_pairs() {
         let mut attempts: Vec<Attempt> = (1_073_741_824..=1_073_741_836)
             .map(|port| attempt(port, AttemptOutcome::Reset))
             .collect();
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_booting_guest_that_refuses_is_not_said_to_hold_pairs() {
+    fn resets_of_a_boot_are_not_explained_by_leaked_pairs() {
         let attempts = [
             attempt(1, AttemptOutcome::Reset),
             attempt(2, AttemptOutcome::Ok),
@@ -155,12 +155,12 @@ mod tests {
         let line = readiness_line(&attempts, Some(&StartKind::Booted)).unwrap();
         assert_eq!(
             line,
-            "2 attempts, 1 reset on port 1: init did not listen yet"
+            "2 attempts, 1 reset on port 1: guest-init did not listen yet"
         );
     }
 
     #[test]
-    fn nothing_is_said_of_a_machine_that_never_started() {
+    fn without_attempts_there_is_no_line() {
         assert_eq!(readiness_line(&[], None), None);
     }
 }

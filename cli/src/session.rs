@@ -1,4 +1,4 @@
-//! What every command gets: a client, the printer, and the settings they were made from.
+//! What every command gets: the client, the output, and the settings that they were made from.
 
 use client::{Client, Trust};
 

@@ -1,5 +1,5 @@
-//! What holds for this call of `mctl`, and where each value came from: a flag wins over the
-//! environment, the environment over the file, the file over the default.
+//! The settings of this call of `mctl`, and where each value came from. A flag takes precedence over
+//! the environment, the environment over the configuration file, the file over the default.
 
 use std::env;
 use std::fmt;
@@ -12,25 +12,26 @@ use client::{Endpoint, EndpointError};
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::span::parse_duration;
+use crate::output::ColorChoice;
+use crate::parse;
 
-/// A value with its origin.
+/// A value, and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Setting<T> {
     pub(crate) value: T,
-    pub(crate) origin: Origin,
+    pub(crate) from: SettingSource,
 }
 
-/// Where a value came from.
+/// Where the value of a setting came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Origin {
+pub(crate) enum SettingSource {
     Flag(&'static str),
     Environment(&'static str),
     File(PathBuf),
     Default,
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for SettingSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flag(flag) => write!(f, "flag {flag}"),
@@ -41,7 +42,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// What the flags said.
+/// Values of the global flags that are settings.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Flags {
     pub(crate) config: Option<PathBuf>,
@@ -52,29 +53,7 @@ pub(crate) struct Flags {
     pub(crate) color: Option<ColorChoice>,
 }
 
-/// Whether output is coloured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum ColorChoice {
-    /// On a terminal, unless `NO_COLOR` is set
-    Auto,
-    /// Always
-    Always,
-    /// Never
-    Never,
-}
-
-impl fmt::Display for ColorChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Always => "always",
-            Self::Never => "never",
-        })
-    }
-}
-
-/// What holds.
+/// The settings in force.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) file: Setting<PathBuf>,
@@ -96,52 +75,52 @@ struct FileSettings {
     color: Option<ColorChoice>,
 }
 
-/// Why the settings make no sense.
+/// Why the settings cannot be used.
 #[derive(Debug, Error)]
 pub(crate) enum SettingsError {
     #[error("could not read the configuration file {}", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
-    #[error("the configuration file {} makes no sense", path.display())]
+    #[error("could not parse the configuration file {}", path.display())]
     Malformed {
         path: PathBuf,
         source: toml::de::Error,
     },
-    #[error("host from {origin}")]
+    #[error("host from {from} is not valid")]
     Host {
-        origin: Origin,
+        from: SettingSource,
         source: EndpointError,
     },
-    #[error("wait_timeout from {origin}: {reason}")]
-    WaitTimeout { origin: Origin, reason: String },
+    #[error("wait_timeout from {from} is not valid: {reason}")]
+    WaitTimeout { from: SettingSource, reason: String },
 }
 
 impl SettingsError {
     pub(crate) fn hint(&self) -> Option<String> {
         matches!(self, Self::Malformed { .. }).then(|| {
-            "it is TOML and knows the keys host, token, ca_cert, wait_timeout and color".to_owned()
+            "the file is TOML with the keys host, token, ca_cert, wait_timeout and color".to_owned()
         })
     }
 }
 
-const DEFAULT_WAIT: Duration = Duration::from_secs(120);
+const DEFAULT_WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 impl Settings {
-    /// Works out what holds.
+    /// Reads environment and configuration file, and chooses the value of each setting.
     pub(crate) fn resolve(flags: Flags) -> Result<Self, SettingsError> {
         let file = file_path(flags.config);
         let in_file = read_file(&file)?;
         let pick = |flag: Option<(&'static str, String)>, name, in_file: Option<String>| {
-            strongest(flag, name, in_file, &file.value)
+            first_given(flag, name, in_file, &file.value)
         };
 
         let host = match pick(flags.host.map(|v| ("--host", v)), "MCTL_HOST", in_file.host) {
-            Some(Setting { value, origin }) => match value.parse() {
-                Ok(value) => Setting { value, origin },
-                Err(source) => return Err(SettingsError::Host { origin, source }),
+            Some(Setting { value, from }) => match value.parse() {
+                Ok(value) => Setting { value, from },
+                Err(source) => return Err(SettingsError::Host { from, source }),
             },
             None => Setting {
                 value: default_host(),
-                origin: Origin::Default,
+                from: SettingSource::Default,
             },
         };
         let token = pick(
@@ -155,22 +134,22 @@ impl Settings {
             "MCTL_CA_CERT",
             in_file.ca_cert,
         );
-        let ca_cert = ca_cert.map(|Setting { value, origin }| Setting {
+        let ca_cert = ca_cert.map(|Setting { value, from }| Setting {
             value: PathBuf::from(value),
-            origin,
+            from,
         });
         let wait_timeout = match pick(
             flags.wait_timeout.map(|v| ("--wait-timeout", v)),
             "MCTL_WAIT_TIMEOUT",
             in_file.wait_timeout,
         ) {
-            Some(Setting { value, origin }) => match parse_duration(&value) {
-                Ok(value) => Setting { value, origin },
-                Err(reason) => return Err(SettingsError::WaitTimeout { origin, reason }),
+            Some(Setting { value, from }) => match parse::duration(&value) {
+                Ok(value) => Setting { value, from },
+                Err(reason) => return Err(SettingsError::WaitTimeout { from, reason }),
             },
             None => Setting {
-                value: DEFAULT_WAIT,
-                origin: Origin::Default,
+                value: DEFAULT_WAIT_TIMEOUT,
+                from: SettingSource::Default,
             },
         };
         let color = color(flags.color, in_file.color, &file.value);
@@ -185,7 +164,8 @@ impl Settings {
     }
 }
 
-fn strongest(
+/// The value of the first of flag, variable and file that has one.
+fn first_given(
     flag: Option<(&'static str, String)>,
     name: &'static str,
     in_file: Option<String>,
@@ -194,22 +174,22 @@ fn strongest(
     if let Some((flag, value)) = flag {
         return Some(Setting {
             value,
-            origin: Origin::Flag(flag),
+            from: SettingSource::Flag(flag),
         });
     }
     if let Some(value) = variable(name) {
         return Some(Setting {
             value,
-            origin: Origin::Environment(name),
+            from: SettingSource::Environment(name),
         });
     }
     in_file.map(|value| Setting {
         value,
-        origin: Origin::File(file.to_owned()),
+        from: SettingSource::File(file.to_owned()),
     })
 }
 
-/// `NO_COLOR` (<https://no-color.org>) counts when it is set and not empty.
+/// `NO_COLOR` (<https://no-color.org>) applies if it is set and not empty.
 fn color(
     flag: Option<ColorChoice>,
     in_file: Option<ColorChoice>,
@@ -218,28 +198,28 @@ fn color(
     if let Some(value) = flag {
         return Setting {
             value,
-            origin: Origin::Flag("--color"),
+            from: SettingSource::Flag("--color"),
         };
     }
     if variable("NO_COLOR").is_some() {
         return Setting {
             value: ColorChoice::Never,
-            origin: Origin::Environment("NO_COLOR"),
+            from: SettingSource::Environment("NO_COLOR"),
         };
     }
     match in_file {
         Some(value) => Setting {
             value,
-            origin: Origin::File(file.to_owned()),
+            from: SettingSource::File(file.to_owned()),
         },
         None => Setting {
             value: ColorChoice::Auto,
-            origin: Origin::Default,
+            from: SettingSource::Default,
         },
     }
 }
 
-/// A variable that is set and not empty.
+/// The value of a variable that is set and not empty.
 fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -248,26 +228,22 @@ fn file_path(flag: Option<PathBuf>) -> Setting<PathBuf> {
     if let Some(value) = flag {
         return Setting {
             value,
-            origin: Origin::Flag("--config"),
+            from: SettingSource::Flag("--config"),
         };
     }
     if let Some(value) = variable("MCTL_CONFIG") {
         return Setting {
             value: value.into(),
-            origin: Origin::Environment("MCTL_CONFIG"),
+            from: SettingSource::Environment("MCTL_CONFIG"),
         };
     }
-    let folder = variable("XDG_CONFIG_HOME").map_or_else(
-        || Path::new(&variable("HOME").unwrap_or_else(|| "/".to_owned())).join(".config"),
-        PathBuf::from,
-    );
     Setting {
-        value: folder.join("mctl/config.toml"),
-        origin: Origin::Default,
+        value: user_folder("XDG_CONFIG_HOME", ".config").join("mctl/config.toml"),
+        from: SettingSource::Default,
     }
 }
 
-/// A file that nobody asked for by name may be missing.
+/// Reads the configuration file. The default file may be missing; one that the user names may not.
 fn read_file(file: &Setting<PathBuf>) -> Result<FileSettings, SettingsError> {
     let path = file.value.clone();
     match fs::read_to_string(&path) {
@@ -275,7 +251,7 @@ fn read_file(file: &Setting<PathBuf>) -> Result<FileSettings, SettingsError> {
             toml::from_str(&text).map_err(|source| SettingsError::Malformed { path, source })
         }
         Err(error)
-            if file.origin == Origin::Default
+            if file.from == SettingSource::Default
                 && matches!(
                     error.kind(),
                     io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
@@ -287,20 +263,23 @@ fn read_file(file: &Setting<PathBuf>) -> Result<FileSettings, SettingsError> {
     }
 }
 
-/// Where a supervisor started by the same user listens.
+/// Address of a supervisor that runs as the same user with default settings.
 fn default_host() -> Endpoint {
     Endpoint::Unix(default_state_dir().join("api.sock"))
 }
 
-/// The supervisor's state directory for this user.
+/// Default state directory of a supervisor that runs as this user.
 pub(crate) fn default_state_dir() -> PathBuf {
     if rustix::process::geteuid().is_root() {
         return PathBuf::from("/var/lib/mctl");
     }
-    variable("XDG_STATE_HOME")
-        .map_or_else(
-            || Path::new(&variable("HOME").unwrap_or_else(|| "/".to_owned())).join(".local/state"),
-            PathBuf::from,
-        )
-        .join("mctl")
+    user_folder("XDG_STATE_HOME", ".local/state").join("mctl")
+}
+
+/// A folder of the XDG base directory specification: the value of `name`, or `below_home`.
+fn user_folder(name: &str, below_home: &str) -> PathBuf {
+    variable(name).map_or_else(
+        || Path::new(&variable("HOME").unwrap_or_else(|| "/".to_owned())).join(below_home),
+        PathBuf::from,
+    )
 }

@@ -1,34 +1,34 @@
-//! The user's terminal in raw mode, so that a program in a guest can have it.
+//! The user's terminal: raw mode for a program in a guest, and its size.
 
 use std::io::{self, IsTerminal};
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
-/// Raw mode; dropping it restores what was before.
+/// Raw mode. Dropping it restores the previous mode.
 #[derive(Debug)]
 pub(crate) struct RawTerminal {
-    before: Termios,
+    previous: Termios,
 }
 
 impl RawTerminal {
-    /// Puts the terminal at standard input into raw mode; none if there is no terminal.
+    /// Puts the terminal at standard input into raw mode. None if standard input is not a terminal.
     pub(crate) fn enter() -> io::Result<Option<Self>> {
         let stdin = io::stdin();
         if !stdin.is_terminal() {
             return Ok(None);
         }
-        let before = tcgetattr(&stdin)?;
-        let mut raw = before.clone();
+        let previous = tcgetattr(&stdin)?;
+        let mut raw = previous.clone();
         raw.make_raw();
         tcsetattr(&stdin, OptionalActions::Flush, &raw)?;
-        Ok(Some(Self { before }))
+        Ok(Some(Self { previous }))
     }
 }
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        // Nothing can be done about a terminal that is gone.
-        let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &self.before);
+        // It fails if the terminal is gone; then there is nothing to restore.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &self.previous);
     }
 }
 

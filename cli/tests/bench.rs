@@ -1,5 +1,5 @@
 //! `mctl bench resume` against an API whose machine takes as long as the test wants, and
-//! `mctl report` of what such a bench or a matrix has written.
+//! `mctl report` of the report of a matrix.
 
 #![allow(
     clippy::unwrap_used,
@@ -96,8 +96,8 @@ fn bench(resume_ms: fn(u64) -> f64, output: &Path) -> Ran {
     });
     let fake = Fake::on_tcp(move |seen| subject.lock().unwrap().answer(seen));
     let output = output.display().to_string();
-    let words = ["bench", "resume", "web", "--cycles", "40", "--assert-flat"];
-    let mut command = bare(&words);
+    let arguments = ["bench", "resume", "web", "--cycles", "40", "--assert-flat"];
+    let mut command = bare(&arguments);
     command.args(["--output", &output]);
     ran(command.env("MCTL_HOST", &fake.address).output().unwrap())
 }
@@ -115,7 +115,7 @@ fn a_machine_that_stays_flat_passes_and_leaves_its_report() {
 }
 
 #[test]
-fn a_machine_that_gets_slower_fails_with_a_code_of_its_own_and_leaves_its_report() {
+fn a_machine_that_gets_slower_exits_with_8_and_leaves_its_report() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("report.json");
     let ran = bench(|generation| 10.0 * generation as f64, &file);
@@ -168,7 +168,7 @@ fn matrix_report() -> Report {
 }
 
 #[test]
-fn a_report_shows_matrix_scale_and_peers_and_no_verdict_where_there_was_no_run() {
+fn a_report_without_a_run_shows_matrix_scale_and_peers_but_no_verdict() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("matrix.json");
     std::fs::write(&file, serde_json::to_vec(&matrix_report()).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! Settings, the host, files and scripts: everything around machines.
+//! Settings, the host, leases, reports, help, manual pages and completion scripts.
 
 mod api;
 
@@ -40,11 +40,11 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
 }
 
 #[test]
-fn an_authority_is_trusted_by_flag_environment_or_file() {
+fn certificates_to_trust_come_from_flag_environment_or_file() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new();
     let trusted = authority.file(folder.path());
-    let fake = Fake::on_tls(authority.certifies("127.0.0.1"), |_| {
+    let fake = Fake::on_tls(authority.acceptor_for("127.0.0.1"), |_| {
         Answer::json(200, &json!([]))
     });
     let file = folder.path().join("mctl.toml");
@@ -121,7 +121,7 @@ fn a_missing_token_exits_with_7() {
 }
 
 #[test]
-fn mistakes_on_the_command_line_exit_with_2() {
+fn usage_errors_exit_with_2() {
     let api = Api::with(&[]);
     let codes = [
         &["frobnicate"][..],
@@ -135,8 +135,8 @@ fn mistakes_on_the_command_line_exit_with_2() {
 }
 
 #[test]
-fn every_verb_has_an_example_in_its_help() {
-    let verbs = [
+fn every_command_has_an_example_in_its_help() {
+    let commands = [
         "run",
         "create",
         "list",
@@ -171,10 +171,10 @@ fn every_verb_has_an_example_in_its_help() {
         "completion",
         "man",
     ];
-    let help = |verb: &str| ran(bare(&[verb, "--help"]).output().unwrap()).out;
-    let without: Vec<&str> = verbs
+    let help = |command: &str| ran(bare(&[command, "--help"]).output().unwrap()).out;
+    let without: Vec<&str> = commands
         .into_iter()
-        .filter(|verb| !help(verb).contains("Example:\n  "))
+        .filter(|command| !help(command).contains("Example:\n  "))
         .collect();
     assert!(without.is_empty(), "{without:?}");
 }
@@ -203,7 +203,7 @@ fn doctor_reads_the_supervisors_view_of_its_host() {
 }
 
 #[test]
-fn doctor_says_where_the_vmm_is_missing() {
+fn doctor_reports_a_missing_vmm() {
     let api = Api::with(&[]);
     let info = json!({"version": env!("CARGO_PKG_VERSION"), "kvm": "hardware", "kvm_detail": "", "cpu": "",
         "kernel": "6.1", "cpus": 2, "memory_mib": 4096, "images": ["default"], "state_dir": "/s",
@@ -212,7 +212,7 @@ fn doctor_says_where_the_vmm_is_missing() {
     let ran = api.mctl(&["doctor"]);
     assert_eq!(ran.code, 8, "{}", ran.out);
     assert!(
-        ran.out.contains("/bin/mctl-vmm is not there"),
+        ran.out.contains("/bin/mctl-vmm does not exist"),
         "{}",
         ran.out
     );
@@ -231,18 +231,18 @@ fn doctor_without_a_supervisor_exits_with_8_and_says_what_to_do() {
         (&checks[0]["check"], &checks[0]["grade"]),
         (&json!("supervisor"), &json!("problem"))
     );
-    assert_eq!(checks[2]["advice"], "make it with `./just images`");
+    assert_eq!(checks[2]["advice"], "create it with `./just images`");
 }
 
 #[test]
-fn a_lease_is_printed_once_and_carried_by_later_calls() {
+fn a_lease_is_acquired_and_sent_by_later_calls() {
     let api = Api::with_web("started");
     let lease = json!({"status": "success", "data": {"nonce": "n123", "expires_at": 60}});
     api.answers(&format!("POST /{WEB}/lease"), 200, lease);
     let ran = api.mctl(&["lease", "acquire", "web", "--ttl", "5m"]);
     assert_eq!(
         (ran.out.as_str(), ran.err.as_str()),
-        ("n123\n", "held until 1970-01-01T00:01:00Z\n")
+        ("n123\n", "the lease lasts until 1970-01-01T00:01:00Z\n")
     );
     assert_eq!(
         api.mctl(&["lease", "release", "web", "--lease", "n123"])
@@ -253,14 +253,14 @@ fn a_lease_is_printed_once_and_carried_by_later_calls() {
 }
 
 #[test]
-fn a_lease_without_its_nonce_can_not_be_released() {
+fn without_its_nonce_a_lease_cannot_be_released() {
     let ran = Api::with_web("started").mctl(&["lease", "release", "web"]);
     assert_eq!(ran.code, 2);
     assert!(ran.err.contains("MCTL_LEASE"), "{}", ran.err);
 }
 
 #[test]
-fn metadata_are_read_and_written_one_by_one() {
+fn metadata_are_read_and_written_one_at_a_time() {
     let api = Api::with_web("started");
     api.answers(
         &format!("GET /{WEB}/metadata"),
@@ -275,7 +275,7 @@ fn metadata_are_read_and_written_one_by_one() {
 }
 
 #[test]
-fn a_file_that_is_no_report_gets_a_clear_error() {
+fn a_file_that_is_not_a_report_gets_a_clear_error() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("report.json");
     fs::write(&file, "{\"hello\": 1}").unwrap();
@@ -300,5 +300,5 @@ fn manual_pages_and_completions_come_from_the_definition() {
     let page = fs::read_to_string(output.join("mctl-suspend.1")).unwrap();
     assert!(page.contains("Suspend machines"), "{page}");
     let script = ran(bare(&["completion", "bash"]).output().unwrap()).out;
-    assert!(script.contains("suspend"), "no verb in the script");
+    assert!(script.contains("suspend"), "no command in the script");
 }

@@ -1,4 +1,4 @@
-//! Commands and files in guests, and tokens: what goes through and what it exits with.
+//! Commands and files in guests, and tokens: requests, output and exit codes.
 
 mod api;
 
@@ -10,7 +10,7 @@ use api::{Api, WEB, broken, killed, ran};
 use serde_json::json;
 
 fn with_input(mut command: Command, file: &std::path::Path) -> api::Ran {
-    let input = fs::File::open(file).expect("a file of the test's own");
+    let input = fs::File::open(file).expect("the test created the file");
     let output = command.stdin(Stdio::from(input)).output();
     ran(output.expect("mctl runs"))
 }
@@ -67,7 +67,7 @@ fn exec_of_a_killed_command_exits_as_a_shell_does() {
         .mctl(&["exec", "web", "--", "x"]);
     assert_eq!(
         (ran.code, ran.err.as_str()),
-        (137, "warning: killed at its timeout\n")
+        (137, "warning: the command was killed at its timeout\n")
     );
 }
 
@@ -85,7 +85,7 @@ fn a_broken_stream_is_not_taken_for_the_commands_end() {
 }
 
 #[test]
-fn own_failures_of_exec_are_told_apart_from_the_commands() {
+fn own_failures_of_exec_have_an_exit_code_of_their_own() {
     let ran = Api::with_web("started").mctl(&["exec", "nope", "--", "true"]);
     assert_eq!(ran.code, 125);
 }

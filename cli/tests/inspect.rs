@@ -1,4 +1,4 @@
-//! Verbs that look: tables as people see them, JSON as programs do, exit codes.
+//! Commands that show something: tables for people, JSON for programs, exit codes.
 
 mod api;
 
@@ -24,7 +24,7 @@ ID              NAME  STATE      IMAGE    CPUS   MEMORY  PORTS     LAST START   
 }
 
 #[test]
-fn a_port_that_the_host_chose_is_shown_as_it_did() {
+fn a_port_that_the_host_chose_is_shown() {
     let mut web = machine(WEB, "web", "started");
     web["config"]["services"] = json!([{"protocol": "tcp", "internal_port": 80,
                                         "ports": [{"port": 0}, {"port": 8080}]}]);
@@ -41,10 +41,10 @@ fn list_is_json_for_programs() {
 }
 
 #[test]
-fn an_empty_list_is_talk_and_not_data() {
+fn an_empty_list_is_a_message_and_not_data() {
     let ran = Api::with(&[]).mctl(&["list"]);
     assert_eq!((ran.code, ran.out.as_str()), (0, ""));
-    assert_eq!(ran.err, "no machines; `mctl run` makes one\n");
+    assert_eq!(ran.err, "no machines; `mctl run` creates one\n");
 }
 
 #[test]
@@ -129,7 +129,7 @@ readiness: 1 attempt, ok on port 7 after 0.50 ms
 }
 
 #[test]
-fn logs_can_not_drive_the_terminal() {
+fn logs_cannot_control_the_terminal() {
     let api = Api::with_web("started");
     let line = json!([{"time": "2026-01-31T12:00:00.000001Z", "source": "stderr",
                        "text": "\u{1b}[2Jgone"}]);
@@ -217,7 +217,7 @@ host requests reset  13
 }
 
 #[test]
-fn doctor_vsock_is_content_with_a_healthy_machine() {
+fn doctor_vsock_exits_with_0_for_a_healthy_machine() {
     let api = Api::with_web("started");
     api.answers(&format!("GET /{WEB}/vsock"), 200, view("healthy", 0));
     assert_eq!(api.mctl(&["doctor", "vsock"]).code, 0);

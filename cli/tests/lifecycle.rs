@@ -1,4 +1,4 @@
-//! Verbs that move machines: what they ask of the API, print, and exit with.
+//! Commands that change the state of machines: requests, output and exit codes.
 
 mod api;
 
@@ -27,7 +27,7 @@ fn run_prints_the_id_alone_on_standard_output() {
 }
 
 #[test]
-fn run_tells_how_long_the_start_took() {
+fn run_reports_how_long_the_start_took() {
     let api = Api::with(&[]);
     let phases = json!([{"name": "vmm_spawn", "ms": 2.0}, {"name": "unattributed", "ms": 210.0}]);
     let timing = json!([{"operation": "start", "generation": 1, "started_at": "x",
@@ -39,7 +39,7 @@ fn run_tells_how_long_the_start_took() {
 }
 
 #[test]
-fn flags_become_the_fields_of_that_api() {
+fn flags_become_fields_of_the_configuration() {
     let api = Api::with(&[]);
     let ran = api.mctl(&[
         "create",
@@ -76,7 +76,7 @@ fn flags_become_the_fields_of_that_api() {
 }
 
 #[test]
-fn a_machine_is_meant_by_name_id_or_beginning_of_an_id() {
+fn a_machine_is_given_by_name_id_or_start_of_an_id() {
     let api = Api::with(&[machine(WEB, "web", "started"), machine(DB, "db", "started")]);
     let codes = ["web", WEB, "148e0"].map(|given| api.mctl(&["suspend", given]).code);
     assert_eq!(codes, [0, 0, 0]);
@@ -85,7 +85,7 @@ fn a_machine_is_meant_by_name_id_or_beginning_of_an_id() {
 }
 
 #[test]
-fn an_ambiguous_beginning_is_refused_with_what_it_could_mean() {
+fn an_ambiguous_start_of_an_id_is_refused_with_all_ids() {
     let api = Api::with(&[machine(WEB, "web", "started"), machine(DB, "db", "started")]);
     let ran = api.mctl(&["stop", "148e"]);
     assert_eq!(ran.code, 2);
@@ -94,7 +94,7 @@ fn an_ambiguous_beginning_is_refused_with_what_it_could_mean() {
 }
 
 #[test]
-fn the_only_machine_need_not_be_named_and_is_told() {
+fn the_only_machine_may_be_left_out_and_is_reported() {
     let api = Api::with_web("stopped");
     let ran = api.mctl(&["start"]);
     assert_eq!(ran.out, format!("{WEB}\n"));
@@ -109,7 +109,7 @@ fn the_only_machine_need_not_be_named_and_is_told() {
 fn an_unknown_machine_exits_with_3_and_a_hint() {
     let ran = Api::with_web("started").mctl(&["stop", "nope"]);
     assert_eq!((ran.code, ran.out.as_str()), (3, ""));
-    let said = "error: there is no machine \"nope\"\nhint: `mctl list` shows all of them\n";
+    let said = "error: there is no machine \"nope\"\nhint: `mctl list` shows all machines\n";
     assert_eq!(ran.err, said);
 }
 
@@ -160,7 +160,7 @@ fn one_failure_does_not_keep_other_machines_from_being_tried() {
     assert_eq!((ran.code, ran.out), (4, format!("{DB}\n")));
     assert!(ran.err.contains("lease held"), "{}", ran.err);
     assert!(
-        ran.err.ends_with("error: 1 of 2 machines: not done\n"),
+        ran.err.ends_with("error: 1 of 2 machines failed\n"),
         "{}",
         ran.err
     );
@@ -196,7 +196,7 @@ fn a_waiting_time_of_zero_returns_at_once() {
 }
 
 #[test]
-fn wait_that_runs_out_of_time_exits_with_6() {
+fn wait_exits_with_6_at_its_timeout() {
     let ran = Api::with_web("starting").mctl(&["wait", "web", "--timeout", "10ms"]);
     assert_eq!(ran.code, 6);
     assert!(
@@ -207,7 +207,7 @@ fn wait_that_runs_out_of_time_exits_with_6() {
 }
 
 #[test]
-fn nothing_is_destroyed_unless_somebody_confirms() {
+fn nothing_is_destroyed_without_a_confirmation() {
     let api = Api::with_web("stopped");
     let ran = api.mctl(&["destroy", "web"]);
     assert_eq!(ran.code, 2);
@@ -237,7 +237,11 @@ fn update_of_metadata_alone_sends_the_whole_configuration() {
         "foo=bar",
         "--yes",
     ]);
-    assert!(ran.err.contains("it is started with that"), "{}", ran.err);
+    assert!(
+        ran.err.contains("starting with the new configuration"),
+        "{}",
+        ran.err
+    );
     assert_eq!(ran.code, 0, "{}", ran.err);
     let body = api
         .request(&format!("POST /v1/apps/default/machines/{WEB}"))
@@ -251,7 +255,7 @@ fn update_of_metadata_alone_sends_the_whole_configuration() {
 }
 
 #[test]
-fn a_clone_has_the_configuration_of_its_model() {
+fn a_clone_has_the_configuration_of_the_original() {
     let api = Api::with(&[machine(DB, "db", "started")]);
     let ran = api.mctl(&["clone", "db", "--name", "db2", "--skip-start"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
@@ -264,7 +268,7 @@ fn a_clone_has_the_configuration_of_its_model() {
 }
 
 #[test]
-fn a_clone_takes_none_of_its_models_ports() {
+fn a_clone_takes_no_ports_of_the_original() {
     let mut db = machine(DB, "db", "started");
     let port = json!({"port": 5432, "address": "127.0.0.1"});
     db["config"]["services"] = json!([{"protocol": "tcp", "internal_port": 5432, "ports": [port]}]);
@@ -343,7 +347,7 @@ fn restart_takes_flyctls_flags() {
 }
 
 #[test]
-fn wait_keeps_to_the_waiting_time_of_all_verbs() {
+fn wait_respects_the_global_wait_timeout() {
     let ran = Api::with_web("starting").mctl(&["wait", "web", "--wait-timeout", "10ms"]);
     assert_eq!(ran.code, 6);
     assert!(ran.err.contains("within 10ms"), "{}", ran.err);

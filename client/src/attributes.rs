@@ -1,73 +1,79 @@
-//! What is attached to a machine without being part of its life: lease, metadata, cordon.
+//! Calls about what is attached to a machine and does not change its state: lease, metadata,
+//! cordon.
 
 use std::collections::BTreeMap;
 
 use hyper::Method;
 use machine_api::{Lease, LeaseRequest, LeaseResponse, MetadataValue};
 
-use crate::call::{Call, escaped};
-use crate::machines::of;
-use crate::{Client, Error};
+use crate::call::Call;
+use crate::client::Client;
+use crate::error::Error;
+use crate::paths;
 
 impl Client {
-    /// Takes a lease; a client that sends the nonce of a standing one refreshes that.
+    /// Takes a lease. A client that sends the nonce of the current lease refreshes it.
     pub async fn take_lease(&self, id: &str, request: &LeaseRequest) -> Result<Lease, Error> {
-        let what = format!("lease machine {id}");
-        let call = Call::new(Method::POST, of(id, "/lease"), what).body(request);
+        let action = format!("lease machine {id}");
+        let call = Call::new(Method::POST, paths::machine(id, "/lease"), action).body(request);
         self.json::<LeaseResponse>(call)
             .await
             .map(|answer| answer.data)
     }
 
-    /// The standing lease; with its nonce for who may change machines.
+    /// The current lease. Its nonce is shown only to clients that may change machines.
     pub async fn lease(&self, id: &str) -> Result<Lease, Error> {
-        let what = format!("look up the lease of {id}");
-        let call = Call::new(Method::GET, of(id, "/lease"), what);
+        let action = format!("look up the lease of machine {id}");
+        let call = Call::new(Method::GET, paths::machine(id, "/lease"), action);
         self.json::<LeaseResponse>(call)
             .await
             .map(|answer| answer.data)
     }
 
-    /// Gives back the lease whose nonce this client sends.
+    /// Releases the lease whose nonce this client sends.
     pub async fn release_lease(&self, id: &str) -> Result<(), Error> {
-        let what = format!("release the lease of {id}");
-        let call = Call::new(Method::DELETE, of(id, "/lease"), what);
-        self.done(call).await
+        let action = format!("release the lease of machine {id}");
+        let call = Call::new(Method::DELETE, paths::machine(id, "/lease"), action);
+        self.ignore_body(call).await
     }
 
-    /// All metadata.
+    /// All metadata of a machine.
     pub async fn metadata(&self, id: &str) -> Result<BTreeMap<String, String>, Error> {
-        let what = format!("read metadata of {id}");
-        self.json(Call::new(Method::GET, of(id, "/metadata"), what))
-            .await
+        let action = format!("read metadata of machine {id}");
+        self.json(Call::new(
+            Method::GET,
+            paths::machine(id, "/metadata"),
+            action,
+        ))
+        .await
     }
 
-    /// Sets one value, without a new version.
+    /// Sets one metadata value. The machine keeps its version.
     pub async fn set_metadata(&self, id: &str, key: &str, value: &str) -> Result<(), Error> {
-        let what = format!("set metadata {key} of {id}");
+        let action = format!("set metadata {key} of machine {id}");
         let body = MetadataValue {
             value: value.to_owned(),
         };
-        let call = Call::new(Method::POST, metadata_key(id, key), what).body(&body);
-        self.done(call).await
+        let call = Call::new(Method::POST, paths::metadata(id, key), action).body(&body);
+        self.ignore_body(call).await
     }
 
-    /// Removes one value.
+    /// Deletes one metadata value.
     pub async fn delete_metadata(&self, id: &str, key: &str) -> Result<(), Error> {
-        let what = format!("delete metadata {key} of {id}");
-        let call = Call::new(Method::DELETE, metadata_key(id, key), what);
-        self.done(call).await
+        let action = format!("delete metadata {key} of machine {id}");
+        let call = Call::new(Method::DELETE, paths::metadata(id, key), action);
+        self.ignore_body(call).await
     }
 
-    /// Takes a machine out of the routing of new connections, or brings it back.
+    /// Cordons a machine, so that new connections are not routed to it, or uncordons it.
     pub async fn set_cordoned(&self, id: &str, cordoned: bool) -> Result<(), Error> {
         let verb = if cordoned { "cordon" } else { "uncordon" };
-        let what = format!("{verb} machine {id}");
-        let call = Call::new(Method::POST, of(id, &format!("/{verb}")), what);
-        self.done(call).await
+        let action = format!("{verb} machine {id}");
+        let call = Call::new(
+            Method::POST,
+            paths::machine(id, &format!("/{verb}")),
+            action,
+        );
+        self.ignore_body(call).await
     }
-}
-
-fn metadata_key(id: &str, key: &str) -> String {
-    of(id, &format!("/metadata/{}", escaped(key)))
 }

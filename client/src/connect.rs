@@ -1,4 +1,4 @@
-//! Opens a connection and sends one request on it, each step with its deadline.
+//! Opens a connection and sends one request on it. Each step has a deadline.
 
 use std::future::Future;
 use std::io;
@@ -15,18 +15,19 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
+use crate::endpoint::Endpoint;
+use crate::error::Error;
 use crate::tls::{self, Tls};
-use crate::{Endpoint, Error};
 
-/// A connection is local or near: if it takes longer, something is wrong.
+/// The supervisor is on this host or near: if connecting takes longer, something is wrong.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Body of a request: whole or streamed.
+/// Body of a request, known beforehand or streamed.
 pub(crate) type RequestBody = UnsyncBoxBody<Bytes, io::Error>;
 
-/// Runs `step`, but no longer than `after`.
+/// Runs `step` for no longer than `after`.
 pub(crate) async fn within<T>(
-    what: &str,
+    action: &str,
     waited_for: &'static str,
     after: Duration,
     step: impl Future<Output = T>,
@@ -34,44 +35,44 @@ pub(crate) async fn within<T>(
     tokio::time::timeout(after, step)
         .await
         .map_err(|_| Error::Deadline {
-            what: what.to_owned(),
+            action: action.to_owned(),
             waited_for,
             after,
         })
 }
 
-/// Sends `request` on a connection of its own. The answer's head must come within `deadline`;
-/// its body is the caller's.
+/// Sends `request` on a new connection. The head of the answer must come within `deadline`; the
+/// caller reads the body.
 pub(crate) async fn send(
     endpoint: &Endpoint,
     tls: &Tls,
-    what: &str,
+    action: &str,
     deadline: Duration,
     request: Request<RequestBody>,
 ) -> Result<Response<Incoming>, Error> {
     let broken = |source| Error::Broken {
-        what: what.to_owned(),
+        action: action.to_owned(),
         source,
     };
     let stream = within(
-        what,
+        action,
         "a connection",
         CONNECT_DEADLINE,
-        Stream::open(endpoint, tls, what),
+        Stream::open(endpoint, tls, action),
     )
     .await??;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(broken)?;
-    // Ends when sender and answer are dropped, or with an upgrade; what goes wrong on it is
+    // The task ends when sender and answer are dropped, or with an upgrade. Its errors are
     // reported through the answer.
     tokio::spawn(connection.with_upgrades());
-    within(what, "an answer", deadline, sender.send_request(request))
+    within(action, "an answer", deadline, sender.send_request(request))
         .await?
         .map_err(broken)
 }
 
-/// Any kind of socket.
+/// A connection to the supervisor.
 enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
@@ -79,9 +80,9 @@ enum Stream {
 }
 
 impl Stream {
-    async fn open(endpoint: &Endpoint, tls: &Tls, what: &str) -> Result<Self, Error> {
+    async fn open(endpoint: &Endpoint, tls: &Tls, action: &str) -> Result<Self, Error> {
         let unreachable = |source| Error::Connect {
-            what: what.to_owned(),
+            action: action.to_owned(),
             endpoint: endpoint.clone(),
             source,
         };
@@ -92,10 +93,10 @@ impl Stream {
             }
             Endpoint::Tcp { host, port } | Endpoint::Tls { host, port } => (host, *port),
         };
-        // Before anything is sent: without it, there is nobody to speak to.
+        // Read before connecting: without trusted certificates no server can be accepted.
         let connector = match endpoint {
             Endpoint::Tls { .. } => Some(tls.connector().map_err(|source| Error::Trust {
-                what: what.to_owned(),
+                action: action.to_owned(),
                 source,
             })?),
             Endpoint::Unix(_) | Endpoint::Tcp { .. } => None,
@@ -110,7 +111,7 @@ impl Stream {
         secured
             .map(|stream| Self::Tls(Box::new(stream)))
             .map_err(|source| Error::Handshake {
-                what: what.to_owned(),
+                action: action.to_owned(),
                 endpoint: endpoint.clone(),
                 source,
             })

@@ -1,4 +1,4 @@
-//! Where a supervisor listens: `unix:///path`, `http://host:port` or `https://host:port`.
+//! Addresses of supervisors: `unix:///path`, `http://host:port` or `https://host:port`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,34 +11,35 @@ pub enum Endpoint {
     Unix(PathBuf),
     /// TCP without encryption.
     Tcp {
-        /// Name or address; an IPv6 address without brackets.
+        /// Host name or IP address; an IPv6 address without brackets.
         host: String,
         /// Port.
         port: u16,
     },
     /// TCP with TLS.
     Tls {
-        /// Name or address, which the certificate has to be for; an IPv6 address without brackets.
+        /// Host name or IP address that the certificate must be for; an IPv6 address without
+        /// brackets.
         host: String,
         /// Port.
         port: u16,
     },
 }
 
-/// Why a text is no [`Endpoint`].
+/// Why a text is not an [`Endpoint`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
-    /// None of the schemes.
-    #[error("{0:?} is no API address: it starts with none of unix://, http:// and https://")]
+    /// It has none of the known schemes.
+    #[error("{0:?} is not an API address: it must begin with unix://, http:// or https://")]
     Scheme(String),
-    /// A socket path that is not absolute.
-    #[error("{0:?} names no absolute path: write unix:///path/to/api.sock")]
+    /// The path of the socket is not absolute.
+    #[error("{0:?} has no absolute path: write unix:///path/to/api.sock")]
     RelativePath(String),
-    /// No port, or no number in its place.
+    /// The port is missing or not valid.
     #[error("{0:?} has no valid port: write http://host:port or https://host:port")]
     Port(String),
-    /// Something behind the port.
-    #[error("{0:?} has a path: the address ends with the port")]
+    /// Something follows the port.
+    #[error("{0:?} has a path: the address must end with the port")]
     Path(String),
 }
 

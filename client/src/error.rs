@@ -1,174 +1,179 @@
-//! What can go wrong with a request: what was attempted, why it failed, what to do about it.
+//! Errors of requests: what was attempted, why it failed, and what to do about it.
 
 use std::io;
 use std::time::Duration;
 
 use machine_api::{ErrorBody, MachineState};
 
-use crate::{Endpoint, TrustError, tls};
+use crate::endpoint::Endpoint;
+use crate::tls::{self, TrustError};
 
-/// A request that did not succeed. `what` reads as in "could not {what}", and names its object.
+/// A request that did not succeed. `action` is what it attempted and on what; it completes the
+/// sentence "could not {action}".
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody took the connection.
-    #[error("could not {what}: no connection to {endpoint}")]
+    /// The connection was not accepted.
+    #[error("could not {action}: no connection to {endpoint}")]
     Connect {
         /// What was attempted.
-        what: String,
-        /// Where.
+        action: String,
+        /// Address of the supervisor.
         endpoint: Endpoint,
-        /// Why not.
+        /// Why.
         source: io::Error,
     },
-    /// Somebody took the connection, but it could not be secured.
-    #[error("could not {what}: no secure connection to {endpoint}")]
+    /// The connection was accepted, but could not be secured.
+    #[error("could not {action}: no secure connection to {endpoint}")]
     Handshake {
         /// What was attempted.
-        what: String,
-        /// Where.
+        action: String,
+        /// Address of the supervisor.
         endpoint: Endpoint,
-        /// Why not.
+        /// Why.
         source: io::Error,
     },
-    /// It is not known whose certificates count.
-    #[error("could not {what}: nobody to trust")]
+    /// There are no trusted certificates.
+    #[error("could not {action}: no trusted certificates")]
     Trust {
         /// What was attempted.
-        what: String,
-        /// Why not.
+        action: String,
+        /// Why.
         source: TrustError,
     },
-    /// Something did not come in time.
-    #[error("could not {what}: {waited_for} did not come within {after:?}")]
+    /// Something expected did not arrive in time.
+    #[error("could not {action}: {waited_for} did not come within {after:?}")]
     Deadline {
         /// What was attempted.
-        what: String,
+        action: String,
         /// What was waited for.
         waited_for: &'static str,
-        /// For how long.
+        /// How long the client waited.
         after: Duration,
     },
     /// The connection broke between request and answer.
-    #[error("could not {what}: the connection broke")]
+    #[error("could not {action}: the connection broke")]
     Broken {
         /// What was attempted.
-        what: String,
-        /// How.
+        action: String,
+        /// Why.
         source: hyper::Error,
     },
     /// The stream of a command broke.
-    #[error("could not {what}: the stream broke")]
+    #[error("could not {action}: the stream broke")]
     Stream {
         /// What was attempted.
-        what: String,
-        /// How.
+        action: String,
+        /// Why.
         source: Box<tokio_tungstenite::tungstenite::Error>,
     },
     /// The server ended the stream of a command before the command ended.
-    #[error("could not {what} to its end: {message}")]
-    BrokenOff {
+    #[error("could not {action} to its end: {message}")]
+    Interrupted {
         /// What was attempted.
-        what: String,
-        /// What the server said.
+        action: String,
+        /// What the server reported.
         message: String,
     },
-    /// The server said no.
-    #[error("could not {what}: {}", body.error)]
+    /// The server refused the request or failed to do it.
+    #[error("could not {action}: {}", body.error)]
     Refused {
         /// What was attempted.
-        what: String,
+        action: String,
         /// HTTP status.
         status: u16,
-        /// What the server said.
+        /// What the server reported.
         body: Box<ErrorBody>,
     },
-    /// The answer is no JSON of the promised type.
-    #[error("could not {what}: the answer is not what the Machines API promises")]
-    Answer {
+    /// The answer is not JSON of the expected type.
+    #[error("could not {action}: the answer is not one of the Machines API")]
+    UnexpectedAnswer {
         /// What was attempted.
-        what: String,
-        /// Where it deviates.
+        action: String,
+        /// What is wrong with it.
         source: serde_json::Error,
     },
-    /// A status without the API's error body: something else answers at that address.
-    #[error("could not {what}: status {status} and no error of the Machines API in the answer")]
-    Foreign {
+    /// The answer has neither the expected status nor the API's error body: another program
+    /// answers at that address.
+    #[error(
+        "could not {action}: the answer has status {status} and is not one of the Machines API"
+    )]
+    NotTheApi {
         /// What was attempted.
-        what: String,
+        action: String,
         /// HTTP status.
         status: u16,
     },
-    /// An answer or a line that would not end.
-    #[error("could not {what}: the answer is longer than {limit_bytes} bytes")]
+    /// An answer or a line is too long.
+    #[error("could not {action}: the answer is longer than {limit_bytes} bytes")]
     TooLong {
         /// What was attempted.
-        what: String,
-        /// The bound.
+        action: String,
+        /// The most bytes that are read.
         limit_bytes: usize,
     },
-    /// The arguments can't be put into an HTTP request.
-    #[error("could not {what}: not expressible as a request")]
+    /// The arguments cannot be written as an HTTP request.
+    #[error("could not {action}: the arguments cannot be sent")]
     Unsendable {
         /// What was attempted.
-        what: String,
+        action: String,
         /// What is wrong with them.
         source: hyper::http::Error,
     },
-    /// The machine went somewhere from where it will not come to the wanted state by itself.
-    #[error("machine {machine} did not become {wanted}: it is {seen}{}", because(.message.as_deref()))]
-    Astray {
-        /// Its id.
+    /// The machine is in a state from which it does not reach the wanted one by itself.
+    #[error("machine {machine} did not become {wanted}: it is {seen}{}", in_parentheses(.message.as_deref()))]
+    OtherState {
+        /// Id of the machine.
         machine: String,
-        /// Where it should have gone.
+        /// The wanted state.
         wanted: MachineState,
-        /// Where it is.
+        /// The current state.
         seen: MachineState,
-        /// What its last event says.
+        /// Message of its last event that has one.
         message: Option<String>,
     },
     /// The machine did not reach the wanted state in time.
     #[error("machine {machine} did not become {wanted} within {after:?}: it is {seen}")]
-    TooSlow {
-        /// Its id.
+    StateDeadline {
+        /// Id of the machine.
         machine: String,
-        /// Where it should have gone.
+        /// The wanted state.
         wanted: MachineState,
-        /// Where it is.
+        /// The current state.
         seen: MachineState,
-        /// How long was waited.
+        /// How long the client waited.
         after: Duration,
     },
 }
 
-fn because(message: Option<&str>) -> String {
+fn in_parentheses(message: Option<&str>) -> String {
     message
         .map(|message| format!(" ({message})"))
         .unwrap_or_default()
 }
 
-/// Kinds of [`Error`], for exit codes and decisions.
+/// Kind of an [`Error`], for exit codes and decisions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// Nobody listens, or the connection broke.
+    /// No connection, or it broke.
     Unreachable,
     /// A deadline passed.
     Deadline,
-    /// No such machine, key, token…
+    /// There is no such machine, key, token, …
     NotFound,
-    /// Not in this state, or somebody else holds the lease.
+    /// Not possible in the current state, or somebody else holds the lease.
     Conflict,
-    /// No token, a wrong one, or one of too small a scope.
+    /// The token is missing, wrong, or does not allow the request.
     Denied,
-    /// The request makes no sense to the server.
+    /// The request is not valid.
     Invalid,
-    /// The server, or what it drives, failed.
+    /// The supervisor or the machine failed.
     Failed,
-    /// Whoever answers does not speak this API.
+    /// The server does not speak this API.
     Protocol,
 }
 
 impl Error {
-    /// What kind of failure it is.
+    /// The kind of the failure.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -176,8 +181,8 @@ impl Error {
             | Self::Handshake { .. }
             | Self::Broken { .. }
             | Self::Stream { .. } => ErrorKind::Unreachable,
-            Self::Deadline { .. } | Self::TooSlow { .. } => ErrorKind::Deadline,
-            // The machine is there; what was named in its guest is not.
+            Self::Deadline { .. } | Self::StateDeadline { .. } => ErrorKind::Deadline,
+            // The machine exists, but not what the request names in its guest.
             Self::Refused { body, .. } if body.status == "not_found_in_guest" => {
                 ErrorKind::NotFound
             }
@@ -189,15 +194,15 @@ impl Error {
                 400..=499 => ErrorKind::Invalid,
                 _ => ErrorKind::Failed,
             },
-            Self::Answer { .. } | Self::Foreign { .. } | Self::TooLong { .. } => {
+            Self::UnexpectedAnswer { .. } | Self::NotTheApi { .. } | Self::TooLong { .. } => {
                 ErrorKind::Protocol
             }
             Self::Unsendable { .. } | Self::Trust { .. } => ErrorKind::Invalid,
-            Self::Astray { .. } | Self::BrokenOff { .. } => ErrorKind::Failed,
+            Self::OtherState { .. } | Self::Interrupted { .. } => ErrorKind::Failed,
         }
     }
 
-    /// What to do about it, as one sentence, where that is known.
+    /// What to do about the failure, in one sentence, if that is known.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -206,30 +211,31 @@ impl Error {
             } => Some(connect_hint(endpoint, source)),
             Self::Handshake { source, .. } => tls::hint(source).map(str::to_owned),
             Self::Trust { .. } => Some(
-                "--ca-cert or MCTL_CA_CERT names a file with the certificate to trust".to_owned(),
+                "give a file with the certificate to trust as --ca-cert or MCTL_CA_CERT".to_owned(),
             ),
             Self::Refused {
                 status: 401 | 403,
                 body,
                 ..
             } => Some(body.hint.clone().unwrap_or_else(|| {
-                "give a token of sufficient scope with --token or MCTL_TOKEN".to_owned()
+                "give a token that allows this as --token or MCTL_TOKEN".to_owned()
             })),
             Self::Refused { body, .. } => body.hint.clone(),
-            Self::Foreign { .. } | Self::Answer { .. } => {
-                Some("is the address that of an mctl-supervisor of the same version?".to_owned())
-            }
-            Self::Astray { machine, .. } => Some(format!(
-                "`mctl logs {machine}` and `mctl events {machine}` tell more"
-            )),
-            Self::Broken { .. } => Some(
-                "the supervisor may have been restarted: look at the state, then try again"
+            Self::NotTheApi { .. } | Self::UnexpectedAnswer { .. } => Some(
+                "check that an mctl-supervisor of the same version listens at this address"
                     .to_owned(),
             ),
-            Self::TooSlow { machine, .. } => {
-                Some(format!("it may still get there: `mctl status {machine}`"))
-            }
-            Self::Stream { .. } | Self::BrokenOff { .. } => None,
+            Self::OtherState { machine, .. } => Some(format!(
+                "`mctl logs {machine}` and `mctl events {machine}` show more"
+            )),
+            Self::Broken { .. } => Some(
+                "the supervisor may have been restarted: check the machine's state, then try again"
+                    .to_owned(),
+            ),
+            Self::StateDeadline { machine, .. } => Some(format!(
+                "it may still get there: `mctl status {machine}` shows its state"
+            )),
+            Self::Stream { .. } | Self::Interrupted { .. } => None,
             Self::Deadline { .. } | Self::TooLong { .. } | Self::Unsendable { .. } => None,
         }
     }
@@ -238,14 +244,14 @@ impl Error {
 fn connect_hint(endpoint: &Endpoint, source: &io::Error) -> String {
     match (endpoint, source.kind()) {
         (Endpoint::Unix(_), io::ErrorKind::PermissionDenied) => {
-            "the socket belongs to another user or group: run as that user, or ask for group access"
+            "the socket belongs to another user or group: use mctl as that user, or join the group"
                 .to_owned()
         }
         (_, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            "is mctl-supervisor running? `mctl doctor` looks at this host; --host or MCTL_HOST \
-             name another address"
+            "is mctl-supervisor running? `mctl doctor` checks this host; --host or MCTL_HOST \
+             sets another address"
                 .to_owned()
         }
-        (_, _) => "is the address right? `mctl config` shows where it came from".to_owned(),
+        (_, _) => "check the address: `mctl config` shows where it came from".to_owned(),
     }
 }

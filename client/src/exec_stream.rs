@@ -1,5 +1,5 @@
-//! A command in the guest with its standard streams: input, output and errors as they come,
-//! an optional terminal, and how it ended. Frames are those of `machine_api::exec_stream`.
+//! The call that runs a command in the guest and streams its standard input, output and error.
+//! `machine_api::exec_stream` describes the messages.
 
 use std::time::Duration;
 
@@ -19,10 +19,11 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 
-use crate::call::{Call, QUICK, whole};
+use crate::call::{Call, DEFAULT_DEADLINE};
+use crate::client::{Client, full_body};
 use crate::connect::within;
-use crate::machines::of;
-use crate::{Client, Error};
+use crate::error::Error;
+use crate::paths;
 
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
@@ -31,94 +32,99 @@ type Socket = WebSocketStream<TokioIo<Upgraded>>;
 pub struct Command {
     /// Program and arguments.
     pub argv: Vec<String>,
-    /// Added to its environment.
+    /// Variables that are added to the environment.
     pub env: Vec<(String, String)>,
     /// Working directory.
     pub cwd: Option<String>,
-    /// Columns and rows of a terminal, if it gets one.
+    /// Columns and rows of the terminal that the command runs on; none for no terminal.
     pub terminal: Option<(u16, u16)>,
-    /// The guest kills it after this time.
+    /// Time after which the guest kills the command.
     pub timeout: Option<Duration>,
 }
 
-/// The way to the command.
+/// Sends to a running command.
 #[derive(Debug)]
 pub struct CommandInput {
-    what: String,
+    action: String,
     socket: SplitSink<Socket, Message>,
 }
 
-/// The way back.
+/// Receives from a running command.
 #[derive(Debug)]
 pub struct CommandOutput {
-    what: String,
+    action: String,
     socket: SplitStream<Socket>,
 }
 
-/// What comes back, in order; [`Piece::Ended`] is the last.
+/// A part of what a command sends; [`Piece::Ended`] is the last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Piece {
-    /// Standard output; with a terminal everything.
+    /// Standard output; with a terminal, all output.
     Stdout(Bytes),
     /// Standard error.
     Stderr(Bytes),
-    /// How it ended.
+    /// The end of the command.
     Ended(CommandEnd),
 }
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CommandEnd {
-    /// -1 if a signal ended it.
+    /// Exit code; -1 if a signal ended the command.
     pub exit_code: i32,
-    /// 0 if none.
+    /// Number of the signal that ended the command; 0 if none did.
     pub exit_signal: i32,
-    /// It was killed at its timeout.
+    /// Whether the command was killed at its timeout.
     pub timed_out: bool,
-    /// The guest ran out of memory.
+    /// Whether the guest's out-of-memory killer ended the command.
     pub oom_killed: bool,
 }
 
 impl Client {
-    /// Runs a command with its streams. Dropping both ends ends the command.
+    /// Runs a command and streams its input and output. The command ends if both halves are
+    /// dropped.
     pub async fn exec_stream(
         &self,
         id: &str,
         command: &Command,
     ) -> Result<(CommandInput, CommandOutput), Error> {
-        let what = format!(
-            "run {:?} in {id}",
+        let action = format!(
+            "run {:?} in machine {id}",
             command.argv.first().map_or("", String::as_str)
         );
         let uri = query(
-            Call::new(Method::GET, of(id, "/exec/stream"), what.clone()),
+            Call::new(
+                Method::GET,
+                paths::machine(id, "/exec/stream"),
+                action.clone(),
+            ),
             command,
         );
         let key = generate_key();
         let request = self
-            .head(Method::GET, &uri)
+            .request_head(Method::GET, &uri)
             .header(CONNECTION, "upgrade")
             .header(UPGRADE, "websocket")
             .header(SEC_WEBSOCKET_VERSION, "13")
             .header(SEC_WEBSOCKET_KEY, &key)
-            .body(whole(Bytes::new()));
-        let answer = self.dispatch(&what, QUICK, request).await?;
+            .body(full_body(Bytes::new()));
+        let answer = self.dispatch(&action, DEFAULT_DEADLINE, request).await?;
         let status = answer.status().as_u16();
         let accepted = answer.headers().get(SEC_WEBSOCKET_ACCEPT);
         if status != 101
             || accepted.is_none_or(|value| value != derive_accept_key(key.as_bytes()).as_str())
         {
-            return Err(Error::Foreign { what, status });
+            return Err(Error::NotTheApi { action, status });
         }
         let upgraded = within(
-            &what,
+            &action,
             "the switch to a stream",
-            QUICK,
+            DEFAULT_DEADLINE,
             hyper::upgrade::on(answer),
         )
         .await?
         .map_err(|source| Error::Broken {
-            what: what.clone(),
+            action: action.clone(),
             source,
         })?;
         let io = TokioIo::new(upgraded);
@@ -126,13 +132,13 @@ impl Client {
             .await
             .split();
         let input = CommandInput {
-            what: what.clone(),
+            action: action.clone(),
             socket: sink,
         };
         Ok((
             input,
             CommandOutput {
-                what,
+                action,
                 socket: stream,
             },
         ))
@@ -146,7 +152,7 @@ fn query(mut call: Call, command: &Command) -> String {
     for (name, value) in &command.env {
         call = call.query("env", format_args!("{name}={value}"));
     }
-    call = call.maybe_query("cwd", command.cwd.as_ref());
+    call = call.optional_query("cwd", command.cwd.as_ref());
     if let Some((columns, rows)) = command.terminal {
         call = call
             .query("tty", true)
@@ -156,11 +162,11 @@ fn query(mut call: Call, command: &Command) -> String {
     let timeout = command
         .timeout
         .map(|timeout| format!("{}ms", timeout.as_millis()));
-    call.maybe_query("timeout", timeout).into_uri()
+    call.optional_query("timeout", timeout).into_uri()
 }
 
 impl CommandInput {
-    /// Bytes for standard input. Waits while the guest takes no more.
+    /// Writes to standard input. Waits while the guest does not accept more.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let mut message = Vec::with_capacity(bytes.len() + 1);
         message.push(Channel::Stdin.byte());
@@ -168,18 +174,19 @@ impl CommandInput {
         self.send(Message::Binary(message.into())).await
     }
 
-    /// Standard input has ended.
-    pub async fn end(&mut self) -> Result<(), Error> {
-        self.tell(&ClientMessage::StdinEnd).await
+    /// Closes standard input.
+    pub async fn close(&mut self) -> Result<(), Error> {
+        self.send_message(&ClientMessage::StdinEnd).await
     }
 
-    /// The terminal has another size.
+    /// Changes the size of the terminal.
     pub async fn resize(&mut self, columns: u16, rows: u16) -> Result<(), Error> {
-        self.tell(&ClientMessage::Resize { columns, rows }).await
+        self.send_message(&ClientMessage::Resize { columns, rows })
+            .await
     }
 
-    async fn tell(&mut self, message: &ClientMessage) -> Result<(), Error> {
-        let text = serde_json::to_string(message).expect("always expressible in JSON");
+    async fn send_message(&mut self, message: &ClientMessage) -> Result<(), Error> {
+        let text = serde_json::to_string(message).expect("messages can be written as JSON");
         self.send(Message::Text(text.into())).await
     }
 
@@ -187,17 +194,17 @@ impl CommandInput {
         self.socket
             .send(message)
             .await
-            .map_err(|source| broken(&self.what, source))
+            .map_err(|source| broken(&self.action, source))
     }
 }
 
 impl CommandOutput {
-    /// The next piece. The stream's end without [`Piece::Ended`] is an error.
+    /// The next piece. It is an error if the stream ends before [`Piece::Ended`].
     pub async fn next(&mut self) -> Result<Piece, Error> {
         loop {
             let message = match self.socket.next().await {
-                Some(message) => message.map_err(|source| broken(&self.what, source))?,
-                None => return Err(broken(&self.what, SocketError::ConnectionClosed)),
+                Some(message) => message.map_err(|source| broken(&self.action, source))?,
+                None => return Err(broken(&self.action, SocketError::ConnectionClosed)),
             };
             match message {
                 Message::Binary(bytes) => match bytes.first().copied().and_then(Channel::from_byte)
@@ -206,14 +213,14 @@ impl CommandOutput {
                     Some(Channel::Stderr) => return Ok(Piece::Stderr(bytes.slice(1..))),
                     Some(Channel::Stdin) | None => {}
                 },
-                Message::Text(text) => return self.end(&text),
+                Message::Text(text) => return self.command_end(&text),
                 Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => {}
             }
         }
     }
 
-    fn end(&self, text: &str) -> Result<Piece, Error> {
-        let what = self.what.clone();
+    fn command_end(&self, text: &str) -> Result<Piece, Error> {
+        let action = self.action.clone();
         match serde_json::from_str(text) {
             Ok(ServerMessage::Exit {
                 exit_code,
@@ -226,15 +233,15 @@ impl CommandOutput {
                 timed_out,
                 oom_killed,
             })),
-            Ok(ServerMessage::Error { message }) => Err(Error::BrokenOff { what, message }),
-            Err(source) => Err(Error::Answer { what, source }),
+            Ok(ServerMessage::Error { message }) => Err(Error::Interrupted { action, message }),
+            Err(source) => Err(Error::UnexpectedAnswer { action, source }),
         }
     }
 }
 
-fn broken(what: &str, source: SocketError) -> Error {
+fn broken(action: &str, source: SocketError) -> Error {
     Error::Stream {
-        what: what.to_owned(),
+        action: action.to_owned(),
         source: Box::new(source),
     }
 }

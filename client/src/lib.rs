@@ -1,14 +1,15 @@
-//! Typed asynchronous client of the Machines API, over a Unix socket or TCP, with TLS or without.
+//! Typed asynchronous client of the Machines API, over a Unix socket or TCP, with or without TLS.
 //!
-//! The only code of the project that speaks HTTP as a client: `mctl` and the end-to-end harness
-//! call it. It opens one connection per request, keeps no state between requests, reads no
-//! configuration and prints nothing. Every request has a deadline, and every error says what was
-//! attempted on what, what the server said, and where possible what to do.
+//! The only HTTP client code of the project; `mctl`, `cycles` and the end-to-end harness use it. It
+//! opens one connection per request, keeps no state between requests, reads no configuration and
+//! prints nothing. Every request has a deadline. Every error says what was attempted and on what,
+//! what the server reported, and, if that is known, what to do about it.
 
 #![forbid(unsafe_code)]
 
 mod attributes;
 mod call;
+mod client;
 mod connect;
 mod endpoint;
 mod error;
@@ -16,11 +17,12 @@ mod exec_stream;
 mod files;
 mod machines;
 mod ndjson;
+mod paths;
 mod tls;
 mod tokens;
 mod wait;
 
-pub use call::Client;
+pub use client::Client;
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{Error, ErrorKind};
 pub use exec_stream::{Command, CommandEnd, CommandInput, CommandOutput, Piece};

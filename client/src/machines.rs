@@ -1,32 +1,35 @@
-//! The calls of the API, one method each: `/v1/apps/default/machines…` and `/v1/host`.
+//! Calls about machines and the host, one method each: `/v1/apps/default/machines…` and
+//! `/v1/host`.
 
 use std::time::Duration;
 
 use hyper::Method;
 use machine_api::{
-    CreateMachine, DEFAULT_APP, ExecRequest, ExecResponse, HostInfo, ListedProcess, LogLine,
-    Machine, MachineEvent, MachineState, Ok as Done, SignalRequest, StartResponse, StopRequest,
-    Timing, UpdateMachine, Usage, VsockView,
+    CreateMachine, ExecRequest, ExecResponse, HostInfo, ListedProcess, LogLine, Machine,
+    MachineEvent, MachineState, SignalRequest, StartResponse, StopRequest, Timing, UpdateMachine,
+    Usage, VsockView,
 };
 
-use crate::call::{Call, QUICK, escaped};
+use crate::call::{Call, DEFAULT_DEADLINE};
+use crate::client::Client;
+use crate::error::Error;
 use crate::ndjson::Lines;
-use crate::{Client, Error};
+use crate::paths;
 
-/// Admission is quick, but it may queue behind the step that the machine is in.
-const ADMISSION: Duration = Duration::from_secs(60);
+/// Admission is quick, but the request may have to wait for the step that the machine is in.
+const ADMISSION_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Most that the API waits in one call.
+/// The longest time that one call of [`Client::wait`] waits, in seconds.
 const LONGEST_WAIT_S: u64 = 60;
 
 /// Which machines `list` returns.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ListFilter {
-    /// Only these states; all if empty.
+    /// Only machines in these states; all if empty.
     pub states: Vec<MachineState>,
     /// Only machines that have all of these metadata.
     pub metadata: Vec<(String, String)>,
-    /// Destroyed ones too.
+    /// Destroyed machines, too.
     pub include_deleted: bool,
 }
 
@@ -35,32 +38,22 @@ pub struct ListFilter {
 pub struct LogFilter {
     /// Go on with new lines until the caller drops the stream.
     pub follow: bool,
-    /// Only lines from then on, RFC 3339.
+    /// Only lines since this time, RFC 3339.
     pub since: Option<String>,
-    /// Only that many of the last lines.
+    /// Only this many of the last lines.
     pub tail: Option<u64>,
 }
 
-/// Address of all machines.
-pub(crate) fn machines() -> String {
-    format!("/v1/apps/{DEFAULT_APP}/machines")
-}
-
-/// Address of something of one machine, or of the machine itself with an empty `rest`.
-pub(crate) fn of(id: &str, rest: &str) -> String {
-    format!("{}/{}{rest}", machines(), escaped(id))
-}
-
 impl Client {
-    /// What the supervisor knows of its host.
+    /// What the supervisor knows about its host.
     pub async fn host(&self) -> Result<HostInfo, Error> {
         self.json(Call::new(Method::GET, "/v1/host", "ask about the host"))
             .await
     }
 
-    /// All machines that `filter` lets through.
+    /// The machines that `filter` selects.
     pub async fn list(&self, filter: &ListFilter) -> Result<Vec<Machine>, Error> {
-        let mut call = Call::new(Method::GET, machines(), "list machines");
+        let mut call = Call::new(Method::GET, paths::machines(), "list machines");
         if !filter.states.is_empty() {
             let names: Vec<&str> = filter.states.iter().map(|state| state.name()).collect();
             call = call.query("state", names.join(","));
@@ -78,21 +71,21 @@ impl Client {
     pub async fn machine(&self, id: &str) -> Result<Machine, Error> {
         self.json(Call::new(
             Method::GET,
-            of(id, ""),
+            paths::machine(id, ""),
             format!("look up machine {id}"),
         ))
         .await
     }
 
-    /// Makes a machine and, unless told otherwise, starts it; does not wait for the start.
+    /// Creates a machine and, unless `skip_launch` is set, starts it. Does not wait for the start.
     pub async fn create(&self, machine: &CreateMachine) -> Result<Machine, Error> {
-        let what = match &machine.name {
+        let action = match &machine.name {
             Some(name) => format!("create machine {name}"),
             None => "create a machine".to_owned(),
         };
         self.json(
-            Call::new(Method::POST, machines(), what)
-                .deadline(ADMISSION)
+            Call::new(Method::POST, paths::machines(), action)
+                .deadline(ADMISSION_DEADLINE)
                 .body(machine),
         )
         .await
@@ -100,88 +93,102 @@ impl Client {
 
     /// Gives a machine a new version.
     pub async fn update(&self, id: &str, update: &UpdateMachine) -> Result<Machine, Error> {
-        let call = Call::new(Method::POST, of(id, ""), format!("update machine {id}"));
-        self.json(call.deadline(ADMISSION).body(update)).await
+        let call = Call::new(
+            Method::POST,
+            paths::machine(id, ""),
+            format!("update machine {id}"),
+        );
+        self.json(call.deadline(ADMISSION_DEADLINE).body(update))
+            .await
     }
 
-    /// Removes a machine; one that runs only with `force`.
+    /// Destroys a machine. A running one only with `force`.
     pub async fn destroy(&self, id: &str, force: bool) -> Result<(), Error> {
-        let call = Call::new(Method::DELETE, of(id, ""), format!("destroy machine {id}"));
-        let call = call.query("force", force).deadline(ADMISSION);
-        self.json::<Done>(call).await.map(drop)
+        let call = Call::new(
+            Method::DELETE,
+            paths::machine(id, ""),
+            format!("destroy machine {id}"),
+        );
+        let call = call.query("force", force).deadline(ADMISSION_DEADLINE);
+        self.ok(call).await
     }
 
-    /// Starts or resumes; does not wait for the end.
+    /// Starts or resumes a machine. Does not wait until it is started.
     pub async fn start(&self, id: &str) -> Result<StartResponse, Error> {
         let call = Call::new(
             Method::POST,
-            of(id, "/start"),
+            paths::machine(id, "/start"),
             format!("start machine {id}"),
         );
-        self.json(call.deadline(ADMISSION)).await
+        self.json(call.deadline(ADMISSION_DEADLINE)).await
     }
 
-    /// Stops; does not wait for the end.
+    /// Stops a machine. Does not wait until it is stopped.
     pub async fn stop(&self, id: &str, request: &StopRequest) -> Result<(), Error> {
-        let call = Call::new(Method::POST, of(id, "/stop"), format!("stop machine {id}"));
-        self.json::<Done>(call.deadline(ADMISSION).body(request))
+        let call = Call::new(
+            Method::POST,
+            paths::machine(id, "/stop"),
+            format!("stop machine {id}"),
+        );
+        self.ok(call.deadline(ADMISSION_DEADLINE).body(request))
             .await
-            .map(drop)
     }
 
-    /// Suspends; does not wait for the end.
+    /// Suspends a machine. Does not wait until it is suspended.
     pub async fn suspend(&self, id: &str) -> Result<(), Error> {
         let call = Call::new(
             Method::POST,
-            of(id, "/suspend"),
+            paths::machine(id, "/suspend"),
             format!("suspend machine {id}"),
         );
-        self.json::<Done>(call.deadline(ADMISSION)).await.map(drop)
+        self.ok(call.deadline(ADMISSION_DEADLINE)).await
     }
 
-    /// Stops and starts again; with `force` without giving the main process time to end.
+    /// Stops a machine and starts it again. With `force` the main process gets no time to end.
     pub async fn restart(&self, id: &str, force: bool, how: &StopRequest) -> Result<(), Error> {
         let call = Call::new(
             Method::POST,
-            of(id, "/restart"),
+            paths::machine(id, "/restart"),
             format!("restart machine {id}"),
         )
         .query("force_stop", force)
-        .maybe_query("timeout", how.timeout.as_deref())
-        .maybe_query("signal", how.signal.as_deref());
-        self.json::<Done>(call.deadline(ADMISSION)).await.map(drop)
+        .optional_query("timeout", how.timeout.as_deref())
+        .optional_query("signal", how.signal.as_deref());
+        self.ok(call.deadline(ADMISSION_DEADLINE)).await
     }
 
-    /// Runs a command in the guest to its end. The bound on it is `request.timeout`, which the
-    /// server enforces; this end gives up somewhat later.
+    /// Runs a command in the guest and waits for its end. The server kills the command after
+    /// `request.timeout`; the client gives up somewhat later.
     pub async fn exec(&self, id: &str, request: &ExecRequest) -> Result<ExecResponse, Error> {
         let limit = Duration::from_secs(request.timeout.unwrap_or(60).into());
         let call = Call::new(
             Method::POST,
-            of(id, "/exec"),
-            format!("run a command in {id}"),
+            paths::machine(id, "/exec"),
+            format!("run a command in machine {id}"),
         );
-        self.json(call.deadline(limit + QUICK).body(request)).await
+        self.json(call.deadline(limit + DEFAULT_DEADLINE).body(request))
+            .await
     }
 
     /// Sends a signal to the main process.
     pub async fn signal(&self, id: &str, signal: &str) -> Result<(), Error> {
-        let what = format!("send {signal} to machine {id}");
+        let action = format!("send {signal} to machine {id}");
         let body = SignalRequest {
             signal: signal.to_owned(),
         };
-        let call = Call::new(Method::POST, of(id, "/signal"), what).body(&body);
-        self.json::<Done>(call).await.map(drop)
+        let call = Call::new(Method::POST, paths::machine(id, "/signal"), action).body(&body);
+        self.ok(call).await
     }
 
-    /// The guest's processes.
+    /// The processes of the guest.
     pub async fn processes(&self, id: &str) -> Result<Vec<ListedProcess>, Error> {
-        let what = format!("list processes of {id}");
-        self.json(Call::new(Method::GET, of(id, "/ps"), what)).await
+        let action = format!("list processes of machine {id}");
+        self.json(Call::new(Method::GET, paths::machine(id, "/ps"), action))
+            .await
     }
 
-    /// Waits up to `timeout` (at most a minute) for `state`, of the version `instance` if given.
-    /// Running out of time is a refusal of kind `Deadline`.
+    /// Waits up to `timeout`, at most a minute, until the machine is in `state` and, if given, of
+    /// the version `instance`. If it is not by then, that is a refusal of kind `Deadline`.
     pub async fn wait(
         &self,
         id: &str,
@@ -195,33 +202,33 @@ impl Client {
             .clamp(1.0, LONGEST_WAIT_S as f64);
         let call = Call::new(
             Method::GET,
-            of(id, "/wait"),
-            format!("wait for {id} to be {state}"),
+            paths::machine(id, "/wait"),
+            format!("wait for machine {id} to be {state}"),
         )
         .query("state", state)
         .query("timeout", seconds)
-        .maybe_query("instance_id", instance);
-        let call = call.deadline(Duration::from_secs(LONGEST_WAIT_S) + QUICK);
-        self.json::<Done>(call).await.map(drop)
+        .optional_query("instance_id", instance);
+        let call = call.deadline(Duration::from_secs(LONGEST_WAIT_S) + DEFAULT_DEADLINE);
+        self.ok(call).await
     }
 
-    /// What happened to a machine, newest first.
+    /// The events of a machine, newest first.
     pub async fn events(&self, id: &str, limit: Option<u32>) -> Result<Vec<MachineEvent>, Error> {
         let call = Call::new(
             Method::GET,
-            of(id, "/events"),
-            format!("list events of {id}"),
+            paths::machine(id, "/events"),
+            format!("list events of machine {id}"),
         );
-        self.json(call.maybe_query("limit", limit)).await
+        self.json(call.optional_query("limit", limit)).await
     }
 
-    /// The newest `limit` of what happened to a machine, oldest first, and then whatever happens
-    /// until it is destroyed.
+    /// The newest `limit` events of a machine, oldest first, and then new ones until the machine
+    /// is destroyed.
     pub async fn follow_events(&self, id: &str, limit: u32) -> Result<Lines<MachineEvent>, Error> {
         let call = Call::new(
             Method::GET,
-            of(id, "/events"),
-            format!("follow events of {id}"),
+            paths::machine(id, "/events"),
+            format!("follow events of machine {id}"),
         );
         let call = call.query("follow", true).query("limit", limit);
         self.lines(call, true).await
@@ -231,45 +238,49 @@ impl Client {
     pub async fn timings(&self, id: &str, limit: Option<u32>) -> Result<Vec<Timing>, Error> {
         let call = Call::new(
             Method::GET,
-            of(id, "/timings"),
-            format!("list timings of {id}"),
+            paths::machine(id, "/timings"),
+            format!("list timings of machine {id}"),
         );
-        self.json(call.maybe_query("limit", limit)).await
+        self.json(call.optional_query("limit", limit)).await
     }
 
     /// CPU and memory of a started machine.
     pub async fn usage(&self, id: &str) -> Result<Usage, Error> {
-        let what = format!("look up the usage of {id}");
-        self.json(Call::new(Method::GET, of(id, "/usage"), what))
+        let action = format!("look up the usage of machine {id}");
+        self.json(Call::new(Method::GET, paths::machine(id, "/usage"), action))
             .await
     }
 
-    /// Both ends' view of a machine's vsock connections, and what it means.
+    /// How host and guest see a machine's vsock connections, and a diagnosis.
     pub async fn vsock(&self, id: &str) -> Result<VsockView, Error> {
         let call = Call::new(
             Method::GET,
-            of(id, "/vsock"),
-            format!("diagnose vsock of {id}"),
+            paths::machine(id, "/vsock"),
+            format!("diagnose vsock of machine {id}"),
         );
         self.json(call).await
     }
 
-    /// Lines of a machine's output, oldest first.
+    /// Lines of a machine's log, oldest first.
     pub async fn logs(&self, id: &str, filter: &LogFilter) -> Result<Lines<LogLine>, Error> {
-        let call = Call::new(Method::GET, of(id, "/logs"), format!("read logs of {id}"))
-            .query("follow", filter.follow)
-            .maybe_query("since", filter.since.as_deref())
-            .maybe_query("tail", filter.tail);
+        let call = Call::new(
+            Method::GET,
+            paths::machine(id, "/logs"),
+            format!("read logs of machine {id}"),
+        )
+        .query("follow", filter.follow)
+        .optional_query("since", filter.since.as_deref())
+        .optional_query("tail", filter.tail);
         self.lines(call, filter.follow).await
     }
 
-    pub(crate) async fn lines<T>(&self, call: Call, endless: bool) -> Result<Lines<T>, Error> {
-        let what = call.what.clone();
+    async fn lines<T>(&self, call: Call, endless: bool) -> Result<Lines<T>, Error> {
+        let action = call.action.clone();
         let answer = self.open(call).await?;
         Ok(Lines::new(
-            what,
+            action,
             answer.into_body(),
-            (!endless).then_some(QUICK),
+            (!endless).then_some(DEFAULT_DEADLINE),
         ))
     }
 }

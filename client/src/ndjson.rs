@@ -8,80 +8,81 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 
-use crate::Error;
 use crate::connect::within;
+use crate::error::Error;
 
-/// Most bytes of one line; the supervisor cuts longer log lines itself.
+/// The most bytes of one line. The supervisor cuts longer log lines.
 const MAX_LINE_BYTES: usize = 1 << 20;
 
-/// Objects as they come in. Dropping it ends the request.
+/// The objects of an answer as they arrive. The request ends when this is dropped.
 pub struct Lines<T> {
-    what: String,
+    action: String,
     body: Incoming,
     buffer: Vec<u8>,
-    /// Up to here, `buffer` is known to hold no line end.
-    searched: usize,
+    /// The first bytes of `buffer` that are known to hold no line end.
+    searched_bytes: usize,
     ended: bool,
-    patience: Option<Duration>,
-    of: PhantomData<fn() -> T>,
+    idle_limit: Option<Duration>,
+    object: PhantomData<fn() -> T>,
 }
 
 impl<T> fmt::Debug for Lines<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lines")
-            .field("what", &self.what)
+            .field("action", &self.action)
             .finish_non_exhaustive()
     }
 }
 
 impl<T> Lines<T> {
-    /// Reads `body`; silence longer than `patience` is an error, unless it may go on for ever.
-    pub(crate) const fn new(what: String, body: Incoming, patience: Option<Duration>) -> Self {
+    /// Reads `body`. It is an error if nothing arrives for `idle_limit`; without a limit the
+    /// stream may be silent for ever.
+    pub(crate) const fn new(action: String, body: Incoming, idle_limit: Option<Duration>) -> Self {
         Self {
-            what,
+            action,
             body,
             buffer: Vec::new(),
-            searched: 0,
+            searched_bytes: 0,
             ended: false,
-            patience,
-            of: PhantomData,
+            idle_limit,
+            object: PhantomData,
         }
     }
 }
 
 impl<T: DeserializeOwned> Lines<T> {
-    /// The next object, or none at the end. Nothing is lost if the future is dropped.
+    /// The next object; none at the end. Nothing is lost if the future is dropped.
     pub async fn next(&mut self) -> Result<Option<T>, Error> {
         loop {
             if let Some(line) = self.take_line() {
                 if line.iter().all(u8::is_ascii_whitespace) {
                     continue;
                 }
-                return serde_json::from_slice(&line)
-                    .map(Some)
-                    .map_err(|source| Error::Answer {
-                        what: self.what.clone(),
+                return serde_json::from_slice(&line).map(Some).map_err(|source| {
+                    Error::UnexpectedAnswer {
+                        action: self.action.clone(),
                         source,
-                    });
+                    }
+                });
             }
             if self.ended {
                 return Ok(None);
             }
             if self.buffer.len() > MAX_LINE_BYTES {
-                let what = self.what.clone();
+                let action = self.action.clone();
                 return Err(Error::TooLong {
-                    what,
+                    action,
                     limit_bytes: MAX_LINE_BYTES,
                 });
             }
-            self.read().await?;
+            self.read_more().await?;
         }
     }
 
-    async fn read(&mut self) -> Result<(), Error> {
-        let frame = match self.patience {
-            Some(patience) => {
-                within(&self.what, "the next line", patience, self.body.frame()).await?
+    async fn read_more(&mut self) -> Result<(), Error> {
+        let frame = match self.idle_limit {
+            Some(idle_limit) => {
+                within(&self.action, "the next line", idle_limit, self.body.frame()).await?
             }
             None => self.body.frame().await,
         };
@@ -95,7 +96,7 @@ impl<T: DeserializeOwned> Lines<T> {
             Some(Err(source)) => {
                 self.ended = true;
                 return Err(Error::Broken {
-                    what: self.what.clone(),
+                    action: self.action.clone(),
                     source,
                 });
             }
@@ -103,19 +104,19 @@ impl<T: DeserializeOwned> Lines<T> {
         Ok(())
     }
 
-    /// A whole line out of the buffer, or what is left of it at the end of the stream.
+    /// Takes a whole line out of the buffer; at the end of the stream, the rest of it.
     fn take_line(&mut self) -> Option<Vec<u8>> {
-        let end = self.buffer[self.searched..]
+        let end = self.buffer[self.searched_bytes..]
             .iter()
             .position(|byte| *byte == b'\n');
         if let Some(offset) = end {
-            let rest = self.buffer.split_off(self.searched + offset + 1);
-            self.searched = 0;
+            let rest = self.buffer.split_off(self.searched_bytes + offset + 1);
+            self.searched_bytes = 0;
             return Some(std::mem::replace(&mut self.buffer, rest));
         }
-        self.searched = self.buffer.len();
+        self.searched_bytes = self.buffer.len();
         (self.ended && !self.buffer.is_empty()).then(|| {
-            self.searched = 0;
+            self.searched_bytes = 0;
             std::mem::take(&mut self.buffer)
         })
     }

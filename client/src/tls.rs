@@ -1,4 +1,4 @@
-//! Whose certificates count when a supervisor is spoken to over TLS.
+//! TLS: which certificates are trusted, and how a connection is secured.
 
 use std::fmt;
 use std::io;
@@ -13,47 +13,47 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, pem};
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
-/// Whose certificates count.
+/// Which certificates are trusted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Trust {
-    /// Those of the authorities that this system trusts.
+    /// Those signed by an authority that this system trusts.
     #[default]
     System,
-    /// Those of the authorities in this file (PEM), and no others.
+    /// Those signed by an authority in this PEM file, or contained in it; no others.
     File(PathBuf),
 }
 
-/// Why it is not known whose certificates count.
+/// Why there are no trusted certificates.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
-    /// The file can't be read, or has something else in it.
+    /// The file cannot be read or is not PEM.
     #[error("cannot read the certificates in {}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// Why.
         source: pem::Error,
     },
-    /// There is none in the file.
-    #[error("no certificate in {}: it has to be PEM (-----BEGIN CERTIFICATE-----)", path.display())]
+    /// The file has no certificate.
+    #[error("no certificate in {}: it must be PEM (-----BEGIN CERTIFICATE-----)", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
     },
-    /// One of the file's can't be used.
+    /// A certificate of the file cannot be used.
     #[error("cannot use a certificate in {}", path.display())]
     Unusable {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// Why.
         source: rustls::Error,
     },
-    /// The system trusts nobody.
+    /// The system has no certificates of authorities.
     #[error("this system has no certificates of authorities")]
     NoSystem,
 }
 
-/// The way to secure connections; what it needs is read with the first of them.
+/// Secures connections. The trusted certificates are read for the first of them.
 #[derive(Clone, Default)]
 pub(crate) struct Tls {
     trust: Trust,
@@ -74,20 +74,20 @@ impl Tls {
         }
     }
 
-    /// Reads whose certificates count, unless that is known already.
+    /// What secures a connection. Reads the trusted certificates if they are not read yet.
     pub(crate) fn connector(&self) -> Result<TlsConnector, TrustError> {
         let config = match self.config.get() {
             Some(config) => config.clone(),
             None => {
-                let made = Arc::new(configure(roots(&self.trust)?));
-                self.config.get_or_init(|| made).clone()
+                let new = Arc::new(configure(roots(&self.trust)?));
+                self.config.get_or_init(|| new).clone()
             }
         };
         Ok(TlsConnector::from(config))
     }
 }
 
-/// Secures a connection to `host`, whose certificate has to be for that name.
+/// Secures a connection to `host`. The server's certificate must be for that name.
 pub(crate) async fn secure(
     connector: TlsConnector,
     host: &str,
@@ -101,7 +101,7 @@ pub(crate) async fn secure(
 fn configure(roots: RootCertStore) -> ClientConfig {
     let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .expect("ring has what these versions need")
+        .expect("ring supports the default versions")
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -111,7 +111,7 @@ fn configure(roots: RootCertStore) -> ClientConfig {
 fn roots(trust: &Trust) -> Result<RootCertStore, TrustError> {
     let mut roots = RootCertStore::empty();
     let Trust::File(path) = trust else {
-        // What a system has collected is not all of use; one that is counts.
+        // Some of a system's certificates may be unusable; one usable certificate is enough.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         return match roots.is_empty() {
             true => Err(TrustError::NoSystem),
@@ -137,32 +137,32 @@ fn roots(trust: &Trust) -> Result<RootCertStore, TrustError> {
     Ok(roots)
 }
 
-/// What to do about a handshake that failed, where that is known.
+/// What to do about a failed handshake, if that is known.
 pub(crate) fn hint(source: &io::Error) -> Option<&'static str> {
     use rustls::CertificateError as Certificate;
     let error = source.get_ref()?.downcast_ref::<rustls::Error>()?;
     Some(match error {
         rustls::Error::InvalidCertificate(problem) => match problem {
             Certificate::UnknownIssuer | Certificate::BadSignature => {
-                "nobody whom this client trusts vouches for that certificate: --ca-cert or \
-                 MCTL_CA_CERT names a file with the authority's, or with the certificate itself"
+                "the certificate is not signed by an authority that this client trusts: give a file \
+                 with the authority's certificate, or with this one, as --ca-cert or MCTL_CA_CERT"
             }
             Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => {
-                "the certificate is for another name: use a name or address that stands in it"
+                "the certificate is for another name: use a name or address that it contains"
             }
             Certificate::Expired | Certificate::ExpiredContext { .. } => {
                 "the certificate has expired: renew it and send the supervisor SIGHUP"
             }
             Certificate::NotValidYet | Certificate::NotValidYetContext { .. } => {
-                "the certificate is not valid yet: are the clocks right?"
+                "the certificate is not valid yet: check the clocks of both hosts"
             }
             Certificate::Other(_) => {
-                "a certificate that is an authority's can't be the supervisor's own: make it with \
+                "the supervisor cannot use the certificate of an authority as its own: create one with \
                  basicConstraints=CA:FALSE"
             }
-            _ => "the supervisor's certificate can't be used",
+            _ => "the supervisor's certificate cannot be used",
         },
-        rustls::Error::InvalidMessage(_) => "that port speaks without TLS: write http://",
+        rustls::Error::InvalidMessage(_) => "that port does not use TLS: write http://",
         _ => return None,
     })
 }

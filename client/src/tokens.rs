@@ -1,16 +1,18 @@
-//! Who may use the API over TCP.
+//! Calls about tokens, which clients of the API over TCP need.
 
 use hyper::Method;
-use machine_api::{CreateToken, CreatedToken, Ok as Done, Token};
+use machine_api::{CreateToken, CreatedToken, Token};
 
-use crate::call::{Call, escaped};
-use crate::{Client, Error};
+use crate::call::Call;
+use crate::client::Client;
+use crate::error::Error;
+use crate::paths;
 
 impl Client {
-    /// Makes a token; its secret is shown this once.
+    /// Creates a token. Only this answer has its secret.
     pub async fn create_token(&self, request: &CreateToken) -> Result<CreatedToken, Error> {
-        let what = format!("create token {}", request.name);
-        self.json(Call::new(Method::POST, "/v1/tokens", what).body(request))
+        let action = format!("create token {}", request.name);
+        self.json(Call::new(Method::POST, "/v1/tokens", action).body(request))
             .await
     }
 
@@ -22,8 +24,8 @@ impl Client {
 
     /// Revokes a token.
     pub async fn revoke_token(&self, id: &str) -> Result<(), Error> {
-        let path = format!("/v1/tokens/{}", escaped(id));
-        let call = Call::new(Method::DELETE, path, format!("revoke token {id}"));
-        self.json::<Done>(call).await.map(drop)
+        let action = format!("revoke token {id}");
+        self.ok(Call::new(Method::DELETE, paths::token(id), action))
+            .await
     }
 }

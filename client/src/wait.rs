@@ -1,32 +1,34 @@
-//! Waiting until a machine is where it should be, and noticing early that it will not get there.
+//! Waiting until a machine is in a state, and failing early if it will not get there.
 
 use std::time::{Duration, Instant};
 
 use machine_api::{Machine, MachineState};
 
-use crate::{Client, Error, ErrorKind};
+use crate::client::Client;
+use crate::error::{Error, ErrorKind};
 
-/// How long one call waits before the machine is looked at for having gone astray.
-const SLICE: Duration = Duration::from_secs(1);
+/// How long one call waits before the machine's state is checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Client {
-    /// Waits until the machine is `wanted` and returns it. Fails early when it rests in a state
-    /// from which it will not get there by itself, and at `deadline` when it is still on its way.
+    /// Waits until the machine is in the state `wanted`, and returns it. Fails early if the machine
+    /// stays in a state that it does not leave by itself, and after `deadline` if the machine is
+    /// still on its way.
     ///
-    /// A resting state counts when it has been seen twice: a request that was accepted may wait
-    /// for its turn before anything happens.
+    /// A state that the machine does not leave by itself must be seen twice: an accepted request
+    /// may have to wait before it changes the state.
     pub async fn reach(
         &self,
         id: &str,
         wanted: MachineState,
         deadline: Duration,
     ) -> Result<Machine, Error> {
-        let begun = Instant::now();
-        let mut seen_resting = None;
+        let started_at = Instant::now();
+        let mut last_state = None;
         loop {
-            let left = deadline.saturating_sub(begun.elapsed());
-            match self.wait(id, wanted, None, left.min(SLICE)).await {
-                // What was reached may already have been left again; the wait is what counts.
+            let left = deadline.saturating_sub(started_at.elapsed());
+            match self.wait(id, wanted, None, left.min(CHECK_INTERVAL)).await {
+                // The machine may have left the state again; it has been reached all the same.
                 Ok(()) => return self.machine(id).await,
                 Err(error) if error.kind() == ErrorKind::Deadline => {}
                 Err(error) => return Err(error),
@@ -35,11 +37,14 @@ impl Client {
             if machine.state == wanted {
                 return Ok(machine);
             }
-            let before = seen_resting.replace(machine.state);
-            if fate(machine.state) == Fate::Final
-                || (fate(machine.state) == Fate::Resting && before == Some(machine.state))
-            {
-                return Err(Error::Astray {
+            let state_before = last_state.replace(machine.state);
+            let stays = match kind_of(machine.state) {
+                StateKind::Transition => false,
+                StateKind::Settled => state_before == Some(machine.state),
+                StateKind::Final => true,
+            };
+            if stays {
+                return Err(Error::OtherState {
                     message: machine
                         .events
                         .iter()
@@ -49,9 +54,9 @@ impl Client {
                     seen: machine.state,
                 });
             }
-            if begun.elapsed() >= deadline {
+            if started_at.elapsed() >= deadline {
                 let (seen, machine) = (machine.state, machine.id);
-                return Err(Error::TooSlow {
+                return Err(Error::StateDeadline {
                     machine,
                     wanted,
                     seen,
@@ -60,11 +65,9 @@ impl Client {
             }
         }
     }
-}
 
-impl Client {
-    /// Waits until the machine is `wanted`, of the version `instance` if given, whatever it goes
-    /// through before.
+    /// Waits until the machine is in the state `wanted` and, if given, of the version `instance`.
+    /// Other states on the way do not end the wait.
     pub async fn wait_until(
         &self,
         id: &str,
@@ -72,20 +75,20 @@ impl Client {
         instance: Option<&str>,
         deadline: Duration,
     ) -> Result<(), Error> {
-        let begun = Instant::now();
+        let started_at = Instant::now();
         loop {
-            let left = deadline.saturating_sub(begun.elapsed());
+            let left = deadline.saturating_sub(started_at.elapsed());
             match self.wait(id, wanted, instance, left).await {
                 Err(error) if error.kind() == ErrorKind::Deadline => {}
                 end => return end,
             }
-            if begun.elapsed() >= deadline {
+            if started_at.elapsed() >= deadline {
                 let Machine {
                     id: machine,
                     state: seen,
                     ..
                 } = self.machine(id).await?;
-                return Err(Error::TooSlow {
+                return Err(Error::StateDeadline {
                     machine,
                     wanted,
                     seen,
@@ -96,30 +99,30 @@ impl Client {
     }
 }
 
-/// What is to be expected of a machine that is in some state without having been sent elsewhere.
+/// Whether a machine leaves a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    /// It is on its way somewhere.
-    Moving,
-    /// It stays, unless an accepted request has not begun yet.
-    Resting,
-    /// It stays.
+enum StateKind {
+    /// The machine is on its way to another state.
+    Transition,
+    /// The machine stays, unless a request is accepted.
+    Settled,
+    /// The machine stays for ever.
     Final,
 }
 
-const fn fate(state: MachineState) -> Fate {
+const fn kind_of(state: MachineState) -> StateKind {
     match state {
         MachineState::Starting
         | MachineState::Suspending
         | MachineState::Stopping
         | MachineState::Restarting
         | MachineState::Updating
-        | MachineState::Destroying => Fate::Moving,
+        | MachineState::Destroying => StateKind::Transition,
         MachineState::Created
         | MachineState::Started
         | MachineState::Suspended
         | MachineState::Stopped
-        | MachineState::Failed => Fate::Resting,
-        MachineState::Destroyed => Fate::Final,
+        | MachineState::Failed => StateKind::Settled,
+        MachineState::Destroyed => StateKind::Final,
     }
 }

@@ -1,4 +1,4 @@
-//! What the client puts on the wire, and what it makes of answers.
+//! The requests that the client sends, and how it reads answers.
 
 #[allow(
     dead_code,
@@ -92,7 +92,7 @@ async fn a_hostile_id_stays_one_path_segment() {
 }
 
 #[tokio::test]
-async fn what_the_server_says_reaches_the_error() {
+async fn an_error_carries_the_servers_message_and_hint() {
     let (_fake, client) = fake(|_| {
         let body = json!({"error": "machine is suspended", "status": "wrong_state",
                           "hint": "start it first"});
@@ -115,7 +115,7 @@ async fn another_server_at_that_address_is_recognised() {
     let (_fake, client) = fake(|_| Answer::Bytes(404, b"<html>".to_vec()));
     let error = client.machine("abc").await.unwrap_err();
     assert!(
-        matches!(error, Error::Foreign { status: 404, .. }),
+        matches!(error, Error::NotTheApi { status: 404, .. }),
         "{error}"
     );
     assert_eq!(error.kind(), ErrorKind::Protocol);
@@ -125,11 +125,11 @@ async fn another_server_at_that_address_is_recognised() {
 async fn an_answer_of_another_shape_is_a_protocol_error() {
     let (_fake, client) = fake(|_| Answer::json(200, &json!({"id": 5})));
     let error = client.machine("abc").await.unwrap_err();
-    assert!(matches!(error, Error::Answer { .. }), "{error}");
+    assert!(matches!(error, Error::UnexpectedAnswer { .. }), "{error}");
 }
 
 #[tokio::test]
-async fn nobody_listening_is_told_with_a_hint() {
+async fn a_missing_supervisor_is_reported_with_a_hint() {
     let folder = tempfile::tempdir().unwrap();
     let address = format!("unix://{}/api.sock", folder.path().display());
     let error = Client::new(address.parse().unwrap())
@@ -191,7 +191,7 @@ async fn a_stream_that_breaks_off_is_not_taken_for_its_end() {
 }
 
 #[tokio::test]
-async fn a_line_without_end_is_given_up() {
+async fn a_line_that_is_too_long_is_an_error() {
     let (_fake, client) = fake(|_| Answer::Endless(vec![vec![b'x'; 1 << 19]; 3]));
     let filter = LogFilter {
         follow: true,
@@ -224,7 +224,7 @@ async fn an_unnamed_machine_is_created_without_naming_it() {
 }
 
 #[tokio::test]
-async fn a_machine_that_came_to_rest_elsewhere_ends_the_wait() {
+async fn a_machine_that_stays_in_another_state_ends_the_wait() {
     let (_fake, client) = fake(|seen| match seen.path.ends_with("/wait") {
         true => Answer::json(408, &json!({"error": "timeout"})),
         false => Answer::json(200, &machine("failed")),
@@ -249,6 +249,6 @@ async fn a_machine_on_its_way_is_waited_for_until_the_deadline() {
         .reach("abc", MachineState::Started, Duration::from_millis(50))
         .await;
     let error = reached.unwrap_err();
-    assert!(matches!(error, Error::TooSlow { .. }), "{error}");
+    assert!(matches!(error, Error::StateDeadline { .. }), "{error}");
     assert_eq!(error.kind(), ErrorKind::Deadline);
 }

@@ -1,4 +1,4 @@
-//! Whom the client trusts over https, and what it says where it does not.
+//! Which servers the client trusts over https, and its errors and hints for the others.
 
 #[allow(
     dead_code,
@@ -30,10 +30,10 @@ fn client(fake: &Fake, trusted: &Path) -> Client {
     Client::new(endpoint).with_trust(Trust::File(trusted.to_owned()))
 }
 
-/// The error of a request that must not come about, and its hint.
+/// The error of a request that must fail, and its hint.
 async fn refusal(client: &Client) -> (Error, String) {
     let error = client.list(&ListFilter::default()).await;
-    let error = error.expect_err("it must not come about");
+    let error = error.expect_err("the request must fail");
     let hint = error.hint().unwrap_or_default();
     (error, hint)
 }
@@ -42,7 +42,7 @@ async fn refusal(client: &Client) -> (Error, String) {
 async fn a_certificate_of_a_trusted_authority_is_good_for_many_requests() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new();
-    let fake = serve(authority.certifies("127.0.0.1"));
+    let fake = serve(authority.acceptor_for("127.0.0.1"));
     let client = client(&fake, &authority.file(folder.path())).with_token(Some("secret".into()));
     for _ in 0..3 {
         client.list(&ListFilter::default()).await.unwrap();
@@ -66,7 +66,7 @@ async fn the_servers_own_certificate_may_be_the_one_to_trust() {
 async fn a_command_is_run_over_tls() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new();
-    let fake = Fake::on_tls(authority.certifies("127.0.0.1"), |_| {
+    let fake = Fake::on_tls(authority.acceptor_for("127.0.0.1"), |_| {
         Answer::upgrade(|io| async move {
             let mut socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
             let output = Message::Binary(b"\x01hello"[..].into());
@@ -90,9 +90,9 @@ async fn a_command_is_run_over_tls() {
 }
 
 #[tokio::test]
-async fn a_stranger_is_not_spoken_to() {
+async fn nothing_is_sent_to_an_untrusted_server() {
     let folder = tempfile::tempdir().unwrap();
-    let fake = serve(Authority::new().certifies("127.0.0.1"));
+    let fake = serve(Authority::new().acceptor_for("127.0.0.1"));
     let other = Authority::new().file(folder.path());
     let (error, hint) = refusal(&client(&fake, &other)).await;
     assert_eq!(error.kind(), ErrorKind::Unreachable);
@@ -124,7 +124,7 @@ async fn each_unusable_certificate_has_its_own_hint() {
         (early, "not valid yet"),
     ];
     for (params, wanted) in cases {
-        let fake = serve(authority.certifies_so(params));
+        let fake = serve(authority.acceptor_with(params));
         let (_, hint) = refusal(&client(&fake, &trusted)).await;
         assert!(hint.contains(wanted), "{wanted}: {hint}");
     }
@@ -136,7 +136,7 @@ async fn each_unusable_certificate_has_its_own_hint() {
 }
 
 #[tokio::test]
-async fn a_server_without_tls_is_told_apart() {
+async fn a_server_without_tls_gets_its_own_hint() {
     let folder = tempfile::tempdir().unwrap();
     let fake = Fake::on_tcp(|_| Answer::json(200, &json!([])));
     let endpoint = fake.address.replace("http://", "https://").parse().unwrap();
@@ -148,9 +148,9 @@ async fn a_server_without_tls_is_told_apart() {
 }
 
 #[tokio::test]
-async fn trusted_files_that_are_none_are_refused_before_anything_is_sent() {
+async fn unusable_files_of_certificates_are_refused_before_anything_is_sent() {
     let folder = tempfile::tempdir().unwrap();
-    let fake = serve(Authority::new().certifies("127.0.0.1"));
+    let fake = serve(Authority::new().acceptor_for("127.0.0.1"));
     let file = folder.path().join("trusted.pem");
     let missing = refusal(&client(&fake, &file)).await;
     std::fs::write(&file, "nonsense").unwrap();
@@ -166,7 +166,7 @@ async fn trusted_files_that_are_none_are_refused_before_anything_is_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handshake_that_does_not_end_has_its_deadline() {
+async fn a_handshake_has_a_deadline() {
     let folder = tempfile::tempdir().unwrap();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,5 +1,5 @@
-//! `mctl bench resume`: chained suspend/resume cycles on a user's own machine, judged as the
-//! end-to-end harness judges its own.
+//! `mctl bench resume`: chained suspend/resume cycles on a user's machine, with the verdict of the
+//! end-to-end harness.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -13,72 +13,74 @@ use cycles::{
 };
 use machine_api::{HostInfo, MachineState};
 
-use super::report::{summary, write};
+use crate::arguments::MachineArg;
+use crate::cycle_report::{print, write_file};
 use crate::error::CommandError;
-use crate::machine_ref;
 use crate::output::Progress;
+use crate::parse;
 use crate::session::Session;
-use crate::span::milliseconds;
+use crate::units::milliseconds;
+use crate::wording::label;
 
-/// Measure a machine of your own
+/// Measure suspends and resumes of a machine
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mctl bench resume web --cycles 100 --assert-flat")]
 pub(crate) struct Args {
     #[command(subcommand)]
-    verb: Verb,
+    benchmark: Benchmark,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum Benchmark {
     Resume(ResumeArgs),
 }
 
-/// Suspend and resume a started machine again and again
+/// Suspend and resume a started machine repeatedly, and judge whether latency stays flat
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The exit code is 8 if a check of a cycle fails, or with --assert-flat if the latency is not flat.
+The exit code is 8 if a check of a cycle fails, or if latency is not flat with --assert-flat.
 
 Example:
   mctl bench resume web --cycles 100 --assert-flat --output report.json")]
 struct ResumeArgs {
-    /// Id, beginning of an id, or name; may be left out if there is only one machine
-    machine: Option<String>,
-    /// How many cycles
+    #[command(flatten)]
+    machine: MachineArg,
+    /// Number of cycles
     #[arg(long, short, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=i64::from(cycles::MAX_CYCLES)))]
     cycles: u32,
     /// Fail unless resume latency stays flat
     #[arg(long)]
     assert_flat: bool,
-    /// Go on when a socket is left over in the guest
+    /// Continue if a vsock socket stays open in the guest
     #[arg(long)]
     allow_leaks: bool,
-    /// File in the guest with a number that a process there keeps counting up
+    /// File in the guest with a number that a process in the guest keeps increasing
     #[arg(long, value_name = "PATH")]
     counter_file: Option<String>,
-    /// Longest time for one suspend or one resume
-    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = crate::span::parse_duration)]
+    /// Time limit for one suspend or one resume
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = parse::duration)]
     step_timeout: Duration,
-    /// Write the report as JSON, and beside it as a page and CSV
+    /// JSON file to write the report to; an HTML page and a CSV file are written beside it
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    let Verb::Resume(args) = args.verb;
+    let Benchmark::Resume(args) = args.benchmark;
     if args.assert_flat && usize::try_from(args.cycles).is_ok_and(|cycles| cycles < MIN_CYCLES) {
         return Err(CommandError::Argument {
             argument: "--cycles",
             reason: format!("--assert-flat needs at least {MIN_CYCLES} for a verdict"),
         });
     }
-    let machine = machine_ref::find(session, args.machine.as_deref()).await?;
+    let machine = args.machine.find(session).await?;
     if machine.state != MachineState::Started {
         return Err(CommandError::NotStarted {
-            machine: crate::transition::label(&machine),
+            machine: label(&machine),
             state: machine.state,
         });
     }
-    let host = described(session.client.host().await?);
+    let host = host_of_report(session.client.host().await?);
     let started_at = jiff::Timestamp::now().to_string();
     let mut subject = MachineSubject::new(
         session.client.clone(),
@@ -103,16 +105,16 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
     let report = Report::of_run(host, started_at, measured);
     if let Some(path) = &args.output {
         let json = serde_json::to_string_pretty(&report).map_err(std::io::Error::from)?;
-        write(path, &json)?;
-        write(&path.with_extension("html"), &report_page(&report))?;
-        write(&path.with_extension("csv"), &cycles_csv(&report.cycles))?;
+        write_file(path, &json)?;
+        write_file(&path.with_extension("html"), &report_page(&report))?;
+        write_file(&path.with_extension("csv"), &cycles_csv(&report.cycles))?;
     }
-    summary(session, &report)?;
+    print(session, &report)?;
     if let Some(failed) = &report.failed_check {
-        let what = session.output.harmless(&failed.message);
+        let message = session.output.harmless(&failed.message);
         return Err(CommandError::CycleFailed {
             cycle: failed.cycle,
-            what,
+            message,
         });
     }
     if args.assert_flat && !report.flatness.flat {
@@ -121,7 +123,7 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
     Ok(())
 }
 
-fn described(info: HostInfo) -> Host {
+fn host_of_report(info: HostInfo) -> Host {
     let kvm = match info.kvm.as_str() {
         "hardware" => KvmKind::Hardware,
         "virtual" => KvmKind::Virtual,
@@ -178,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_cycles_are_taken_than_a_report_can_be_judged_with() {
+    fn the_number_of_cycles_is_bounded() {
         let parsed =
             |cycles: u32| CommandLine::try_parse_from(["resume", "--cycles", &cycles.to_string()]);
         let most = parsed(cycles::MAX_CYCLES).unwrap().arguments;

@@ -1,36 +1,38 @@
-//! `mctl clone`: another machine of the same configuration.
+//! `mctl clone`: creates a machine with the configuration of another one.
 
 use machine_api::{CreateMachine, MachineState};
 
-use super::machine_flags::{MachineFlags, words};
+use crate::arguments::{MachineArg, MachineFlags};
 use crate::error::CommandError;
+use crate::parse;
 use crate::session::Session;
-use crate::{machine_ref, transition};
+use crate::transition::{await_and_report, print_machine};
+use crate::wording::label;
 
-/// Create another machine with the configuration of an existing one
+/// Create a machine with the configuration of another one
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Memory is not cloned: the new machine boots. Published ports of the host are taken already: the
-host chooses other ones, which `mctl status` shows, unless --port gives them all.
+Memory is not cloned: the new machine boots. The host chooses new published ports, because the
+original machine has its own; `mctl status` shows them. --port replaces all of them.
 
 Example:
   mctl clone web --name web2")]
 pub(crate) struct Args {
-    /// Id, beginning of an id, or name; may be left out if there is only one machine
-    machine: Option<String>,
-    /// Name of the new machine; chosen for you if not given
+    #[command(flatten)]
+    machine: MachineArg,
+    /// Name of the new machine; the supervisor chooses one if not given
     #[arg(long, short)]
     name: Option<String>,
-    /// Do not start it
+    /// Do not start the new machine
     #[arg(long)]
     skip_start: bool,
-    /// Another command for the main process, in one string
+    /// Program and arguments of the main process, in one string
     #[arg(long, value_name = "CMD")]
     override_cmd: Option<String>,
-    /// Without a command of its own, so that the image's runs
+    /// Remove the command, so that the image's command runs
     #[arg(long, conflicts_with = "override_cmd")]
     clear_cmd: bool,
-    /// Keep the new machine once its main process has ended
+    /// Keep the new machine when its main process has ended
     #[arg(long)]
     clear_auto_destroy: bool,
     #[command(flatten)]
@@ -38,8 +40,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    let model = machine_ref::find(session, args.machine.as_deref()).await?;
-    let mut config = model.config;
+    let original = args.machine.find(session).await?;
+    let mut config = original.config;
     if args.flags.publishes() {
         config.services.clear();
     }
@@ -51,7 +53,8 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
         config.init.get_or_insert_default().cmd.clear();
     }
     if let Some(line) = &args.override_cmd {
-        config.init.get_or_insert_default().cmd = words("--override-cmd", line)?;
+        config.init.get_or_insert_default().cmd =
+            parse::words(line).map_err(CommandError::of_argument("--override-cmd"))?;
     }
     config.auto_destroy &= !args.clear_auto_destroy;
     args.flags.apply(&mut config)?;
@@ -63,9 +66,10 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
     };
     let machine = session.client.create(&request).await?;
     if args.skip_start {
-        let label = transition::label(&machine);
-        session.output.note(&format!("{label}: created"));
-        return transition::print(session, &machine);
+        session
+            .output
+            .note(&format!("{}: created", label(&machine)));
+        return print_machine(session, &machine);
     }
-    transition::await_and_report(session, &machine, MachineState::Started).await
+    await_and_report(session, &machine, MachineState::Started).await
 }

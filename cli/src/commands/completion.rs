@@ -1,21 +1,25 @@
-//! `mctl completion`: what a shell needs to complete command lines.
+//! `mctl completion`: the script with which a shell completes command lines of mctl.
 
 use clap_complete::Shell;
 
-use crate::args::definition;
 use crate::error::CommandError;
 use crate::session::Session;
 
-/// Print the completion script of a shell
+/// Print the completion script for a shell
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mctl completion bash > /etc/bash_completion.d/mctl")]
 pub(crate) struct Args {
-    /// Which shell
+    /// Shell that the script is for
     shell: Shell,
 }
 
-pub(crate) fn run(session: &Session, args: &Args) -> Result<(), CommandError> {
+/// `definition` is the command line to complete.
+pub(crate) fn run(
+    session: &Session,
+    args: &Args,
+    mut definition: clap::Command,
+) -> Result<(), CommandError> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut definition(), "mctl", &mut script);
+    clap_complete::generate(args.shell, &mut definition, "mctl", &mut script);
     Ok(session.output.raw(&script)?)
 }

@@ -1,28 +1,27 @@
-//! `mctl cordon` and `mctl uncordon`: whether new connections are routed to a machine.
+//! `mctl cordon` and `mctl uncordon`: whether new connections are routed to machines.
 
+use crate::arguments::MachinesArg;
+use crate::each_machine::for_each;
 use crate::error::CommandError;
 use crate::session::Session;
-use crate::{machine_ref, transition};
+use crate::wording::label;
 
-/// Route no new connections to machines, or (uncordon) route them again
+/// Stop routing new connections to machines
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  mctl cordon web && mctl update web --env V=2 --yes && mctl uncordon web"
 )]
 pub(crate) struct Args {
-    /// Id, beginning of an id, or name; may be left out if there is only one machine
-    #[arg(value_name = "MACHINE")]
-    machines: Vec<String>,
+    #[command(flatten)]
+    machines: MachinesArg,
 }
 
-pub(crate) async fn run(session: &Session, args: Args, on: bool) -> Result<(), CommandError> {
-    let machines = machine_ref::find_all(session, &args.machines).await?;
-    let done = if on { "cordoned" } else { "uncordoned" };
-    transition::for_each(session, machines, async |machine| {
-        session.client.set_cordoned(&machine.id, on).await?;
-        session
-            .output
-            .note(&format!("{}: {done}", transition::label(&machine)));
+pub(crate) async fn run(session: &Session, args: Args, cordoned: bool) -> Result<(), CommandError> {
+    let machines = args.machines.find(session).await?;
+    let done = if cordoned { "cordoned" } else { "uncordoned" };
+    for_each(session, machines, async |machine| {
+        session.client.set_cordoned(&machine.id, cordoned).await?;
+        session.output.note(&format!("{}: {done}", label(&machine)));
         Ok(())
     })
     .await

@@ -1,4 +1,4 @@
-//! `mctl cp`: files in and out of a machine.
+//! `mctl cp`: copies a file into a machine or out of it.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
@@ -9,37 +9,37 @@ use std::sync::Arc;
 use futures_util::stream;
 use machine_api::Machine;
 
+use crate::arguments::find_machine;
 use crate::error::CommandError;
-use crate::machine_ref;
 use crate::output::Progress;
 use crate::session::Session;
-use crate::span::bytes;
+use crate::units::bytes;
 
-/// Bytes read at a time.
-const PIECE_BYTES: usize = 256 << 10;
+/// Bytes that are read and sent at a time.
+const CHUNK_BYTES: usize = 256 << 10;
 
 /// Copy a file into a machine or out of it
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-One side is MACHINE:/absolute/path. The file appears whole or not at all.
+One of FROM and TO is MACHINE:/absolute/path. The copy appears complete or not at all.
 
 Example:
   mctl cp ./site.tar web:/srv/site.tar && mctl cp web:/var/log/app.log .")]
 pub(crate) struct Args {
-    /// File to copy
+    /// File to copy: PATH or MACHINE:PATH
     from: String,
-    /// Where to
+    /// Path of the copy: PATH or MACHINE:PATH
     to: String,
 }
 
-/// One side of a copy.
-enum Side<'a> {
+/// Where a file is.
+enum Place<'a> {
     Guest { machine: &'a str, path: &'a str },
     Host(&'a Path),
 }
 
-impl<'a> Side<'a> {
-    /// `NAME:/path` is in a guest, unless there is a `/` before the colon.
+impl<'a> Place<'a> {
+    /// `MACHINE:PATH` is in a guest, unless there is a `/` before the colon.
     fn parse(text: &'a str) -> Self {
         match text.split_once(':') {
             Some((machine, path)) if !machine.is_empty() && !machine.contains('/') => {
@@ -51,19 +51,19 @@ impl<'a> Side<'a> {
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    match (Side::parse(&args.from), Side::parse(&args.to)) {
-        (Side::Host(file), Side::Guest { machine, path }) => {
-            let machine = machine_ref::find(session, Some(machine)).await?;
+    match (Place::parse(&args.from), Place::parse(&args.to)) {
+        (Place::Host(file), Place::Guest { machine, path }) => {
+            let machine = find_machine(session, machine).await?;
             copy_in(session, file, &machine, path).await
         }
-        (Side::Guest { machine, path }, Side::Host(file)) => {
-            let machine = machine_ref::find(session, Some(machine)).await?;
+        (Place::Guest { machine, path }, Place::Host(file)) => {
+            let machine = find_machine(session, machine).await?;
             copy_out(session, &machine, path, file).await
         }
-        (Side::Host(_), Side::Host(_)) | (Side::Guest { .. }, Side::Guest { .. }) => {
+        (Place::Host(_), Place::Host(_)) | (Place::Guest { .. }, Place::Guest { .. }) => {
             Err(CommandError::Argument {
                 argument: "cp",
-                reason: "exactly one side has to be MACHINE:/path".to_owned(),
+                reason: "exactly one of FROM and TO must be MACHINE:/path".to_owned(),
             })
         }
     }
@@ -76,13 +76,13 @@ async fn copy_in(
     path: &str,
 ) -> Result<(), CommandError> {
     let failed = |source| CommandError::File {
-        what: "read",
+        action: "read",
         path: from.to_owned(),
         source,
     };
     let file = File::open(from).map_err(failed)?;
-    let about = file.metadata().map_err(failed)?;
-    if !about.is_file() {
+    let attributes = file.metadata().map_err(failed)?;
+    if !attributes.is_file() {
         return Err(failed(io::Error::from(io::ErrorKind::IsADirectory)));
     }
     let path = if path.ends_with('/') {
@@ -90,13 +90,13 @@ async fn copy_in(
     } else {
         path.to_owned()
     };
-    let size = about.len();
+    let size = attributes.len();
     let progress = Arc::new(session.output.progress_in_bytes(size));
-    let mode = about.permissions().mode() & 0o777;
-    let pieces = stream::unfold((file, 0, Arc::clone(&progress)), read_piece);
+    let mode = attributes.permissions().mode() & 0o777;
+    let chunks = stream::unfold((file, 0, Arc::clone(&progress)), read_chunk);
     let written = session
         .client
-        .write_file(&machine.id, &path, mode, size, pieces)
+        .write_file(&machine.id, &path, mode, size, chunks)
         .await?;
     drop(progress);
     session.output.note(&format!(
@@ -107,20 +107,21 @@ async fn copy_in(
     Ok(())
 }
 
-type Reading = (File, u64, Arc<Progress>);
+/// The file, the number of bytes that are read already, and the progress bar.
+type ReadState = (File, u64, Arc<Progress>);
 
-/// Reading a local file is quick enough not to need a thread of its own.
-async fn read_piece(
-    (mut file, done, progress): Reading,
-) -> Option<(io::Result<client::Bytes>, Reading)> {
-    let mut piece = vec![0; PIECE_BYTES];
-    match file.read(&mut piece) {
+/// Reads the next chunk. A local file is read quickly enough to do it without a thread.
+async fn read_chunk(
+    (mut file, done, progress): ReadState,
+) -> Option<(io::Result<client::Bytes>, ReadState)> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    match file.read(&mut chunk) {
         Ok(0) => None,
         Ok(length) => {
-            piece.truncate(length);
+            chunk.truncate(length);
             let done = done + length as u64;
             progress.advance_to(done, "");
-            Some((Ok(piece.into()), (file, done, progress)))
+            Some((Ok(chunk.into()), (file, done, progress)))
         }
         Err(error) => Some((Err(error), (file, done, progress))),
     }
@@ -138,24 +139,25 @@ async fn copy_out(
         to.to_owned()
     };
     let failed = |source| CommandError::File {
-        what: "write",
+        action: "write",
         path: to.clone(),
         source,
     };
     let mut content = session.client.read_file(&machine.id, path).await?;
-    let partial = Partial::beside(&to);
+    let partial = PartialFile::beside(&to);
     let mut file = File::create(&partial.path).map_err(failed)?;
     let progress = session
         .output
         .progress_in_bytes(content.size_bytes.unwrap_or(0));
     let mut done = 0;
-    while let Some(piece) = content.next().await? {
-        file.write_all(&piece).map_err(failed)?;
-        done += piece.len() as u64;
+    while let Some(chunk) = content.next().await? {
+        file.write_all(&chunk).map_err(failed)?;
+        done += chunk.len() as u64;
         progress.advance_to(done, "");
     }
     drop(progress);
-    // A guest decides who may read and run the file, but not that it runs as somebody else.
+    // The guest decides who may read and execute the file. Set-user-ID and set-group-ID bits are
+    // dropped.
     if let Some(mode) = content.mode {
         file.set_permissions(Permissions::from_mode(mode & 0o777))
             .map_err(failed)?;
@@ -167,12 +169,12 @@ async fn copy_out(
     Ok(())
 }
 
-/// A file that is not whole yet; removed unless it was renamed.
-struct Partial {
+/// The file while it is incomplete. Dropping it removes the file, unless it was renamed.
+struct PartialFile {
     path: PathBuf,
 }
 
-impl Partial {
+impl PartialFile {
     fn beside(target: &Path) -> Self {
         let name = format!(".{}.{}.partial", file_name(target), std::process::id());
         Self {
@@ -181,9 +183,9 @@ impl Partial {
     }
 }
 
-impl Drop for Partial {
+impl Drop for PartialFile {
     fn drop(&mut self) {
-        // After the rename there is nothing left to remove.
+        // It fails after the rename, when there is nothing to remove.
         let _ = fs::remove_file(&self.path);
     }
 }

@@ -1,34 +1,34 @@
-//! `mctl destroy`: removes machines for good, after asking.
+//! `mctl destroy`: removes machines for good, after a confirmation.
 
-use std::io::{self, IsTerminal};
-
+use crate::arguments::MachinesArg;
+use crate::confirm::confirm;
+use crate::each_machine::for_each;
 use crate::error::CommandError;
 use crate::session::Session;
-use crate::{machine_ref, transition};
+use crate::wording::label;
 
-/// Destroy machines with everything that belongs to them
+/// Destroy machines and everything that belongs to them
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mctl destroy web --force --yes")]
 pub(crate) struct Args {
-    /// Id, beginning of an id, or name; may be left out if there is only one machine
-    #[arg(value_name = "MACHINE")]
-    machines: Vec<String>,
-    /// Destroy a machine that is running, too
+    #[command(flatten)]
+    machines: MachinesArg,
+    /// Destroy running machines, too
     #[arg(long, short)]
     force: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long, short)]
     yes: bool,
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    let machines = machine_ref::find_all(session, &args.machines).await?;
+    let machines = args.machines.find(session).await?;
     if !args.yes {
-        let labels: Vec<String> = machines.iter().map(transition::label).collect();
+        let labels: Vec<String> = machines.iter().map(label).collect();
         confirm(session, &format!("destroy {}?", labels.join(", ")))?;
     }
-    transition::for_each(session, machines, async |machine| {
-        let label = transition::label(&machine);
+    for_each(session, machines, async |machine| {
+        let label = label(&machine);
         {
             let _spinner = session.output.spinner(format!("destroying {label}"));
             session.client.destroy(&machine.id, args.force).await?;
@@ -44,16 +44,4 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
         Ok(())
     })
     .await
-}
-
-/// Goes on only if somebody says yes.
-pub(crate) fn confirm(session: &Session, question: &str) -> Result<(), CommandError> {
-    if !io::stdin().is_terminal() {
-        return Err(CommandError::NobodyToAsk);
-    }
-    if session.output.confirm(question)? {
-        Ok(())
-    } else {
-        Err(CommandError::NotConfirmed)
-    }
 }

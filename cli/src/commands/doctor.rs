@@ -1,4 +1,4 @@
-//! `mctl doctor`: what this host and its supervisor need, what is there, what to do.
+//! `mctl doctor`: checks what a host needs to run machines, and says what to do about problems.
 
 mod host;
 mod vsock;
@@ -10,32 +10,32 @@ use crate::error::CommandError;
 use crate::output::{Cell, Style, Table};
 use crate::session::Session;
 
-/// Check whether this host can run machines, and say what is missing
+/// Check whether this host can run machines
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mctl doctor || mctl doctor --json | jq .checks")]
 pub(crate) struct Args {
     #[command(subcommand)]
-    about: Option<About>,
+    subject: Option<Subject>,
 }
 
 #[derive(Debug, Subcommand)]
-enum About {
+enum Subject {
     Vsock(vsock::Args),
 }
 
-/// How good it is.
+/// Result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Grade {
     /// As it should be.
     Ok,
-    /// Works, but somebody should know.
+    /// Machines run, but an operator should know.
     Warning,
     /// Keeps machines from running.
     Problem,
 }
 
-/// One thing that was looked at.
+/// One check, its result, and what to do.
 #[derive(Debug, Serialize)]
 struct Finding {
     check: &'static str,
@@ -75,12 +75,12 @@ impl Finding {
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    if let Some(About::Vsock(args)) = args.about {
+    if let Some(Subject::Vsock(args)) = args.subject {
         return vsock::run(session, args).await;
     }
     let findings = {
-        let _spinner = session.output.spinner("looking at the host".to_owned());
-        host::examine(session).await
+        let _spinner = session.output.spinner("checking the host".to_owned());
+        host::check(session).await
     };
     if session.output.is_json() {
         session

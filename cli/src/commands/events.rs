@@ -1,32 +1,29 @@
-//! `mctl events`: what happened to a machine.
+//! `mctl events`: the events of a machine.
 
 use machine_api::MachineEvent;
 
-use super::status::{event_name, events_table};
+use crate::arguments::MachineArg;
 use crate::error::CommandError;
-use crate::machine_ref;
 use crate::session::Session;
-use crate::span::{at_millisecond, milliseconds};
-use crate::wording::event_details;
+use crate::units::{milliseconds, rfc3339_of_ms};
+use crate::wording::{event_details, event_name, events_table};
 
-/// Show what happened to a machine, oldest first
+/// Show the events of a machine, oldest first
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mctl events web --follow")]
 pub(crate) struct Args {
-    /// Id, beginning of an id, or name; may be left out if there is only one machine
-    machine: Option<String>,
-    /// Go on with new events until the machine is destroyed
+    #[command(flatten)]
+    machine: MachineArg,
+    /// Print new events, too, until the machine is destroyed
     #[arg(long, short)]
     follow: bool,
-    /// So many of the newest
+    /// Number of past events to show
     #[arg(long, short = 'n', value_name = "N", default_value_t = 50)]
     limit: u32,
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    let id = machine_ref::find(session, args.machine.as_deref())
-        .await?
-        .id;
+    let id = args.machine.find(session).await?.id;
     if args.follow {
         let mut events = session.client.follow_events(&id, args.limit).await?;
         while let Some(event) = events.next().await? {
@@ -48,7 +45,7 @@ fn print(session: &Session, event: &MachineEvent) -> Result<(), CommandError> {
     }
     let mut line = format!(
         "{} {} {} by {}",
-        at_millisecond(event.timestamp),
+        rfc3339_of_ms(event.timestamp),
         event_name(event),
         event.status,
         event.source

@@ -1,4 +1,4 @@
-//! `mctl exec`: runs a command in a machine; its streams and its exit code become ours.
+//! `mctl exec`: runs a command in a machine. Its input, output and exit code are those of mctl.
 
 use std::io::{self, Read};
 use std::time::Duration;
@@ -8,43 +8,43 @@ use machine_api::ExecRequest;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::machine_flags::{parse_pair, words};
+use crate::arguments::MachineArg;
 use crate::error::CommandError;
-use crate::machine_ref;
+use crate::parse;
 use crate::session::Session;
 use crate::terminal::{self, RawTerminal};
 
-/// Bytes of standard input passed on at a time.
+/// Bytes of standard input that are sent at a time.
 const INPUT_BYTES: usize = 32 << 10;
 
 /// Run a command in a machine
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The exit code is that of the command, 128 + N if signal N ended it, 125 if mctl itself failed.
-With --json the output is collected and printed at the end; a minute is then the usual limit.
+The exit code is that of the command, 128 + N if signal N ended it, or 125 if mctl itself failed.
+With --json the output is printed when the command ends, and the default of --timeout is 1m.
 
 Example:
   mctl exec -it web -- sh
   mctl exec web 'ls -l /etc'")]
 pub(crate) struct Args {
-    /// Id, beginning of an id, or name; may be left out if there is only one machine
-    machine: Option<String>,
-    /// Pass standard input on
+    #[command(flatten)]
+    machine: MachineArg,
+    /// Send standard input to the command
     #[arg(long, short)]
     interactive: bool,
-    /// Give the command a terminal
+    /// Run the command on a terminal
     #[arg(long, short, conflicts_with = "json")]
     tty: bool,
-    /// Environment variable of the command; can be repeated
-    #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse_pair, conflicts_with = "json")]
+    /// Environment variable for the command; can be repeated
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse::key_value, conflicts_with = "json")]
     env: Vec<(String, String)>,
     /// Working directory of the command
     #[arg(long, short = 'w', value_name = "PATH", conflicts_with = "json")]
     cwd: Option<String>,
     /// Kill the command after this time
-    #[arg(long, value_name = "TIME", value_parser = crate::span::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse::duration)]
     timeout: Option<Duration>,
-    /// Program and arguments in one string, in place of those behind --
+    /// Program and arguments in one string, instead of after --
     #[arg(value_name = "CMD", conflicts_with = "command", requires = "machine")]
     line: Option<String>,
     /// Program and arguments
@@ -54,13 +54,11 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(session: &Session, mut args: Args) -> Result<u8, CommandError> {
     if let Some(line) = &args.line {
-        args.command = words("CMD", line)?;
+        args.command = parse::words(line).map_err(CommandError::of_argument("CMD"))?;
     }
-    let id = machine_ref::find(session, args.machine.as_deref())
-        .await?
-        .id;
+    let id = args.machine.find(session).await?.id;
     if session.output.is_json() {
-        return collected(session, &id, args).await;
+        return run_collected(session, &id, args).await;
     }
     let command = Command {
         argv: args.command,
@@ -75,7 +73,7 @@ pub(crate) async fn run(session: &Session, mut args: Args) -> Result<u8, Command
     } else {
         None
     };
-    let feeding = tokio::spawn(feed(input, args.interactive, args.tty));
+    let forwarding = tokio::spawn(forward_input(input, args.interactive, args.tty));
     let end = loop {
         match output.next().await? {
             Piece::Stdout(bytes) => session.output.raw(&bytes)?,
@@ -83,21 +81,23 @@ pub(crate) async fn run(session: &Session, mut args: Args) -> Result<u8, Command
             Piece::Ended(end) => break end,
         }
     };
-    feeding.abort();
+    forwarding.abort();
     drop(raw);
     if end.timed_out {
-        session.output.warning("killed at its timeout");
+        session
+            .output
+            .warning("the command was killed at its timeout");
     }
     if end.oom_killed {
         session
             .output
-            .warning("killed because the guest ran out of memory");
+            .warning("the command was killed because the guest ran out of memory");
     }
     Ok(exit_code(end))
 }
 
-/// The API's one-shot form: everything at the end, for programs.
-async fn collected(session: &Session, id: &str, args: Args) -> Result<u8, CommandError> {
+/// Runs the command with one request, and prints its output at the end, for programs.
+async fn run_collected(session: &Session, id: &str, args: Args) -> Result<u8, CommandError> {
     let mut stdin = None;
     if args.interactive {
         let mut bytes = Vec::new();
@@ -123,7 +123,7 @@ async fn collected(session: &Session, id: &str, args: Args) -> Result<u8, Comman
     }))
 }
 
-/// As a shell reports it.
+/// The exit code that a shell reports for this end.
 fn exit_code(end: CommandEnd) -> u8 {
     let number = match end.exit_signal {
         signal if signal > 0 => signal.saturating_add(128),
@@ -132,12 +132,12 @@ fn exit_code(end: CommandEnd) -> u8 {
     u8::try_from(number).unwrap_or(u8::MAX)
 }
 
-/// Passes input and window sizes on. An input that can't be passed on any more is no error here:
-/// the command may have ended, and its end comes the other way.
-async fn feed(mut input: CommandInput, interactive: bool, tty: bool) {
+/// Sends standard input and window sizes to the command. A failure ends it without an error: the
+/// command may have ended, and its output reports that.
+async fn forward_input(mut input: CommandInput, interactive: bool, tty: bool) {
     if !interactive {
-        if input.end().await.is_ok() {
-            // Dropping this half would not hurt, but the other is told apart more easily.
+        if input.close().await.is_ok() {
+            // Keeps this half alive until the task is aborted: the command ends when both are dropped.
             std::future::pending::<()>().await;
         }
         return;
@@ -147,10 +147,10 @@ async fn feed(mut input: CommandInput, interactive: bool, tty: bool) {
     } else {
         None
     };
-    let mut typed = typed();
+    let mut input_bytes = read_stdin();
     loop {
         tokio::select! {
-            bytes = typed.recv() => {
+            bytes = input_bytes.recv() => {
                 let sent = match bytes {
                     Some(bytes) => input.write(&bytes).await,
                     None => break,
@@ -167,7 +167,7 @@ async fn feed(mut input: CommandInput, interactive: bool, tty: bool) {
             }
         }
     }
-    if input.end().await.is_ok() {
+    if input.close().await.is_ok() {
         std::future::pending::<()>().await;
     }
 }
@@ -181,9 +181,9 @@ async fn next_resize(resized: &mut Option<Signal>) {
     }
 }
 
-/// Standard input, read by a thread of its own that ends with the process: a read of a terminal
-/// can't be called off.
-fn typed() -> mpsc::Receiver<Vec<u8>> {
+/// Reads standard input in a thread, which ends with the process: a read of a terminal cannot be
+/// cancelled.
+fn read_stdin() -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel(4);
     std::thread::spawn(move || {
         let mut stdin = io::stdin().lock();

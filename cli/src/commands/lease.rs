@@ -1,4 +1,4 @@
-//! `mctl lease`: the right to change a machine, for a while and alone.
+//! `mctl lease`: the exclusive right to change a machine, for a limited time.
 
 use std::time::Duration;
 
@@ -6,96 +6,98 @@ use clap::Subcommand;
 use client::ErrorKind;
 use machine_api::{Lease, LeaseRequest};
 
+use crate::arguments::{MachinesArg, RequiredMachineArg};
+use crate::each_machine::for_each;
 use crate::error::CommandError;
 use crate::output::Table;
+use crate::parse;
 use crate::session::Session;
-use crate::span::{at_second, parse_duration};
-use crate::{machine_ref, transition};
+use crate::units::rfc3339_of_s;
+use crate::wording::label;
 
-/// Take, refresh, show, release and clear the lease on a machine
+/// Take, refresh, show and release the lease on a machine
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The nonce that `acquire` prints goes into --lease or MCTL_LEASE of later calls.
+Give the nonce that `acquire` prints to later calls as --lease or MCTL_LEASE.
 
 Example:
   export MCTL_LEASE=$(mctl lease acquire web --ttl 5m)")]
 pub(crate) struct Args {
     #[command(subcommand)]
-    verb: Verb,
+    action: Action,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum Action {
     /// Take the lease and print its nonce
     #[command(after_help = "Example:\n  mctl lease acquire web --ttl 5m --description deploy")]
     Acquire {
-        /// Id, beginning of an id, or name
-        machine: String,
-        /// How long it lasts
-        #[arg(long, default_value = "60s", value_parser = parse_duration)]
+        #[command(flatten)]
+        machine: RequiredMachineArg,
+        /// How long the lease lasts
+        #[arg(long, default_value = "60s", value_parser = parse::duration)]
         ttl: Duration,
-        /// What it is for
+        /// Purpose of the lease
         #[arg(long)]
         description: Option<String>,
     },
-    /// Prolong the lease that you hold; needs --lease or MCTL_LEASE
+    /// Extend the lease that you hold; needs --lease or MCTL_LEASE
     #[command(after_help = "Example:\n  mctl lease refresh web --ttl 5m")]
     Refresh {
-        /// Id, beginning of an id, or name
-        machine: String,
-        /// How long it lasts from now on
-        #[arg(long, default_value = "60s", value_parser = parse_duration)]
+        #[command(flatten)]
+        machine: RequiredMachineArg,
+        /// How long the lease lasts from now on
+        #[arg(long, default_value = "60s", value_parser = parse::duration)]
         ttl: Duration,
     },
-    /// Show who holds the lease, and until when
+    /// Show who holds the lease and when it ends
     #[command(after_help = "Example:\n  mctl lease view web")]
     View {
-        /// Id, beginning of an id, or name
-        machine: String,
+        #[command(flatten)]
+        machine: RequiredMachineArg,
     },
-    /// Give back the lease that you hold; needs --lease or MCTL_LEASE
+    /// Release the lease that you hold; needs --lease or MCTL_LEASE
     #[command(after_help = "Example:\n  mctl lease release web")]
     Release {
-        /// Id, beginning of an id, or name
-        machine: String,
+        #[command(flatten)]
+        machine: RequiredMachineArg,
     },
-    /// Take a machine's lease away from whoever holds it
+    /// Release the leases on machines, whoever holds them
     #[command(after_help = "Example:\n  mctl lease clear web")]
     Clear {
-        /// Id, beginning of an id, or name; may be left out if there is only one machine
-        #[arg(value_name = "MACHINE")]
-        machines: Vec<String>,
+        #[command(flatten)]
+        machines: MachinesArg,
     },
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    match args.verb {
-        Verb::Acquire {
+    match args.action {
+        Action::Acquire {
             machine,
             ttl,
             description,
         } => take(session, &machine, ttl, description).await,
-        Verb::Refresh { machine, ttl } => {
-            needs_nonce(session)?;
+        Action::Refresh { machine, ttl } => {
+            require_nonce(session)?;
             take(session, &machine, ttl, None).await
         }
-        Verb::View { machine } => {
-            let id = machine_ref::find(session, Some(&machine)).await?.id;
+        Action::View { machine } => {
+            let id = machine.find(session).await?.id;
             show(session, &session.client.lease(&id).await?)
         }
-        Verb::Release { machine } => {
-            needs_nonce(session)?;
-            let id = machine_ref::find(session, Some(&machine)).await?.id;
+        Action::Release { machine } => {
+            require_nonce(session)?;
+            let id = machine.find(session).await?.id;
             Ok(session.client.release_lease(&id).await?)
         }
-        Verb::Clear { machines } => clear(session, &machines).await,
+        Action::Clear { machines } => clear(session, &machines).await,
     }
 }
 
-async fn clear(session: &Session, machines: &[String]) -> Result<(), CommandError> {
-    let machines = machine_ref::find_all(session, machines).await?;
-    transition::for_each(session, machines, async |machine| {
-        let label = transition::label(&machine);
+async fn clear(session: &Session, machines: &MachinesArg) -> Result<(), CommandError> {
+    let machines = machines.find(session).await?;
+    for_each(session, machines, async |machine| {
+        let label = label(&machine);
         let lease = match session.client.lease(&machine.id).await {
             Ok(lease) => lease,
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -114,19 +116,21 @@ async fn clear(session: &Session, machines: &[String]) -> Result<(), CommandErro
 
 async fn take(
     session: &Session,
-    machine: &str,
+    machine: &RequiredMachineArg,
     ttl: Duration,
     description: Option<String>,
 ) -> Result<(), CommandError> {
-    let id = machine_ref::find(session, Some(machine)).await?.id;
+    let id = machine.find(session).await?.id;
     let ttl = Some(u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX));
     let request = LeaseRequest { ttl, description };
     let lease = session.client.take_lease(&id, &request).await?;
     if session.output.is_json() {
         return Ok(session.output.json(&lease)?);
     }
-    let until = at_second(lease.expires_at);
-    session.output.note(&format!("held until {until}"));
+    let until = rfc3339_of_s(lease.expires_at);
+    session
+        .output
+        .note(&format!("the lease lasts until {until}"));
     Ok(session.output.line(&lease.nonce)?)
 }
 
@@ -136,13 +140,13 @@ fn show(session: &Session, lease: &Lease) -> Result<(), CommandError> {
     }
     let mut table = Table::fields();
     table.field("owner", lease.owner.as_str());
-    table.field("expires", at_second(lease.expires_at));
+    table.field("expires", rfc3339_of_s(lease.expires_at));
     table.field("description", lease.description.as_str());
     table.field("version", lease.version.as_str());
     Ok(session.output.table(&table)?)
 }
 
-fn needs_nonce(session: &Session) -> Result<(), CommandError> {
+fn require_nonce(session: &Session) -> Result<(), CommandError> {
     if session.holds_lease {
         Ok(())
     } else {

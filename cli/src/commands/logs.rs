@@ -1,32 +1,34 @@
-//! `mctl logs`: output of the main process, the console, and the supervisor's remarks.
+//! `mctl logs`: the log of a machine, with the output of its main process, its console, and
+//! messages of the supervisor.
 
 use client::LogFilter;
 use machine_api::{LogLine, LogSource};
 
+use crate::arguments::MachineArg;
 use crate::error::CommandError;
 use crate::output::Style;
+use crate::parse;
 use crate::session::Session;
-use crate::{machine_ref, span};
 
-/// Show the output of a machine
+/// Show the log of a machine
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mctl logs web --follow --since 10m")]
 pub(crate) struct Args {
-    /// Id, beginning of an id, or name; may be left out if there is only one machine
-    machine: Option<String>,
-    /// Go on with new lines
+    #[command(flatten)]
+    machine: MachineArg,
+    /// Print new lines, too, until interrupted
     #[arg(long, short)]
     follow: bool,
-    /// Only lines from then on: how long ago (10m), or a time (2026-01-31T12:00:00Z)
-    #[arg(long, value_name = "TIME", value_parser = span::parse_since)]
+    /// Only lines since this time: how long ago (10m), or a point in time (2026-01-31T12:00:00Z)
+    #[arg(long, value_name = "TIME", value_parser = parse::since)]
     since: Option<String>,
-    /// Only so many of the last lines
+    /// Only this many of the last lines
     #[arg(long, short = 'n', value_name = "N")]
     tail: Option<u64>,
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    let machine = machine_ref::find(session, args.machine.as_deref()).await?;
+    let machine = args.machine.find(session).await?;
     let filter = LogFilter {
         follow: args.follow,
         since: args.since,

@@ -1,9 +1,8 @@
-//! `mctl man`: manual pages made from the same definition as the help texts.
+//! `mctl man`: manual pages, generated from the definition of the command line.
 
 use std::fs;
 use std::path::PathBuf;
 
-use crate::args::definition;
 use crate::error::CommandError;
 use crate::session::Session;
 
@@ -11,19 +10,24 @@ use crate::session::Session;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mctl man --output /usr/local/share/man/man1")]
 pub(crate) struct Args {
-    /// Folder to write them to; made if it is not there
+    /// Folder for the pages; created if missing
     #[arg(long, short, value_name = "DIR")]
     output: PathBuf,
 }
 
-pub(crate) fn run(session: &Session, args: &Args) -> Result<(), CommandError> {
-    let failed = |what, source| CommandError::File {
-        what,
+/// `definition` is the command line to describe.
+pub(crate) fn run(
+    session: &Session,
+    args: &Args,
+    definition: clap::Command,
+) -> Result<(), CommandError> {
+    let failed = |action, source| CommandError::File {
+        action,
         path: args.output.clone(),
         source,
     };
-    fs::create_dir_all(&args.output).map_err(|source| failed("make the folder", source))?;
-    clap_mangen::generate_to(definition(), &args.output)
+    fs::create_dir_all(&args.output).map_err(|source| failed("create the folder", source))?;
+    clap_mangen::generate_to(definition, &args.output)
         .map_err(|source| failed("write manual pages to", source))?;
     let folder = args.output.display();
     session

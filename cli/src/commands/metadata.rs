@@ -1,63 +1,63 @@
-//! `mctl metadata`: free key/value pairs, changed without a new version.
+//! `mctl metadata`: the key/value pairs of a machine, changed without a new version.
 
 use clap::Subcommand;
 
-use super::machine_flags::parse_pair;
+use crate::arguments::RequiredMachineArg;
 use crate::error::CommandError;
-use crate::machine_ref;
 use crate::output::Table;
+use crate::parse;
 use crate::session::Session;
 
-/// Read and change the metadata of a machine
+/// Show, set and delete metadata of a machine
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mctl metadata set web team=shop && mctl metadata get web team")]
 pub(crate) struct Args {
     #[command(subcommand)]
-    verb: Verb,
+    action: Action,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum Action {
     /// Show all pairs, or one value
     #[command(after_help = "Example:\n  mctl metadata get web team")]
     Get {
-        /// Id, beginning of an id, or name
-        machine: String,
-        /// Key of the value
+        #[command(flatten)]
+        machine: RequiredMachineArg,
+        /// Key whose value is shown
         key: Option<String>,
     },
     /// Set pairs
     #[command(after_help = "Example:\n  mctl metadata set web team=shop tier=1")]
     Set {
-        /// Id, beginning of an id, or name
-        machine: String,
-        /// What to set
-        #[arg(required = true, value_name = "KEY=VALUE", value_parser = parse_pair)]
+        #[command(flatten)]
+        machine: RequiredMachineArg,
+        /// Pairs to set
+        #[arg(required = true, value_name = "KEY=VALUE", value_parser = parse::key_value)]
         pairs: Vec<(String, String)>,
     },
     /// Delete pairs
     #[command(after_help = "Example:\n  mctl metadata delete web team")]
     Delete {
-        /// Id, beginning of an id, or name
-        machine: String,
-        /// What to delete
+        #[command(flatten)]
+        machine: RequiredMachineArg,
+        /// Keys to delete
         #[arg(required = true, value_name = "KEY")]
         keys: Vec<String>,
     },
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    match args.verb {
-        Verb::Get { machine, key } => get(session, &machine, key).await,
-        Verb::Set { machine, pairs } => {
-            let id = machine_ref::find(session, Some(&machine)).await?.id;
+    match args.action {
+        Action::Get { machine, key } => get(session, &machine, key).await,
+        Action::Set { machine, pairs } => {
+            let id = machine.find(session).await?.id;
             for (key, value) in pairs {
                 session.client.set_metadata(&id, &key, &value).await?;
             }
             Ok(())
         }
-        Verb::Delete { machine, keys } => {
-            let id = machine_ref::find(session, Some(&machine)).await?.id;
+        Action::Delete { machine, keys } => {
+            let id = machine.find(session).await?.id;
             for key in keys {
                 session.client.delete_metadata(&id, &key).await?;
             }
@@ -66,8 +66,12 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
     }
 }
 
-async fn get(session: &Session, machine: &str, key: Option<String>) -> Result<(), CommandError> {
-    let id = machine_ref::find(session, Some(machine)).await?.id;
+async fn get(
+    session: &Session,
+    machine: &RequiredMachineArg,
+    key: Option<String>,
+) -> Result<(), CommandError> {
+    let id = machine.find(session).await?.id;
     let all = session.client.metadata(&id).await?;
     if let Some(key) = key {
         let Some(value) = all.get(&key) else {

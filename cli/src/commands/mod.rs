@@ -1,4 +1,4 @@
-//! The verbs, one file each: its arguments, and what it does with them.
+//! The commands, a file each with its arguments and its work, and the list of all of them.
 
 mod bench;
 mod clone;
@@ -14,7 +14,6 @@ mod exec;
 mod lease;
 mod list;
 mod logs;
-mod machine_flags;
 mod man;
 mod metadata;
 mod ps;
@@ -38,7 +37,7 @@ use clap::Subcommand;
 use crate::error::CommandError;
 use crate::session::Session;
 
-/// What `mctl` can do.
+/// All commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(run::Args),
@@ -66,7 +65,10 @@ pub(crate) enum Command {
     Update(update::Args),
     Clone(clone::Args),
     Cordon(cordon::Args),
-    #[command(about = "Route new connections to machines again")]
+    #[command(
+        about = "Resume routing new connections to machines",
+        after_help = "Example:\n  mctl uncordon web"
+    )]
     Uncordon(cordon::Args),
     Metadata(metadata::Args),
     #[command(alias = "leases")]
@@ -81,8 +83,13 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// Runs the verb; the number is the exit code.
-    pub(crate) async fn run(self, session: &Session) -> Result<u8, CommandError> {
+    /// Runs the command; the number is the exit code. `definition` makes the definition of the
+    /// whole command line.
+    pub(crate) async fn run(
+        self,
+        session: &Session,
+        definition: fn() -> clap::Command,
+    ) -> Result<u8, CommandError> {
         match self {
             Self::Exec(args) => return exec::run(session, args).await,
             Self::Run(args) => run::run(session, args).await,
@@ -114,14 +121,14 @@ impl Command {
             Self::Token(args) => token::run(session, args).await,
             Self::Bench(args) => bench::run(session, args).await,
             Self::Report(args) => report::run(session, args),
-            Self::Completion(args) => completion::run(session, &args),
-            Self::Man(args) => man::run(session, &args),
+            Self::Completion(args) => completion::run(session, &args, definition()),
+            Self::Man(args) => man::run(session, &args, definition()),
             Self::Config(args) => config::run(session, args),
         }
         .map(|()| 0)
     }
 
-    /// The exit code of all own failures, for a verb whose other codes are somebody else's.
+    /// The exit code of mctl's own failures, for a command whose other exit codes are not mctl's.
     pub(crate) const fn own_failure_code(&self) -> Option<u8> {
         match self {
             Self::Exec(_) => Some(125),

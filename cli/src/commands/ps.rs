@@ -1,21 +1,21 @@
 //! `mctl ps`: the processes of a guest.
 
+use crate::arguments::MachineArg;
 use crate::error::CommandError;
-use crate::machine_ref;
 use crate::output::Table;
 use crate::session::Session;
-use crate::span::bytes;
+use crate::units::bytes;
 
 /// List the processes in a machine
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mctl ps web")]
 pub(crate) struct Args {
-    /// Id, beginning of an id, or name; may be left out if there is only one machine
-    machine: Option<String>,
+    #[command(flatten)]
+    machine: MachineArg,
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    let machine = machine_ref::find(session, args.machine.as_deref()).await?;
+    let machine = args.machine.find(session).await?;
     let processes = session.client.processes(&machine.id).await?;
     if session.output.is_json() {
         return Ok(session.output.json(&processes)?);

@@ -1,33 +1,32 @@
-//! `mctl run`: makes a machine and waits until it is started.
+//! `mctl run`: creates a machine and waits until it is started.
 
 use machine_api::MachineState;
 
-use super::create::NewMachine;
+use crate::arguments::NewMachine;
 use crate::error::CommandError;
 use crate::session::Session;
-use crate::transition::{await_and_report, label, print};
+use crate::transition::{await_and_report, print_machine};
+use crate::wording::label;
 
 /// Create a machine and start it
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mctl run --name web --port 8080:80 -- httpd -f -p 80")]
 pub(crate) struct Args {
-    #[command(flatten)]
-    new: NewMachine,
-    /// Do not wait until it is started
+    /// Do not wait until the machine is started
     #[arg(long, short)]
     detach: bool,
+    #[command(flatten)]
+    new: NewMachine,
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    let machine = session
-        .client
-        .create(&args.new.into_request(false)?)
-        .await?;
+    let request = args.new.into_request(false)?;
+    let machine = session.client.create(&request).await?;
     if !args.detach {
         return await_and_report(session, &machine, MachineState::Started).await;
     }
     session
         .output
         .note(&format!("{}: created, starting", label(&machine)));
-    print(session, &machine)
+    print_machine(session, &machine)
 }

@@ -1,18 +1,19 @@
-//! `mctl signal` and `mctl kill`: a signal for the main process.
+//! `mctl signal` and `mctl kill`: send a signal to the main process of a machine.
 
-use super::stop::signal_name;
+use crate::arguments::MachineArg;
 use crate::error::CommandError;
+use crate::parse;
 use crate::session::Session;
-use crate::{machine_ref, transition};
+use crate::wording::label;
 
 /// Send a signal to the main process of a machine
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mctl signal web --signal SIGHUP")]
 pub(crate) struct Args {
-    /// Id, beginning of an id, or name; may be left out if there is only one machine
-    machine: Option<String>,
+    #[command(flatten)]
+    machine: MachineArg,
     /// Signal to send
-    #[arg(long, short, default_value = "SIGTERM", value_parser = signal_name)]
+    #[arg(long, short, default_value = "SIGTERM", value_parser = parse::signal)]
     signal: String,
 }
 
@@ -20,17 +21,16 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mctl kill web")]
 pub(crate) struct KillArgs {
-    /// Id, beginning of an id, or name; may be left out if there is only one machine
-    machine: Option<String>,
+    #[command(flatten)]
+    machine: MachineArg,
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    let machine = machine_ref::find(session, args.machine.as_deref()).await?;
+    let machine = args.machine.find(session).await?;
     session.client.signal(&machine.id, &args.signal).await?;
-    let label = transition::label(&machine);
     session
         .output
-        .note(&format!("{label}: {} sent", args.signal));
+        .note(&format!("{}: sent {}", label(&machine), args.signal));
     Ok(())
 }
 

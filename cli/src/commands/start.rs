@@ -1,25 +1,27 @@
-//! `mctl start`: starts machines; a suspended one resumes.
+//! `mctl start`: starts machines; a suspended machine resumes.
 
 use machine_api::MachineState;
 
+use crate::arguments::MachinesArg;
+use crate::each_machine::for_each;
 use crate::error::CommandError;
 use crate::session::Session;
-use crate::{machine_ref, transition};
+use crate::transition::await_and_report;
 
-/// Start machines; a suspended one resumes
+/// Start machines, and resume suspended ones
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mctl start web")]
 pub(crate) struct Args {
-    /// Id, beginning of an id, or name; may be left out if there is only one machine
-    #[arg(value_name = "MACHINE")]
-    machines: Vec<String>,
+    #[command(flatten)]
+    machines: MachinesArg,
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    let machines = machine_ref::find_all(session, &args.machines).await?;
-    transition::for_each(session, machines, async |machine| {
+    let machines = args.machines.find(session).await?;
+    // `mctl suspend` has the same steps: each command shows its own in one place.
+    for_each(session, machines, async |machine| {
         session.client.start(&machine.id).await?;
-        transition::await_and_report(session, &machine, MachineState::Started).await
+        await_and_report(session, &machine, MachineState::Started).await
     })
     .await
 }

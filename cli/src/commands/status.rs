@@ -1,36 +1,33 @@
-//! `mctl status`: one machine, how it last started and was reached, its checks and events.
+//! `mctl status`: one machine, its last start, its checks and its events.
 
-use machine_api::{Machine, MachineEvent};
+use machine_api::Machine;
 
-use super::list::{Watch, ports};
+use crate::arguments::{MachineArg, WatchFlags};
 use crate::error::CommandError;
-use crate::machine_ref;
 use crate::output::{Cell, Style, Table};
 use crate::readiness::readiness_line;
 use crate::session::Session;
-use crate::span::{at_millisecond, milliseconds};
-use crate::wording::{event_details, kind_of_start, memory, state_cell, to_second};
+use crate::units::{memory, without_fraction};
+use crate::wording::{events_table, ports, start_kind, state_cell};
 
-/// Events shown below a status; `mctl events` shows all.
+/// Number of events that are shown; `mctl events` shows more.
 const RECENT_EVENTS: usize = 10;
 
 /// Show one machine: state, last start, readiness, checks, events
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mctl status web --watch")]
 pub(crate) struct Args {
-    /// Id, beginning of an id, or name; may be left out if there is only one machine
-    machine: Option<String>,
-    /// Show its configuration as JSON, too
+    #[command(flatten)]
+    machine: MachineArg,
+    /// Show the configuration as JSON, too
     #[arg(long, short)]
     display_config: bool,
     #[command(flatten)]
-    watch: Watch,
+    watch: WatchFlags,
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    let id = machine_ref::find(session, args.machine.as_deref())
-        .await?
-        .id;
+    let id = args.machine.find(session).await?.id;
     let with_config = args.display_config;
     args.watch
         .repeat(session, async || show(session, &id, with_config).await)
@@ -38,7 +35,7 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
 }
 
 async fn show(session: &Session, id: &str, with_config: bool) -> Result<(), CommandError> {
-    // A list may leave out what one machine's own page has.
+    // The list of machines may leave out fields.
     let machine = session.client.machine(id).await?;
     let output = &session.output;
     if output.is_json() {
@@ -75,7 +72,7 @@ fn facts(machine: &Machine) -> Table {
     }
     table.field("state", state);
     if let Some(kind) = &machine.last_start {
-        table.field("last start", kind_of_start(kind));
+        table.field("last start", start_kind(kind));
     }
     if let Some(line) = readiness_line(&machine.readiness, machine.last_start.as_ref()) {
         table.field("readiness", line);
@@ -106,13 +103,13 @@ fn facts(machine: &Machine) -> Table {
     if let Some(pid) = machine.vmm_pid {
         table.field("vmm pid", pid.to_string());
     }
-    table.field("created", to_second(&machine.created_at));
-    table.field("updated", to_second(&machine.updated_at));
+    table.field("created", without_fraction(&machine.created_at));
+    table.field("updated", without_fraction(&machine.updated_at));
     table
 }
 
 fn checks(machine: &Machine) -> Table {
-    let mut table = Table::new(["CHECK", "STATUS", "SINCE", "OUTPUT"]);
+    let mut table = Table::new(["CHECK", "STATUS", "LAST RUN", "OUTPUT"]);
     for check in &machine.checks {
         let style = match check.status.as_str() {
             "passing" => Style::Good,
@@ -122,36 +119,9 @@ fn checks(machine: &Machine) -> Table {
         table.row([
             check.name.as_str().into(),
             Cell::new(check.status.as_str()).styled(style),
-            to_second(&check.updated_at).into(),
+            without_fraction(&check.updated_at).into(),
             check.output.as_str().into(),
         ]);
     }
     table
-}
-
-/// Events, in the order in which they are given.
-pub(crate) fn events_table<'a>(events: impl Iterator<Item = &'a MachineEvent>) -> Table {
-    let mut table = Table::new(["TIME", "EVENT", "STATE", "SOURCE", ">DURATION", "DETAILS"]);
-    for event in events {
-        table.row([
-            at_millisecond(event.timestamp).into(),
-            event_name(event).into(),
-            event.status.as_str().into(),
-            event.source.as_str().into(),
-            event
-                .duration_ms
-                .map_or("-".to_owned(), milliseconds)
-                .into(),
-            event_details(event).into(),
-        ]);
-    }
-    table
-}
-
-/// The kind as the wire names it.
-pub(crate) fn event_name(event: &MachineEvent) -> String {
-    match serde_json::to_value(event.kind) {
-        Ok(serde_json::Value::String(name)) => name,
-        _ => String::new(),
-    }
 }

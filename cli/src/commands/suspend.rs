@@ -1,25 +1,27 @@
-//! `mctl suspend`: memory to disk, so that the machine costs nothing until it resumes.
+//! `mctl suspend`: saves the memory of machines to disk and ends their VMMs.
 
 use machine_api::MachineState;
 
+use crate::arguments::MachinesArg;
+use crate::each_machine::for_each;
 use crate::error::CommandError;
 use crate::session::Session;
-use crate::{machine_ref, transition};
+use crate::transition::await_and_report;
 
-/// Suspend machines: save their memory and end their VMM
+/// Suspend machines: save their memory to disk and end their VMMs
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mctl suspend web && mctl resume web")]
 pub(crate) struct Args {
-    /// Id, beginning of an id, or name; may be left out if there is only one machine
-    #[arg(value_name = "MACHINE")]
-    machines: Vec<String>,
+    #[command(flatten)]
+    machines: MachinesArg,
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    let machines = machine_ref::find_all(session, &args.machines).await?;
-    transition::for_each(session, machines, async |machine| {
+    let machines = args.machines.find(session).await?;
+    // `mctl start` has the same steps: each command shows its own in one place.
+    for_each(session, machines, async |machine| {
         session.client.suspend(&machine.id).await?;
-        transition::await_and_report(session, &machine, MachineState::Suspended).await
+        await_and_report(session, &machine, MachineState::Suspended).await
     })
     .await
 }

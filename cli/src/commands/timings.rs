@@ -1,39 +1,40 @@
-//! `mctl timings`: where the time of starts, suspends, resumes and stops went.
+//! `mctl timings`: the phases of starts, suspends, resumes and stops, and how long each took.
 
 use machine_api::{Operation, Timing};
 
+use crate::arguments::MachineArg;
 use crate::error::CommandError;
-use crate::machine_ref;
 use crate::output::{Cell, Style, Table};
+use crate::parse;
 use crate::readiness::readiness_line;
 use crate::session::Session;
-use crate::span::bytes;
-use crate::wording::{kind_of_start, operation, to_second};
+use crate::units::{bytes, without_fraction};
+use crate::wording::start_kind;
 
-/// Name of the part that no phase claims.
+/// Name of the time that belongs to no phase.
 const UNATTRIBUTED: &str = "unattributed";
 
-/// Show where the time of starts, suspends and resumes went, phase by phase
+/// Show how long starts, suspends, resumes and stops took, phase by phase
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The phases of each column sum to its total; what no phase claims stands as `unattributed`.
+The phases of a column sum to its total; `unattributed` is the time that belongs to no phase.
 
 Example:
   mctl timings web --operation resume --limit 3")]
 pub(crate) struct Args {
-    /// Id, beginning of an id, or name; may be left out if there is only one machine
-    machine: Option<String>,
+    #[command(flatten)]
+    machine: MachineArg,
     /// Only this operation
-    #[arg(long, short, value_name = "OPERATION", value_parser = parse_operation)]
+    #[arg(long, short, value_name = "OPERATION", value_parser = parse::operation)]
     operation: Option<Operation>,
-    /// So many of the newest per operation
+    /// Number of newest timings to show per operation
     #[arg(long, short = 'n', value_name = "N", default_value_t = 4,
           value_parser = clap::value_parser!(u16).range(1..=100))]
     limit: u16,
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    let machine = machine_ref::find(session, args.machine.as_deref()).await?;
+    let machine = args.machine.find(session).await?;
     let mut timings = session.client.timings(&machine.id, None).await?;
     timings.retain(|timing| {
         args.operation
@@ -46,16 +47,13 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
         session.output.note("nothing has been measured yet");
         return Ok(());
     }
-    let operations = [
-        Operation::Start,
-        Operation::Suspend,
-        Operation::Resume,
-        Operation::Stop,
-    ];
     let mut first = true;
-    for wanted in operations {
-        let these: Vec<&Timing> = timings.iter().filter(|t| t.operation == wanted).collect();
-        let newest = &these[..these.len().min(args.limit.into())];
+    for operation in Operation::ALL {
+        let all: Vec<&Timing> = timings
+            .iter()
+            .filter(|timing| timing.operation == operation)
+            .collect();
+        let newest = &all[..all.len().min(args.limit.into())];
         if newest.is_empty() {
             continue;
         }
@@ -63,32 +61,32 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
             session.output.line("")?;
         }
         first = false;
-        show(session, wanted, newest, these.len())?;
+        show(session, operation, newest, all.len())?;
     }
     Ok(())
 }
 
 fn show(
     session: &Session,
-    what: Operation,
+    operation: Operation,
     timings: &[&Timing],
-    of: usize,
+    total: usize,
 ) -> Result<(), CommandError> {
     let count = timings.len();
-    let which = if count == of {
+    let selection = if count == total {
         String::new()
     } else {
-        format!(", newest {count} of {of}")
+        format!(", newest {count} of {total}")
     };
     session
         .output
-        .heading(&format!("{} (ms{which})", operation(what)))?;
+        .heading(&format!("{} (ms{selection})", operation.name()))?;
     session.output.table(&phases(timings))?;
     let newest = timings[0];
     if let Some(kind) = &newest.start {
         session
             .output
-            .line(&format!("newest: {}", kind_of_start(kind)))?;
+            .line(&format!("newest: {}", start_kind(kind)))?;
     }
     if let Some(line) = readiness_line(&newest.readiness, newest.start.as_ref()) {
         session.output.line(&format!("readiness: {line}"))?;
@@ -120,7 +118,7 @@ fn phases(timings: &[&Timing]) -> Table {
         std::iter::once(Cell::new("started at")).chain(
             timings
                 .iter()
-                .map(|timing| Cell::new(to_second(&timing.started_at)).styled(Style::Faint)),
+                .map(|timing| Cell::new(without_fraction(&timing.started_at)).styled(Style::Faint)),
         ),
     );
     for name in names_in_order(timings) {
@@ -143,7 +141,7 @@ fn phases(timings: &[&Timing]) -> Table {
     table
 }
 
-/// The union of all phases, each after the one it followed; unattributed last.
+/// The names of all phases, each after the phase that it follows; unattributed last.
 fn names_in_order<'a>(timings: &[&'a Timing]) -> Vec<&'a str> {
     let mut names: Vec<&str> = Vec::new();
     for timing in timings {
@@ -160,14 +158,4 @@ fn names_in_order<'a>(timings: &[&'a Timing]) -> Vec<&'a str> {
     names.retain(|name| *name != UNATTRIBUTED);
     names.push(UNATTRIBUTED);
     names
-}
-
-fn parse_operation(text: &str) -> Result<Operation, String> {
-    match text {
-        "start" => Ok(Operation::Start),
-        "suspend" => Ok(Operation::Suspend),
-        "resume" => Ok(Operation::Resume),
-        "stop" => Ok(Operation::Stop),
-        _ => Err("known are start, suspend, resume, stop".to_owned()),
-    }
 }

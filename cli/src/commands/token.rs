@@ -1,42 +1,42 @@
-//! `mctl token`: who may use the API over TCP.
+//! `mctl token`: the tokens that clients of the API over TCP need.
 
 use clap::{Subcommand, ValueEnum};
 use machine_api::{CreateToken, TokenScope};
 
-use super::destroy::confirm;
+use crate::confirm::confirm;
 use crate::error::CommandError;
 use crate::output::Table;
 use crate::session::Session;
-use crate::wording::to_second;
+use crate::units::without_fraction;
 
 /// Create, list and revoke tokens for access over TCP
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  export MCTL_TOKEN=$(mctl token create ci --scope read)")]
 pub(crate) struct Args {
     #[command(subcommand)]
-    verb: Verb,
+    action: Action,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
-    /// Create a token and print its secret, this once
+enum Action {
+    /// Create a token and print its secret, which is not shown again
     #[command(after_help = "Example:\n  mctl token create ci --scope read")]
     Create {
-        /// What it is for
+        /// Name of the token, such as its purpose
         name: String,
-        /// What it allows
+        /// What the token allows
         #[arg(long, default_value = "write")]
         scope: Scope,
     },
     /// List tokens, without their secrets
     #[command(after_help = "Example:\n  mctl token list")]
     List,
-    /// Make a token useless
+    /// Revoke a token
     #[command(after_help = "Example:\n  mctl token revoke 01ABC --yes")]
     Revoke {
-        /// Its id
+        /// Id of the token
         id: String,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long, short)]
         yes: bool,
     },
@@ -44,17 +44,17 @@ enum Verb {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Scope {
-    /// Looking, and nothing else
+    /// Read requests only
     Read,
-    /// Everything
+    /// All requests
     Write,
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    match args.verb {
-        Verb::Create { name, scope } => create(session, name, scope).await,
-        Verb::List => list(session).await,
-        Verb::Revoke { id, yes } => {
+    match args.action {
+        Action::Create { name, scope } => create(session, name, scope).await,
+        Action::List => list(session).await,
+        Action::Revoke { id, yes } => {
             if !yes {
                 confirm(session, &format!("revoke token {id}?"))?;
             }
@@ -79,7 +79,7 @@ async fn create(session: &Session, name: String, scope: Scope) -> Result<(), Com
     }
     let id = &created.token.id;
     session.output.note(&format!(
-        "token {id}: keep the secret, it is not shown again"
+        "token {id}: created; save the secret, it is not shown again"
     ));
     Ok(session.output.line(&created.secret)?)
 }
@@ -95,7 +95,7 @@ async fn list(session: &Session) -> Result<(), CommandError> {
             token.id.into(),
             token.name.into(),
             token.scope.name().into(),
-            to_second(&token.created_at).into(),
+            without_fraction(&token.created_at).into(),
         ]);
     }
     Ok(session.output.table(&table)?)

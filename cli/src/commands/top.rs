@@ -1,4 +1,4 @@
-//! `mctl top`: a live view of the machines: state, CPU, memory, how the last start went.
+//! `mctl top`: a live view of the machines with state, CPU, memory and last start.
 
 mod view;
 
@@ -13,21 +13,22 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers
 use tokio::time::Instant;
 
 use crate::error::CommandError;
+use crate::parse;
 use crate::session::Session;
 
-/// How often keys are looked for.
+/// Time between two checks for pressed keys.
 const KEY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Watch machines, their CPU and memory, live
+/// Watch machines with their CPU and memory
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Keys: q or Esc ends it. Without a terminal, `mctl list --watch --json` serves programs.
+Press q or Esc to end the view. Programs and pipes can use `mctl list --watch --json`.
 
 Example:
   mctl top --interval 1s")]
 pub(crate) struct Args {
     /// Time between refreshes
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = crate::span::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = parse::duration)]
     interval: Duration,
 }
 
@@ -54,7 +55,7 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
     if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
         return Err(CommandError::NoTerminal);
     }
-    // Asked once before the screen is taken, so that what is wrong is told in the usual way.
+    // The first request comes before the view opens, so that its failure is reported as usual.
     let rows = rows(session).await?;
     let mut terminal = ratatui::try_init()?;
     let end = show(session, &mut terminal, rows, args.interval).await;
@@ -68,18 +69,18 @@ async fn show(
     mut rows: Vec<Row>,
     interval: Duration,
 ) -> Result<(), CommandError> {
-    let place = session.client.endpoint().to_string();
+    let address = session.client.endpoint().to_string();
     let mut problem = None;
     loop {
-        terminal.draw(|frame| view::draw(frame, &place, &rows, problem.as_deref()))?;
+        terminal.draw(|frame| view::draw(frame, &address, &rows, problem.as_deref()))?;
         let next = Instant::now() + interval;
         while Instant::now() < next {
-            if ended()? {
+            if end_key_pressed()? {
                 return Ok(());
             }
             tokio::time::sleep(KEY_INTERVAL).await;
         }
-        // A supervisor that is restarted comes back; until then the last view stays.
+        // A restarted supervisor comes back; until then the view shows the last rows.
         match self::rows(session).await {
             Ok(fresh) => {
                 rows = fresh;
@@ -90,8 +91,8 @@ async fn show(
     }
 }
 
-/// Whether somebody pressed a key that ends the view.
-fn ended() -> io::Result<bool> {
+/// Whether a key was pressed that ends the view.
+fn end_key_pressed() -> io::Result<bool> {
     while event::poll(Duration::ZERO)? {
         let Event::Key(key) = event::read()? else {
             continue;
@@ -111,7 +112,7 @@ async fn rows(session: &Session) -> Result<Vec<Row>, CommandError> {
     let rows = machines.into_iter().map(async |machine| {
         let mut usage = None;
         if machine.state == MachineState::Started {
-            // A machine may have been suspended since; it then has no usage.
+            // A machine that was suspended in the meantime has no usage.
             usage = session
                 .client
                 .usage(&machine.id)

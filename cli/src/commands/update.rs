@@ -1,35 +1,35 @@
-//! `mctl update`: a new version of a machine.
+//! `mctl update`: gives a machine a new configuration.
 
 use machine_api::{MachineConfig, MachineState, UpdateMachine};
 
-use super::destroy::confirm;
-use super::machine_flags::{MachineFlags, words};
+use crate::arguments::{MachineArg, MachineFlags};
+use crate::confirm::confirm;
 use crate::error::CommandError;
+use crate::parse;
 use crate::session::Session;
-use crate::{machine_ref, transition};
+use crate::transition::{await_and_report, print_machine};
+use crate::wording::label;
 
-/// Change the configuration of a machine and restart it with that
+/// Change the configuration of a machine and restart it
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Metadata alone make a new version, too; `mctl metadata set` changes them without one.
+A change of metadata makes a new version, too; `mctl metadata set` makes none.
 
 Example:
   mctl update web --metadata foo=bar --yes")]
 pub(crate) struct Args {
-    /// Id, beginning of an id, or name; may be left out if there is only one machine
-    machine: Option<String>,
-    /// Another image
+    #[command(flatten)]
+    machine: MachineArg,
+    /// New image
     #[arg(long)]
     image: Option<String>,
-    /// Do not start it, if it has to be stopped for this
+    /// Do not start the machine again if it has to be stopped
     #[arg(long)]
     skip_start: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long, short)]
     yes: bool,
-    #[command(flatten)]
-    flags: MachineFlags,
-    /// Another command for the main process, in one string
+    /// New program and arguments of the main process, in one string
     #[arg(
         long = "command",
         short = 'C',
@@ -37,26 +37,29 @@ pub(crate) struct Args {
         conflicts_with = "command"
     )]
     line: Option<String>,
-    /// Another command for the main process
+    /// New program and arguments of the main process
     #[arg(last = true, value_name = "ARGS")]
     command: Vec<String>,
+    // Last, because its help heading applies to all arguments that follow.
+    #[command(flatten)]
+    flags: MachineFlags,
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    let machine = machine_ref::find(session, args.machine.as_deref()).await?;
+    let machine = args.machine.find(session).await?;
     let mut config = machine.config.clone();
     args.flags.apply(&mut config)?;
     if let Some(image) = args.image {
         config.image = image;
     }
     let command = match &args.line {
-        Some(line) => words("--command", line)?,
+        Some(line) => parse::words(line).map_err(CommandError::of_argument("--command"))?,
         None => args.command,
     };
     if !command.is_empty() {
         config.init.get_or_insert_default().cmd = command;
     }
-    let label = transition::label(&machine);
+    let label = label(&machine);
     if !args.yes {
         for change in changes(&machine.config, &config) {
             session.output.note(&format!("  {change}"));
@@ -64,14 +67,14 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
         let restarts = if args.skip_start {
             ""
         } else {
-            " and start it with that"
+            " and start it with the new configuration"
         };
         confirm(session, &format!("update {label}{restarts}?"))?;
     }
     let update = UpdateMachine {
         config,
         name: None,
-        // What was shown and agreed to is a change of this version.
+        // The user confirmed a change of this version.
         current_version: Some(machine.instance_id.clone()),
         skip_launch: args.skip_start,
         ..UpdateMachine::default()
@@ -81,12 +84,12 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
         .output
         .note(&format!("{label}: version {}", updated.instance_id));
     if args.skip_start {
-        return transition::print(session, &updated);
+        return print_machine(session, &updated);
     }
     session
         .output
-        .note(&format!("{label}: it is started with that"));
-    transition::await_and_report(session, &updated, MachineState::Started).await
+        .note(&format!("{label}: starting with the new configuration"));
+    await_and_report(session, &updated, MachineState::Started).await
 }
 
 /// Top-level fields that differ, one line each.

@@ -1,36 +1,38 @@
-//! `mctl wait`: blocks until a machine is in a state.
+//! `mctl wait`: waits until a machine is in a state.
 
 use std::time::Duration;
 
 use machine_api::MachineState;
 
+use crate::arguments::MachineArg;
 use crate::error::CommandError;
+use crate::parse;
 use crate::session::Session;
-use crate::{machine_ref, transition};
+use crate::wording::label;
 
 /// Wait until a machine is in a state
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mctl wait web --state suspended --timeout 30s")]
 pub(crate) struct Args {
-    /// Id, beginning of an id, or name; may be left out if there is only one machine
-    machine: Option<String>,
+    #[command(flatten)]
+    machine: MachineArg,
     /// State to wait for
-    #[arg(long, short, default_value = "started", value_parser = parse_state)]
+    #[arg(long, short, default_value = "started", value_parser = parse::state)]
     state: MachineState,
-    /// Wait for this version to be there, not for an older one
+    /// Wait until the machine has this version and is in the state
     #[arg(long, value_name = "INSTANCE_ID")]
     instance: Option<String>,
-    /// Give up after this time; --wait-timeout unless given
-    #[arg(long, short, value_name = "TIME", value_parser = crate::span::parse_duration)]
+    /// Give up after this time; --wait-timeout if not given
+    #[arg(long, short, value_name = "TIME", value_parser = parse::duration)]
     timeout: Option<Duration>,
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    let machine = machine_ref::find(session, args.machine.as_deref()).await?;
+    let machine = args.machine.find(session).await?;
     let state = args.state;
     let timeout = args.timeout.unwrap_or(session.settings.wait_timeout.value);
     let reached = {
-        let waiting = format!("waiting until {} is {state}", transition::label(&machine));
+        let waiting = format!("waiting until {} is {state}", label(&machine));
         let _spinner = session.output.spinner(waiting);
         session
             .client
@@ -46,17 +48,4 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
         session.output.line(&format!("{} {state}", machine.id))?;
     }
     Ok(())
-}
-
-/// A state by its name.
-pub(crate) fn parse_state(text: &str) -> Result<MachineState, String> {
-    MachineState::ALL
-        .into_iter()
-        .find(|state| state.name() == text)
-        .ok_or_else(|| {
-            format!(
-                "known are {}",
-                MachineState::ALL.map(MachineState::name).join(", ")
-            )
-        })
 }

@@ -1,18 +1,18 @@
-//! A spinner that appears only when something takes longer than half a second, and only on a
-//! terminal.
+//! A spinner for activities of unknown length and a bar for those of known length. Both appear only
+//! on a terminal.
 
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::task::JoinHandle;
 
-/// Shorter things are not announced.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// A spinner does not appear for shorter activities.
+const SPINNER_DELAY: Duration = Duration::from_millis(500);
 
-/// How often the spinner turns.
-const TICK: Duration = Duration::from_millis(120);
+/// Time between two frames of a spinner.
+const SPINNER_INTERVAL: Duration = Duration::from_millis(120);
 
-/// Turns until dropped; leaves nothing on the screen.
+/// A spinner. It is removed from the screen when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Spinner {
     bar: ProgressBar,
@@ -20,17 +20,17 @@ pub(crate) struct Spinner {
 }
 
 impl Spinner {
-    pub(super) fn new(doing: String) -> Self {
+    pub(super) fn new(activity: String) -> Self {
         let style = ProgressStyle::with_template("{spinner} {msg}  {elapsed}")
             .unwrap_or_else(|_| ProgressStyle::default_spinner());
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
         bar.set_style(style);
-        bar.set_message(doing);
+        bar.set_message(activity);
         let shown = bar.clone();
         let appearing = tokio::spawn(async move {
-            tokio::time::sleep(PATIENCE).await;
+            tokio::time::sleep(SPINNER_DELAY).await;
             shown.set_draw_target(ProgressDrawTarget::stderr());
-            shown.enable_steady_tick(TICK);
+            shown.enable_steady_tick(SPINNER_INTERVAL);
         });
         Self { bar, appearing }
     }
@@ -43,7 +43,7 @@ impl Drop for Spinner {
     }
 }
 
-/// A bar for something whose length is known. Only on a terminal.
+/// A progress bar. It is removed from the screen when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Progress {
     bar: ProgressBar,
@@ -52,7 +52,7 @@ pub(crate) struct Progress {
 impl Progress {
     pub(super) fn new(length: u64, unit: &str) -> Self {
         let template = format!("{{bar:32}} {{pos}}/{{len}} {unit}  {{msg}}  {{elapsed}}");
-        // The template is a constant but for the unit, which is a word.
+        // The template is constant except for the unit, which is a word.
         let style = ProgressStyle::with_template(&template)
             .unwrap_or_else(|_| ProgressStyle::default_bar());
         Self {

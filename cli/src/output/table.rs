@@ -1,8 +1,9 @@
-//! Tables for people: columns as wide as their widest cell, two blanks between them.
+//! Tables for people: columns as wide as their widest cell, two spaces between them.
 
-use super::{Style, painted, visible};
+use super::style::{Style, painted};
+use super::visible::visible;
 
-/// A cell: its text and how it stands out.
+/// A cell: its text and its style.
 #[derive(Debug, Clone)]
 pub(crate) struct Cell {
     text: String,
@@ -29,11 +30,12 @@ impl<T: Into<String>> From<T> for Cell {
     }
 }
 
-/// Rows of cells under an optional header. A title that starts with `>` aligns to the right.
+/// Rows of cells under an optional header. A title that starts with `>` aligns its column to the
+/// right.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Table {
     titles: Vec<String>,
-    right: Vec<bool>,
+    right_aligned: Vec<bool>,
     rows: Vec<Vec<Cell>>,
 }
 
@@ -42,13 +44,13 @@ impl Table {
         let mut table = Self::default();
         for title in titles {
             let title = title.as_ref();
-            table.right.push(title.starts_with('>'));
+            table.right_aligned.push(title.starts_with('>'));
             table.titles.push(title.trim_start_matches('>').to_owned());
         }
         table
     }
 
-    /// Names and values, without a header.
+    /// A table of names and values, without a header.
     pub(crate) fn fields() -> Self {
         Self::default()
     }
@@ -100,7 +102,7 @@ impl Table {
             if column > 0 {
                 text.push_str("  ");
             }
-            if self.right.get(column).copied().unwrap_or(false) {
+            if self.right_aligned.get(column).copied().unwrap_or(false) {
                 text.push_str(&blanks);
                 text.push_str(&painted);
             } else {
@@ -117,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_line_up_and_numbers_stand_to_the_right() {
+    fn columns_are_aligned_and_numbers_to_the_right() {
         let mut table = Table::new(["NAME", ">MS"]);
         table.row([Cell::new("spawn"), Cell::new("3")]);
         table.row([Cell::new("map memory"), Cell::new("12.5")]);

@@ -1,5 +1,5 @@
-//! The built `mctl` against a small Machines API in memory: machines change state at once, and
-//! answers that need more than state are set by the test.
+//! The built `mctl` against a small Machines API in memory. Machines change state at once; answers
+//! that need more than a state are set by the test.
 
 #![allow(
     dead_code,
@@ -42,9 +42,9 @@ pub fn machine(id: &str, name: &str, state: &str) -> Value {
     })
 }
 
-/// A program in the guest: says on standard output what it read, "oops" on standard error, and
-/// ends with code 3.
-fn command(io: Socket) -> Talk {
+/// A command in the guest that copies its input to standard output, writes "oops" to standard
+/// error, and exits with code 3.
+fn copy_input(io: Socket) -> BoxFuture {
     Box::pin(async move {
         let mut socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
         let mut read = vec![1];
@@ -67,8 +67,8 @@ fn command(io: Socket) -> Talk {
     })
 }
 
-/// A program in the guest that a signal ends.
-pub fn killed(io: Socket) -> Talk {
+/// A command in the guest that is killed by a signal at its timeout.
+pub fn killed(io: Socket) -> BoxFuture {
     Box::pin(async move {
         let mut socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
         let end = r#"{"type":"exit","exit_code":-1,"exit_signal":9,"timed_out":true}"#;
@@ -77,24 +77,24 @@ pub fn killed(io: Socket) -> Talk {
     })
 }
 
-/// The connection to the guest breaks while the program runs.
-pub fn broken(io: Socket) -> Talk {
+/// A command in the guest whose stream breaks while it runs.
+pub fn broken(io: Socket) -> BoxFuture {
     Box::pin(async move {
         drop(WebSocketStream::from_raw_socket(io, Role::Server, None).await);
     })
 }
 
 pub type Socket = TokioIo<Upgraded>;
-pub type Talk = Pin<Box<dyn Future<Output = ()> + Send>>;
+pub type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 struct State {
-    command: fn(Socket) -> Talk,
+    command: fn(Socket) -> BoxFuture,
     content: Vec<u8>,
     machines: Vec<Value>,
     answers: BTreeMap<String, (u16, Value)>,
 }
 
-/// A running API and the way to call `mctl` on it.
+/// A running API, and `mctl` for it.
 pub struct Api {
     fake: Fake,
     state: Arc<Mutex<State>>,
@@ -107,7 +107,7 @@ impl fmt::Debug for Api {
     }
 }
 
-/// What `mctl` left behind.
+/// Exit code and output of a finished `mctl`.
 #[derive(Debug)]
 pub struct Ran {
     pub code: i32,
@@ -126,13 +126,13 @@ impl Api {
     /// An API with these machines.
     pub fn with(machines: &[Value]) -> Self {
         let state = Arc::new(Mutex::new(State {
-            command,
+            command: copy_input,
             content: vec![],
             machines: machines.to_vec(),
             answers: BTreeMap::new(),
         }));
-        let known = Arc::clone(&state);
-        let fake = Fake::on_tcp(move |seen| known.lock().unwrap().answer(seen));
+        let shared = Arc::clone(&state);
+        let fake = Fake::on_tcp(move |seen| shared.lock().unwrap().answer(seen));
         let folder = tempfile::tempdir().unwrap();
         Self {
             fake,
@@ -146,7 +146,7 @@ impl Api {
         Self::with(&[machine(WEB, "web", state)])
     }
 
-    /// From now on, answers `METHOD /path-below-machines` so.
+    /// Sets the answer to `METHOD /path-below-machines`.
     pub fn answers(&self, request: &str, status: u16, body: Value) -> &Self {
         self.state
             .lock()
@@ -156,8 +156,8 @@ impl Api {
         self
     }
 
-    /// From now on, commands in guests do this.
-    pub fn runs(&self, command: fn(Socket) -> Talk) -> &Self {
+    /// Sets what commands in guests do.
+    pub fn runs(&self, command: fn(Socket) -> BoxFuture) -> &Self {
         self.state.lock().unwrap().command = command;
         self
     }
@@ -167,7 +167,7 @@ impl Api {
         ran(self.command(arguments).output().unwrap())
     }
 
-    /// `mctl` with an environment of its own, so that nothing of the user's leaks in.
+    /// `mctl` with an environment of its own, so that the user's has no effect.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = bare(arguments);
         command
@@ -176,7 +176,7 @@ impl Api {
         command
     }
 
-    /// Requests so far, without those that only look.
+    /// Requests so far, except for GET.
     pub fn changes(&self) -> Vec<String> {
         self.fake
             .lines()
@@ -185,9 +185,9 @@ impl Api {
             .collect()
     }
 
-    /// The first request that begins so.
-    pub fn request(&self, begins: &str) -> Seen {
-        self.fake.request(begins)
+    /// The first request that starts with `prefix`.
+    pub fn request(&self, prefix: &str) -> Seen {
+        self.fake.request(prefix)
     }
 }
 
@@ -198,7 +198,7 @@ pub fn bare(arguments: &[&str]) -> Command {
     command
 }
 
-/// Reads what a finished `mctl` printed.
+/// Exit code and output of a finished `mctl`.
 pub fn ran(output: Output) -> Ran {
     Ran {
         code: output.status.code().unwrap(),
@@ -255,7 +255,7 @@ impl State {
         }
     }
 
-    /// Keeps one file, whatever its path.
+    /// Stores one file, whatever its path.
     fn file(&mut self, seen: &Seen) -> Answer {
         if seen.method == "GET" {
             return Answer::Bytes(200, self.content.clone());
@@ -271,10 +271,10 @@ impl State {
             "started"
         };
         let name = request["name"].as_str().unwrap_or("quiet-owl");
-        let mut made = machine(WEB, name, state);
-        made["config"] = request["config"].clone();
-        self.machines.push(made.clone());
-        Answer::json(200, &made)
+        let mut created = machine(WEB, name, state);
+        created["config"] = request["config"].clone();
+        self.machines.push(created.clone());
+        Answer::json(200, &created)
     }
 
     fn become_state(&mut self, index: usize, state: &str) -> Answer {

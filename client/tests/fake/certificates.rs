@@ -1,4 +1,4 @@
-//! Certificates made for tests, and servers that have them.
+//! Certificates made for tests, and TLS acceptors that use them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
-/// Somebody who certifies.
+/// A certificate authority.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
@@ -26,30 +26,31 @@ impl Authority {
 
     /// Its certificate, in a file of `folder`.
     pub fn file(&self, folder: &Path) -> PathBuf {
-        written(folder, &self.issuer.pem())
+        write_pem(folder, &self.issuer.pem())
     }
 
-    /// The server's side of connections to `name`.
-    pub fn certifies(&self, name: &str) -> TlsAcceptor {
-        self.certifies_so(params(name))
+    /// Accepts connections with a certificate for `name`.
+    pub fn acceptor_for(&self, name: &str) -> TlsAcceptor {
+        self.acceptor_with(params(name))
     }
 
-    pub fn certifies_so(&self, params: CertificateParams) -> TlsAcceptor {
+    /// Accepts connections with a certificate of these parameters.
+    pub fn acceptor_with(&self, params: CertificateParams) -> TlsAcceptor {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         acceptor(certificate.der().clone(), &key)
     }
 }
 
-/// A server that vouches for itself, and the file with its certificate.
+/// Accepts connections with a self-signed certificate; the file contains it.
 pub fn self_signed(folder: &Path, params: CertificateParams) -> (TlsAcceptor, PathBuf) {
     let key = KeyPair::generate().unwrap();
     let certificate = params.self_signed(&key).unwrap();
-    let file = written(folder, &certificate.pem());
+    let file = write_pem(folder, &certificate.pem());
     (acceptor(certificate.der().clone(), &key), file)
 }
 
-/// A certificate for `name`, valid for ages.
+/// Parameters of a certificate for `name` that does not expire soon.
 pub fn params(name: &str) -> CertificateParams {
     CertificateParams::new(vec![name.to_owned()]).unwrap()
 }
@@ -65,7 +66,7 @@ fn acceptor(certificate: CertificateDer<'static>, key: &KeyPair) -> TlsAcceptor 
     TlsAcceptor::from(Arc::new(config))
 }
 
-fn written(folder: &Path, pem: &str) -> PathBuf {
+fn write_pem(folder: &Path, pem: &str) -> PathBuf {
     let path = folder.join("trusted.pem");
     std::fs::write(&path, pem).unwrap();
     path

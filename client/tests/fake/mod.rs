@@ -1,6 +1,6 @@
-//! A small HTTP server for tests: one closure decides every answer, every request is kept.
+//! A small HTTP server for tests: a closure chooses each answer, and every request is recorded.
 //!
-//! It knows nothing of the Machines API. The tests of `mctl` use it too.
+//! It knows nothing about the Machines API. The tests of `mctl` use it, too.
 
 pub mod certificates;
 
@@ -30,7 +30,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 
-/// A request as it came in.
+/// A request as it arrived.
 #[derive(Debug, Clone)]
 pub struct Seen {
     pub method: String,
@@ -50,12 +50,12 @@ impl Seen {
         }
     }
 
-    /// The body as JSON; null if it is none.
+    /// The body as JSON; null if it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
 
-    /// Value of one key of the query, not decoded.
+    /// Value of one key of the query, still percent-encoded.
     pub fn query(&self, key: &str) -> Option<&str> {
         self.query
             .split('&')
@@ -63,11 +63,12 @@ impl Seen {
     }
 }
 
-type Talk = Box<dyn FnOnce(TokioIo<Upgraded>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+type ServeUpgraded =
+    Box<dyn FnOnce(TokioIo<Upgraded>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
-/// What a request is answered with.
+/// The answer to a request.
 pub enum Answer {
-    /// A whole answer.
+    /// Status and body.
     Bytes(u16, Vec<u8>),
     /// These pieces, then the end.
     Pieces(Vec<Vec<u8>>),
@@ -77,8 +78,8 @@ pub enum Answer {
     Broken(Vec<Vec<u8>>),
     /// No answer at all.
     Silence,
-    /// A WebSocket, spoken by this closure.
-    Upgrade(Talk),
+    /// A WebSocket that this closure serves.
+    Upgrade(ServeUpgraded),
 }
 
 impl Answer {
@@ -97,15 +98,15 @@ impl Answer {
     }
 
     pub fn upgrade<F: Future<Output = ()> + Send + 'static>(
-        talk: impl FnOnce(TokioIo<Upgraded>) -> F + Send + 'static,
+        serve: impl FnOnce(TokioIo<Upgraded>) -> F + Send + 'static,
     ) -> Self {
-        Self::Upgrade(Box::new(|io| Box::pin(talk(io))))
+        Self::Upgrade(Box::new(|io| Box::pin(serve(io))))
     }
 }
 
 type Decide = Arc<dyn Fn(&Seen) -> Answer + Send + Sync>;
 
-/// A running server; dropping it ends it.
+/// A running server; it stops when it is dropped.
 pub struct Fake {
     pub address: String,
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -145,7 +146,7 @@ impl Fake {
         let (stop, stopped) = oneshot::channel();
         let (ready, address) = std::sync::mpsc::channel();
         let path = path.map(Path::to_owned);
-        let kept = seen.clone();
+        let recorded = seen.clone();
         let thread = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -155,7 +156,7 @@ impl Fake {
                 let listener = Listener::bind(path.as_deref(), tls).await;
                 ready.send(listener.address()).unwrap();
                 tokio::select! {
-                    () = listener.accept_all(decide, kept) => {}
+                    () = listener.accept_all(decide, recorded) => {}
                     _ = stopped => {}
                 }
             });
@@ -179,20 +180,20 @@ impl Fake {
         self.seen().iter().map(Seen::line).collect()
     }
 
-    /// The first request whose line begins so; waits for it.
-    pub fn request(&self, begins: &str) -> Seen {
+    /// The first request whose line starts with `prefix`; waits for it.
+    pub fn request(&self, prefix: &str) -> Seen {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             if let Some(seen) = self
                 .seen()
                 .into_iter()
-                .find(|s| s.line().starts_with(begins))
+                .find(|s| s.line().starts_with(prefix))
             {
                 return seen;
             }
             assert!(
                 Instant::now() < deadline,
-                "no {begins:?} among {:#?}",
+                "no {prefix:?} among {:#?}",
                 self.lines()
             );
             thread::yield_now();
@@ -273,7 +274,7 @@ async fn serve_connection(
     seen: Arc<Mutex<Vec<Seen>>>,
 ) {
     let service = service_fn(move |request| answer(request, decide.clone(), seen.clone()));
-    // Clients go away in the middle of tests on purpose.
+    // Some tests close the connection early, so an error is expected.
     let _ = hyper::server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades()
@@ -285,7 +286,7 @@ type AnswerBody = BoxBody<Bytes, io::Error>;
 async fn answer(
     mut request: Request<Incoming>,
     decide: Decide,
-    kept: Arc<Mutex<Vec<Seen>>>,
+    recorded: Arc<Mutex<Vec<Seen>>>,
 ) -> Result<Response<AnswerBody>, Infallible> {
     let header = |name: &str| {
         request
@@ -312,7 +313,7 @@ async fn answer(
         lease,
         body,
     };
-    kept.lock().unwrap().push(seen.clone());
+    recorded.lock().unwrap().push(seen.clone());
     Ok(match decide(&seen) {
         Answer::Bytes(status, bytes) => Response::builder()
             .status(status)
@@ -323,10 +324,10 @@ async fn answer(
         Answer::Endless(pieces) => Response::new(Pieces::body(pieces, Ending::Never)),
         Answer::Broken(pieces) => Response::new(Pieces::body(pieces, Ending::Break)),
         Answer::Silence => pending().await,
-        Answer::Upgrade(talk) => {
+        Answer::Upgrade(serve) => {
             let accept = accept_key(key.expect("a WebSocket request").as_bytes());
             let upgrading = upgrading.expect("a WebSocket request");
-            tokio::spawn(async move { talk(TokioIo::new(upgrading.await.unwrap())).await });
+            tokio::spawn(async move { serve(TokioIo::new(upgrading.await.unwrap())).await });
             Response::builder()
                 .status(StatusCode::SWITCHING_PROTOCOLS)
                 .header(UPGRADE, "websocket")
@@ -383,7 +384,7 @@ impl Body for Pieces {
             (Some(piece), _) => Poll::Ready(Some(Ok(Frame::data(Bytes::from(piece))))),
             (None, Ending::End) => Poll::Ready(None),
             (None, Ending::Never) => Poll::Pending,
-            // What was sent before the break is flushed only when there is nothing more to send.
+            // The pieces are flushed only when the body has nothing more to send.
             (None, Ending::Break) if !self.flushed => {
                 self.flushed = true;
                 cx.waker().wake_by_ref();

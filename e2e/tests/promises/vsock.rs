@@ -137,7 +137,7 @@ pub(crate) async fn fixed_ports_collide_with_leaked_pairs_and_the_attempts_show_
     doctor.error_output(8)?;
     let text = doctor.text();
     ensure!(
-        ["colliding", " reset on ", "since the VMM began, "]
+        ["colliding", " reset on ", "since the VMM started, "]
             .iter()
             .all(|part| text.contains(part)),
         "{text}"

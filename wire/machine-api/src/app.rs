@@ -1,52 +1,52 @@
-//! Apps, by which that API sorts machines. A host has one: [`crate::DEFAULT_APP`].
+//! Apps, by which the Fly Machines API groups machines. A host has one: [`crate::DEFAULT_APP`].
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// `GET /v1/apps`.
+/// Answer to `GET /v1/apps`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AppList {
-    /// How many there are.
+    /// Number of apps.
     pub total_apps: u64,
-    /// All of them.
+    /// All apps.
     pub apps: Vec<ListedApp>,
 }
 
-/// One of [`AppList`].
+/// An app in a list.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ListedApp {
-    /// The same as its name.
+    /// Id of the app; the same as its name.
     pub id: String,
-    /// What paths call it.
+    /// Name of the app, as it stands in paths.
     pub name: String,
-    /// Machines that are not destroyed.
+    /// Number of machines that are not destroyed.
     pub machine_count: u64,
-    /// Name of its network.
+    /// Name of the app's network.
     pub network: String,
 }
 
-/// `GET /v1/apps/{app}`.
+/// Answer to `GET /v1/apps/{app}`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct App {
-    /// The same as its name.
+    /// Id of the app; the same as its name.
     pub id: String,
-    /// What paths call it.
+    /// Name of the app, as it stands in paths.
     pub name: String,
-    /// `deployed` once it has machines; `pending` before.
+    /// `deployed` if the app has machines, otherwise `pending`.
     pub status: String,
-    /// Machines that are not destroyed.
+    /// Number of machines that are not destroyed.
     pub machine_count: u64,
-    /// Name of its network.
+    /// Name of the app's network.
     pub network: String,
-    /// Whom it belongs to.
+    /// Owner of the app.
     pub organization: AppOrganization,
 }
 
-/// Whom an [`App`] belongs to.
+/// Owner of an app.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AppOrganization {
-    /// For people.
+    /// Name for people.
     pub name: String,
-    /// For programs.
+    /// Name for programs.
     pub slug: String,
 }

@@ -1,95 +1,98 @@
 //! A machine's configuration as its user writes it (`fly.MachineConfig`).
 //!
-//! Fields that nobody knows are ignored on the way in, as that API does; what this host can't honour
-//! is refused by the supervisor with the field's name, never dropped silently.
+//! Unknown fields are ignored when a configuration is read, as the Fly Machines API does. A known
+//! field that this host cannot honour is refused by the supervisor with the field's name, never
+//! dropped silently.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What a machine is made of.
+/// The configuration of a machine.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MachineConfig {
-    /// An image of this host's store, `[REGISTRY/][PATH/]NAME[:TAG][@DIGEST]`; `default` if empty.
-    /// The store is flat: registry and path are left out. `NAME` and `NAME:latest` are the image of
-    /// that name, any other tag the image that is named `NAME:TAG`. A digest has to be its own.
+    /// Image in this host's store, written `[REGISTRY/][PATH/]NAME[:TAG][@DIGEST]`; `default` if
+    /// empty. Registry and path are ignored, because the store is flat. `NAME` and `NAME:latest`
+    /// mean the image `NAME`; any other tag means the image `NAME:TAG`. A digest must be that of
+    /// the image.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub image: String,
     /// CPUs and memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<Guest>,
-    /// What the main process is.
+    /// The main process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<Init>,
-    /// Environment of the main process.
+    /// Environment variables of the main process.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Free key/value pairs.
+    /// Key/value pairs for the user; mctl does not interpret them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
-    /// What happens when the main process ends.
+    /// Whether the machine starts again when its main process ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<Restart>,
-    /// How `stop` ends the main process.
+    /// How a stop ends the main process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_config: Option<StopConfig>,
-    /// Destroy the machine once it has stopped.
+    /// Destroy the machine when it has stopped.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub auto_destroy: bool,
-    /// Published ports.
+    /// Ports of the guest that the host publishes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<Service>,
-    /// Checks by name.
+    /// Periodic checks, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub checks: BTreeMap<String, Check>,
-    /// Disks.
+    /// Disks to attach and mount.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
-    /// Files that are in the guest before its main process starts.
+    /// Files to write into the guest before its main process starts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<File>,
-    /// *Extension*: how this machine's vsock behaves; for experiments such as the matrix.
+    /// *Extension*: how this machine's vsock behaves; for experiments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockOptions>,
 }
 
-/// *Extension*: how a machine's vsock behaves. What is not given follows the supervisor's flags.
+/// *Extension*: how a machine's vsock behaves. Fields that are not given follow the supervisor's
+/// flags.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VsockOptions {
-    /// Where local ports start after each start and resume.
+    /// How the first local port is chosen after each start and resume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port_policy: Option<PortPolicy>,
-    /// Free the guest's end of every saved pair before the transport reset.
+    /// At a resume, free the guest's end of every saved connection before the transport reset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eviction: Option<bool>,
-    /// Open the long-lived CPU monitor before the readiness check, as the order was in the
-    /// report that this project started from.
+    /// Open the long-lived connection of the CPU monitor before the readiness check. This was
+    /// the order in the original report of slow resumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub monitor_first: Option<bool>,
 }
 
-/// Policies for the first local port of a VMM.
+/// How a VMM chooses its first local vsock port.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PortPolicy {
-    /// Drawn anew at each start and resume.
+    /// A random port at each start and resume.
     #[default]
     Random,
-    /// Goes on from the last port that the image holds.
+    /// The port after the last one that the image records.
     Continue,
-    /// 2^30 every time.
+    /// Always 2^30.
     Fixed,
 }
 
-/// CPUs and memory.
+/// CPUs and memory of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Guest {
-    /// `shared` or `performance`; both mean the same on one host.
+    /// `shared` or `performance`; this host treats both the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_kind: Option<String>,
-    /// vCPUs, 1 to 32.
+    /// Number of vCPUs, 1 to 32.
     #[serde(default = "one")]
     #[schema(minimum = 1, maximum = 32)]
     pub cpus: u32,
@@ -97,7 +100,7 @@ pub struct Guest {
     #[serde(default = "default_memory_mib")]
     #[schema(minimum = 64, maximum = 65536)]
     pub memory_mb: u32,
-    /// Appended to the kernel's command line.
+    /// Arguments that are appended to the command line of the guest's kernel.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kernel_args: Vec<String>,
 }
@@ -121,64 +124,67 @@ const fn default_memory_mib() -> u32 {
     256
 }
 
-/// The main process. `exec` wins over `entrypoint` + `cmd`.
+/// The main process. `exec` takes precedence over `entrypoint` and `cmd`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Init {
-    /// Whole command.
+    /// The whole command: program and arguments.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exec: Vec<String>,
-    /// Program and first arguments.
+    /// Program and first arguments; `cmd` follows them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub entrypoint: Vec<String>,
-    /// Further arguments.
+    /// Further arguments; without an `entrypoint`, program and arguments.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cmd: Vec<String>,
-    /// Give it a terminal.
+    /// Run the main process on a terminal.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tty: bool,
 }
 
-/// What happens when the main process ends.
+/// Whether a machine starts again when its main process ends.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Restart {
-    /// The policy.
+    /// When it starts again.
     #[serde(default)]
     pub policy: RestartPolicy,
-    /// With `on-failure`: give up after that many restarts in a row; 10 unless given.
+    /// With `on-failure`: the number of restarts in a row after which the supervisor gives up;
+    /// 10 if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_retries: Option<u32>,
 }
 
-/// When a machine whose main process ended is started again.
+/// When a machine starts again after its main process ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartPolicy {
     /// Never.
     No,
-    /// Always, unless it was stopped on request.
+    /// Always, unless a user stopped it.
     Always,
-    /// After a code other than 0, a signal, or a lost VMM.
+    /// After an exit code other than 0, after a signal, or if the VMM ended.
     #[default]
-    // Go writes a policy that was not chosen so.
+    // Go clients write an unset policy as an empty string.
     #[serde(alias = "")]
     OnFailure,
 }
 
-/// How `stop` ends the main process.
+// `StopRequest` has the same fields: the Fly Machines API has two schemas with different defaults.
+/// How a stop ends the main process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StopConfig {
-    /// Signal name such as `SIGINT`, or its number.
+    /// Name or number of the signal to send; `SIGINT` if not given.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::lenient::maybe_signal"
+        deserialize_with = "crate::lenient::optional_signal"
     )]
     pub signal: Option<String>,
-    /// Duration such as `5s`.
+    /// How long the main process may take to end before it is killed, such as `5s` (the
+    /// default); at most 5 minutes.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::duration::read"
+        deserialize_with = "crate::lenient::duration"
     )]
     pub timeout: Option<String>,
 }
@@ -186,15 +192,16 @@ pub struct StopConfig {
 /// A port of the guest that the host publishes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Service {
-    /// `tcp`.
+    /// Always `tcp`.
     #[serde(default)]
     pub protocol: String,
-    /// Port on the guest's loopback.
+    /// Port on the guest's loopback address.
     pub internal_port: u16,
     /// Ports on the host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<Port>,
-    /// `off`, `stop` or `suspend` after an idle time; `false` is off, `true` is stop.
+    /// What to do with the machine after `idle_timeout` without a connection: `off` (nothing),
+    /// `stop` or `suspend`. `false` means `off`, `true` means `stop`.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -202,21 +209,21 @@ pub struct Service {
         serialize_with = "crate::lenient::write_autostop"
     )]
     pub autostop: Option<String>,
-    /// Start on the next connection.
+    /// Start the machine when somebody connects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autostart: Option<bool>,
-    /// *Extension*: idle time before `autostop`, such as `5m` (default).
+    /// *Extension*: how long without a connection counts as idle, such as `5m` (the default).
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::duration::read"
+        deserialize_with = "crate::lenient::duration"
     )]
     pub idle_timeout: Option<String>,
-    /// Bounds.
+    /// Bounds on the number of connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<ServiceConcurrency>,
-    /// Checks of this service, shown as `servicecheck-<number>-<type>-<port>`; on its internal port
-    /// unless they name another.
+    /// Checks of this service, shown as `servicecheck-<number>-<type>-<port>`. They use the
+    /// internal port unless they name another.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<Check>,
 }
@@ -224,34 +231,36 @@ pub struct Service {
 /// A port on the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Port {
-    /// TCP port; 0 lets the host choose.
+    /// TCP port; 0 means that the host chooses a free one.
     #[serde(default)]
     pub port: u16,
-    /// In place of `port`: first of a range. The supervisor keeps and shows each port by itself.
+    /// First port of a range, in place of `port`. The supervisor stores and shows each port of
+    /// the range separately.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_port: Option<u16>,
-    /// Last of the range.
+    /// Last port of the range.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_port: Option<u16>,
-    /// Handlers of that API: `http` is carried as raw TCP, as nothing is. `tls` is refused: there
-    /// are no certificates for ports of guests, so the program in the guest has to speak it.
+    /// Handlers of the Fly Machines API. With `http`, as without handlers, bytes are passed on
+    /// unchanged. `tls` is refused: the host has no certificates for guests, so the program in
+    /// the guest has to do TLS itself.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub handlers: Vec<String>,
-    /// *Extension*: host address; 127.0.0.1 if not given.
+    /// *Extension*: IP address of the host to listen on; 127.0.0.1 if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
 }
 
-/// Bounds on the connections of a service.
+/// Bounds on the number of connections of a service.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ServiceConcurrency {
-    /// `connections`.
+    /// What is counted; always `connections`.
     #[serde(default, rename = "type", skip_serializing_if = "String::is_empty")]
     pub kind: String,
-    /// Most connections at a time.
+    /// The most connections that may be open at a time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hard_limit: Option<u32>,
-    /// Kept, not used on one host.
+    /// Stored, but not used: one host has nothing to balance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub soft_limit: Option<u32>,
 }
@@ -259,52 +268,53 @@ pub struct ServiceConcurrency {
 /// A periodic check of a started machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Check {
-    /// What is tried.
+    /// What the check does.
     #[serde(rename = "type")]
     pub kind: CheckKind,
-    /// Port on the guest's loopback (tcp, http).
+    /// Port on the guest's loopback address, for `tcp` and `http`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// Duration such as `15s`.
+    /// Time between two checks, such as `15s` (the default); at least `100ms`.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::duration::read"
+        deserialize_with = "crate::lenient::duration"
     )]
     pub interval: Option<String>,
-    /// Duration such as `2s`.
+    /// How long one check may take, such as `5s` (the default).
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::duration::read"
+        deserialize_with = "crate::lenient::duration"
     )]
     pub timeout: Option<String>,
-    /// Failures do not count for this long after a start.
+    /// How long after a start failures do not count yet, such as `1s` (the default).
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
-        deserialize_with = "crate::duration::read"
+        deserialize_with = "crate::lenient::duration"
     )]
     pub grace_period: Option<String>,
-    /// HTTP method.
+    /// HTTP method; `GET` if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
-    /// HTTP path.
+    /// HTTP path; `/` if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// HTTP headers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<CheckHeader>,
-    /// `http`; the guest's loopback is asked without TLS.
+    /// Always `http`: checks do not use TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
-    /// Kept for that API; there is no TLS to verify.
+    /// Stored for clients of the Fly Machines API, but not used: checks do not use TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls_skip_verify: Option<bool>,
-    /// *Extension*: command of an `exec` check.
+    /// *Extension*: program and arguments, for `exec`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
-    /// `informational` (default) or `readiness`.
+    /// `informational` (the default) or `readiness`. While a readiness check fails, published
+    /// ports hold new connections back.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "kind")]
     pub purpose: Option<String>,
 }
@@ -312,35 +322,35 @@ pub struct Check {
 /// A header of an HTTP check.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CheckHeader {
-    /// Its name.
+    /// Name of the header.
     pub name: String,
-    /// Sent once per value.
+    /// Values; the header is sent once for each.
     #[serde(default)]
     pub values: Vec<String>,
 }
 
-/// Kinds of [`Check`].
+/// What a check does.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckKind {
-    /// Connects.
+    /// Connects to a port.
     #[default]
     Tcp,
-    /// Asks and wants a status below 400.
+    /// Sends an HTTP request; a status below 400 passes.
     Http,
-    /// *Extension*: runs a command and wants exit code 0.
+    /// *Extension*: runs a command; exit code 0 passes.
     Exec,
 }
 
-/// A file in the guest.
+/// A file to write into the guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct File {
-    /// Absolute path in the guest; missing parents are made.
+    /// Absolute path in the guest; missing parent directories are created.
     pub guest_path: String,
-    /// What is in it, in base64.
+    /// Content of the file, in base64.
     #[serde(default)]
     pub raw_value: String,
-    /// Permission bits; 0 is 0644.
+    /// Permission bits; 0 means 0644 (octal).
     #[serde(default, skip_serializing_if = "is_zero")]
     #[schema(maximum = 4095)]
     pub mode: u32,
@@ -357,11 +367,11 @@ const fn is_zero(number: &u32) -> bool {
 /// A disk of the machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Mount {
-    /// *Extension*: a raw disk image or block device of the host, as an absolute path.
+    /// *Extension*: absolute path of a raw disk image or a block device on the host.
     pub volume: String,
-    /// Mount point in the guest.
+    /// Mount point in the guest; an absolute path below `/`.
     pub path: String,
-    /// *Extension*: attach and mount it read-only.
+    /// *Extension*: attach and mount the disk read-only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub read_only: bool,
 }

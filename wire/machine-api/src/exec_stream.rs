@@ -1,27 +1,27 @@
 //! *Extension*: the frames of `GET …/machines/{id}/exec/stream`, a WebSocket.
 //!
-//! Query: `command` once per word, `env=K=V` once per variable, `cwd`, `tty=true` with `columns`
-//! and `rows`, `timeout` such as `30s`.
+//! Query: `command` once per word, `env=NAME=VALUE` once per variable, `cwd`, `tty=true` with
+//! `columns` and `rows`, and `timeout` such as `30s`.
 //!
-//! Binary messages carry bytes behind one byte that names the [`Channel`]. Text messages are
-//! JSON: [`ClientMessage`] from the client, one [`ServerMessage`] from the server, its last before
-//! it closes. A client that closes ends the command.
+//! The first byte of a binary message names its [`Channel`]; the other bytes are data. Text
+//! messages are JSON: the client sends [`ClientMessage`]s; the server sends one [`ServerMessage`],
+//! its last message before it closes. If the client closes, the command ends.
 
 use serde::{Deserialize, Serialize};
 
-/// First byte of a binary message.
+/// What a binary message carries; its first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Channel {
-    /// From the client: 0.
+    /// Standard input, from the client: 0.
     Stdin,
-    /// From the server: 1. With a terminal all output.
+    /// Standard output, from the server: 1. With a terminal, all output.
     Stdout,
-    /// From the server: 2.
+    /// Standard error, from the server: 2.
     Stderr,
 }
 
 impl Channel {
-    /// The byte on the wire.
+    /// The first byte of its messages.
     #[must_use]
     pub const fn byte(self) -> u8 {
         match self {
@@ -31,7 +31,7 @@ impl Channel {
         }
     }
 
-    /// The channel of that byte.
+    /// The channel whose messages begin with this byte.
     #[must_use]
     pub const fn from_byte(byte: u8) -> Option<Self> {
         match byte {
@@ -47,11 +47,11 @@ impl Channel {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ClientMessage {
-    /// The terminal has another size.
+    /// The size of the terminal changed.
     Resize {
         /// Characters per line.
         columns: u16,
-        /// Lines.
+        /// Number of lines.
         rows: u16,
     },
     /// Standard input has ended.
@@ -64,20 +64,20 @@ pub enum ClientMessage {
 pub enum ServerMessage {
     /// The command ended.
     Exit {
-        /// -1 if a signal ended it.
+        /// Exit code; -1 if a signal ended the command.
         exit_code: i32,
-        /// 0 if none.
+        /// Number of the signal that ended the command; 0 if none did.
         exit_signal: i32,
-        /// It was killed at its timeout.
+        /// Whether the command was killed at its timeout.
         #[serde(default)]
         timed_out: bool,
-        /// The guest's out-of-memory killer did it.
+        /// Whether the guest's out-of-memory killer ended the command.
         #[serde(default)]
         oom_killed: bool,
     },
-    /// The stream broke off.
+    /// The stream broke; the command's end is not known.
     Error {
-        /// For people.
+        /// Why, for people.
         message: String,
     },
 }

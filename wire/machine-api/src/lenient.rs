@@ -1,18 +1,38 @@
-//! Fields that clients of that API write in more than one way, read as the one that is kept here.
+//! Fields that clients of the Fly Machines API write in more than one way. Each is read into the
+//! one form that this API keeps.
 
 use serde::{Deserialize, Deserializer, Serializer};
 
-/// What autostop may be called.
+/// A duration as clients write it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Duration {
+    /// Such as `30s`.
+    Text(String),
+    /// As Go's `time.Duration` is encoded.
+    Nanoseconds(u64),
+}
+
+/// Reads a duration as text; the supervisor parses it.
+pub(crate) fn duration<'de, D: Deserializer<'de>>(body: D) -> Result<Option<String>, D::Error> {
+    let written = Option::<Duration>::deserialize(body)?;
+    Ok(written.map(|written| match written {
+        Duration::Text(text) => text,
+        Duration::Nanoseconds(count) => format!("{count}ns"),
+    }))
+}
+
+/// `autostop` as clients write it.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Autostop {
-    /// Before there was a suspend.
+    /// The older form, from before suspend existed.
     Switch(bool),
     /// `off`, `stop` or `suspend`.
     Name(String),
 }
 
-/// Reads what happens to an idle machine as a name.
+/// Reads `autostop` as a name.
 pub(crate) fn autostop<'de, D: Deserializer<'de>>(body: D) -> Result<Option<String>, D::Error> {
     let written = Option::<Autostop>::deserialize(body)?;
     Ok(written.map(|written| match written {
@@ -22,7 +42,7 @@ pub(crate) fn autostop<'de, D: Deserializer<'de>>(body: D) -> Result<Option<Stri
     }))
 }
 
-/// Writes it as that API's servers do: its older clients know booleans only.
+/// Writes `autostop` as the servers of the Fly Machines API do: older clients know only booleans.
 #[expect(clippy::ref_option, reason = "serde passes the field by reference")]
 pub(crate) fn write_autostop<S: Serializer>(
     name: &Option<String>,
@@ -36,11 +56,11 @@ pub(crate) fn write_autostop<S: Serializer>(
     }
 }
 
-/// What a signal may be called.
+/// A signal as clients write it.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Signal {
-    /// Such as `SIGTERM`, or a number as a text.
+    /// Such as `SIGTERM`, or a number as text.
     Name(String),
     /// The kernel's number.
     Number(u32),
@@ -55,21 +75,35 @@ impl Signal {
     }
 }
 
-/// Reads a signal by name or number.
+/// Reads a required signal as text.
 pub(crate) fn signal<'de, D: Deserializer<'de>>(body: D) -> Result<String, D::Error> {
     Signal::deserialize(body).map(Signal::into_text)
 }
 
-/// The same where it need not be given.
-pub(crate) fn maybe_signal<'de, D: Deserializer<'de>>(body: D) -> Result<Option<String>, D::Error> {
+/// Reads an optional signal as text.
+pub(crate) fn optional_signal<'de, D: Deserializer<'de>>(
+    body: D,
+) -> Result<Option<String>, D::Error> {
     let written = Option::<Signal>::deserialize(body)?;
     Ok(written.map(Signal::into_text))
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::{Restart, RestartPolicy, Service, SignalRequest};
+    use crate::{Restart, RestartPolicy, Service, SignalRequest, StopRequest};
     use serde_json::json;
+
+    #[test]
+    fn a_number_is_nanoseconds_as_in_go() {
+        let read = |body: &str| serde_json::from_str::<StopRequest>(body).unwrap().timeout;
+        assert_eq!(
+            read(r#"{"timeout": 5000000000}"#).as_deref(),
+            Some("5000000000ns")
+        );
+        assert_eq!(read(r#"{"timeout": "5s"}"#).as_deref(), Some("5s"));
+        assert_eq!(read(r#"{"timeout": null}"#), None);
+        assert_eq!(read("{}"), None);
+    }
 
     #[test]
     fn autostop_is_a_switch_or_a_name() {
@@ -99,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_is_not_chosen_is_the_default() {
+    fn an_empty_policy_is_the_default() {
         let restart: Restart = serde_json::from_value(json!({"policy": ""})).unwrap();
         assert_eq!(restart.policy, RestartPolicy::default());
     }

@@ -1,19 +1,27 @@
-//! The HTTP bodies of the Machines API: what `mctl` and the supervisor say to each other.
+//! The HTTP bodies of the Machines API: what clients and the supervisor send to each other.
 //!
 //! Paths, field names and state names are those of the Fly Machines API
-//! (<https://docs.machines.dev>), so that clients written for it work unchanged; what is ours is
-//! marked *extension* and lives under names that API does not use. Types only: no I/O.
+//! (<https://docs.machines.dev>), so that its clients work unchanged. Additions are marked
+//! *Extension* and use names that the Fly Machines API does not. Types only: no I/O.
+//!
+//! The doc comments of types and fields become descriptions in the OpenAPI document. They are
+//! written for its readers: no links into the code, and every figure with its unit.
 
 mod app;
 mod config;
-mod duration;
+mod error;
 pub mod exec_stream;
+mod guest;
+mod host;
+mod lease;
 mod lenient;
 mod machine;
 mod moment;
 mod request;
+mod start;
 mod timing;
 mod token;
+mod vsock;
 mod words;
 
 pub use app::{App, AppList, AppOrganization, ListedApp};
@@ -21,27 +29,28 @@ pub use config::{
     Check, CheckHeader, CheckKind, File, Guest, Init, MachineConfig, Mount, Port, PortPolicy,
     Restart, RestartPolicy, Service, ServiceConcurrency, StopConfig, VsockOptions,
 };
+pub use error::ErrorBody;
+pub use guest::{
+    ExecRequest, ExecResponse, FileWritten, ListedProcess, ListenSocket, LogLine, LogSource, Usage,
+};
+pub use host::HostInfo;
+pub use lease::{Lease, LeaseReleased, LeaseRequest, LeaseResponse};
 pub use machine::{
-    CheckStatus, ErrorBody, EventRequest, EventType, ExitEvent, ImageRef, Machine, MachineEvent,
-    MachineState, MachineVersion, PublishedPort, StartKind,
+    CheckStatus, EventRequest, EventType, ExitEvent, ImageRef, Machine, MachineEvent, MachineState,
+    MachineVersion, PublishedPort,
 };
 pub use request::{
-    CreateMachine, ExecRequest, ExecResponse, FileWritten, Lease, LeaseReleased, LeaseRequest,
-    LeaseResponse, ListedProcess, ListenSocket, LogLine, LogSource, MetadataValue, Ok,
-    SignalRequest, StartResponse, StopRequest, UpdateMachine, Usage,
+    CreateMachine, MetadataValue, Ok, SignalRequest, StartResponse, StopRequest, UpdateMachine,
 };
-pub use timing::{
-    Attempt, AttemptOutcome, GuestSockets, GuestView, HostInfo, Operation, PhaseTime, SocketCount,
-    Timing, Verdict, VsockDiagnosis, VsockView,
-};
-
+pub use start::{Attempt, AttemptOutcome, PhaseTime, StartKind};
+pub use timing::{Operation, Timing};
+pub use token::{CreateToken, CreatedToken, Token, TokenScope};
+pub use vsock::{GuestSockets, GuestView, SocketCount, Verdict, VsockDiagnosis, VsockView};
 pub use words::split_words;
 
-pub use token::{CreateToken, CreatedToken, Token, TokenScope};
-
-/// The only app of a host. That API sorts machines into apps; a host has one of them, which needs
-/// not be made and can't be removed.
+/// The only app of a host. The Fly Machines API groups machines into apps; a host has exactly one,
+/// which need not be created and cannot be removed.
 pub const DEFAULT_APP: &str = "default";
 
-/// Request header that carries a lease's nonce.
+/// Request header that carries the nonce of a lease.
 pub const LEASE_NONCE_HEADER: &str = "fly-machine-lease-nonce";

@@ -1,103 +1,102 @@
-//! A machine as the API shows it, its states and events.
-
-use std::collections::BTreeMap;
+//! A machine as the API shows it: its state, its events and its checks.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Attempt, MachineConfig, PhaseTime};
+use crate::config::MachineConfig;
+use crate::start::{Attempt, PhaseTime, StartKind};
 
 /// A machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Machine {
-    /// 14 hexadecimal digits; never changes.
+    /// Id of the machine: 14 hexadecimal digits; never changes.
     pub id: String,
-    /// Unique among machines that are not destroyed.
+    /// Name of the machine; unique among machines that are not destroyed.
     pub name: String,
-    /// Where it is in its life.
+    /// Current state.
     pub state: MachineState,
-    /// Always `local`.
+    /// Region of the machine; always `local`.
     pub region: String,
-    /// Version: changes with each update.
+    /// Version of the machine; changes with each update.
     pub instance_id: String,
-    /// Its configuration.
+    /// Configuration of the machine.
     pub config: MachineConfig,
-    /// The image it was made from.
+    /// Image that the machine boots.
     pub image_ref: ImageRef,
-    /// Empty: guests have no network interface; ports are published over vsock.
+    /// Always empty: guests have no network interface. Ports are published over vsock.
     pub private_ip: String,
-    /// RFC 3339, UTC.
+    /// When the machine was created: RFC 3339 in UTC.
     pub created_at: String,
-    /// RFC 3339, UTC.
+    /// When the machine last changed: RFC 3339 in UTC.
     pub updated_at: String,
-    /// Newest first.
+    /// The latest events, newest first.
     #[serde(default)]
     pub events: Vec<MachineEvent>,
-    /// Results of its checks.
+    /// Results of the machine's checks.
     #[serde(default)]
     pub checks: Vec<CheckStatus>,
-    /// `ok` while the supervisor can drive it.
+    /// Status of the host; always `ok`.
     pub host_status: String,
-    /// No new connections are routed to it.
+    /// Whether the machine is cordoned: new connections are not routed to it.
     #[serde(default)]
     pub cordoned: bool,
-    /// *Extension*: raised at each launch of a VMM.
+    /// *Extension*: counter that is raised at each launch of a VMM.
     #[serde(default)]
     pub generation: u64,
-    /// *Extension*: how the last start went.
+    /// *Extension*: whether the last start was warm or cold, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_start: Option<StartKind>,
     /// *Extension*: readiness attempts of the last start or resume.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub readiness: Vec<Attempt>,
-    /// *Extension*: what the supervisor wants an operator to know, one sentence each.
+    /// *Extension*: warnings for an operator, one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// *Extension*: ports that the host has published for it.
+    /// *Extension*: ports that the host publishes for the machine.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub published: Vec<PublishedPort>,
-    /// *Extension*: process id of its VMM.
+    /// *Extension*: process id of the machine's VMM; absent if it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm_pid: Option<u32>,
-    /// Nonce of the current lease, in the answer to a create or update with `lease_ttl`.
+    /// Nonce of the machine's lease; only in the answer to a create or update with `lease_ttl`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonce: Option<String>,
 }
 
-/// States of the Fly Machines API. Those in -ing mean that the supervisor is working.
+/// State of a machine. A state whose name ends in -ing means that the supervisor is working.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum MachineState {
-    /// Stored, never started.
+    /// The machine is stored, but was never started.
     Created,
-    /// On its way to started: a cold boot or a resume.
+    /// A boot or resume is under way.
     Starting,
-    /// A readiness check has succeeded.
+    /// The guest runs, and its readiness check has succeeded.
     Started,
-    /// On its way to suspended.
+    /// A suspend is under way.
     Suspending,
-    /// On disk.
+    /// The guest's memory is on disk; the machine has no VMM.
     Suspended,
-    /// On its way to stopped.
+    /// A stop is under way.
     Stopping,
-    /// Has no VMM and no image.
+    /// The machine has neither a VMM nor an image.
     Stopped,
-    /// Stopping in order to start again.
+    /// The machine stops in order to start again.
     Restarting,
-    /// Taking a new configuration.
+    /// The machine gets a new configuration.
     Updating,
-    /// Being removed.
+    /// The machine is being removed.
     Destroying,
-    /// Gone; kept for `list --all` for a while.
+    /// The machine is removed. It is still shown for a while if asked for.
     Destroyed,
-    /// Could not be started, or its memory was found damaged.
+    /// The machine could not be started, or its memory was damaged.
     Failed,
 }
 
 impl MachineState {
-    /// All of them.
+    /// All states.
     pub const ALL: [Self; 12] = [
         Self::Created,
         Self::Starting,
@@ -113,7 +112,7 @@ impl MachineState {
         Self::Failed,
     ];
 
-    /// The name on the wire.
+    /// The name of the state on the wire.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -139,94 +138,94 @@ impl std::fmt::Display for MachineState {
     }
 }
 
-/// *Extension*: a port of the guest as the host has published it.
+/// *Extension*: a port of the guest that the host publishes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PublishedPort {
-    /// Address and port on which the host listens, such as `127.0.0.1:8080`.
+    /// IP address and port on which the host listens, such as `127.0.0.1:8080`.
     pub address: String,
-    /// Port on the guest's loopback.
+    /// Port on the guest's loopback address.
     pub internal_port: u16,
 }
 
-/// The image a machine was made from.
+/// The image that a machine boots.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageRef {
-    /// Always `local`.
+    /// Registry of the image; always `local`.
     pub registry: String,
-    /// Name in the image store.
+    /// Name of the image, without its tag.
     pub repository: String,
-    /// Always `latest`.
+    /// Tag of the image; `latest` if the configuration names none.
     pub tag: String,
-    /// `sha256:…` of kernel and initramfs.
+    /// Digest over the image's content, such as `sha256:…`.
     pub digest: String,
 }
 
-/// Something that happened to a machine.
+/// An event in the life of a machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MachineEvent {
-    /// Sorts by time.
+    /// Id of the event; ids sort by time.
     pub id: String,
-    /// What.
+    /// What happened.
     #[serde(rename = "type")]
     pub kind: EventType,
-    /// The state it led to.
+    /// State of the machine after the event.
     pub status: String,
-    /// `user` (an API request), `flyd` (the supervisor by itself) or `guest`.
+    /// Who caused the event: `user` (a request), `flyd` (the supervisor) or `guest`.
     pub source: String,
-    /// Milliseconds since 1970.
+    /// When it happened, in milliseconds since 1970.
     pub timestamp: i64,
-    /// Details.
+    /// Details of the event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<EventRequest>,
     /// *Extension*: how long the transition took, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<f64>,
-    /// *Extension*: its phases; they sum to the duration.
+    /// *Extension*: phases of the transition; they sum to `duration_ms`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub phases: Vec<PhaseTime>,
-    /// *Extension*: warm or cold, with the reason.
+    /// *Extension*: whether a start was warm or cold, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<StartKind>,
-    /// *Extension*: one sentence, such as the chain of causes of a failure.
+    /// *Extension*: one sentence for people, such as why a start failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
 
-/// Kinds of [`MachineEvent`].
+/// What an event reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EventType {
-    /// Created, or updated to a new version.
+    /// The machine was created, or got a new version.
     Launch,
     /// A new version was accepted.
     Update,
-    /// On the way to started, or there.
+    /// A start or resume has begun or ended.
     Start,
-    /// On the way to suspended, or there.
+    /// A suspend has begun or ended.
     Suspend,
-    /// On the way to stopped, or there.
+    /// A stop has begun or ended.
     Stop,
-    /// Restarting.
+    /// A restart has begun.
     Restart,
     /// The main process or the VMM ended.
     Exit,
-    /// Removed.
+    /// A removal has begun or ended.
     Destroy,
-    /// A check changed its result.
+    /// The result of a check changed.
     Check,
     /// A supervisor took over a running machine.
     Adopt,
-    /// Something an operator should know.
+    /// There is a warning for an operator.
     Warning,
 }
 
-/// Details of a [`MachineEvent`], nested as that API does.
+/// Details of an event, nested as in the Fly Machines API.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct EventRequest {
-    /// With `exit`.
+    /// How the main process ended; only in events of type `exit`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_event: Option<ExitEvent>,
-    /// How many restarts in a row came before.
+    /// Number of restarts in a row before this event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart_count: Option<u32>,
 }
@@ -234,83 +233,50 @@ pub struct EventRequest {
 /// How a main process ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExitEvent {
-    /// Exit code of the main process; -1 if it has none.
+    /// Exit code of the main process; -1 if it has none or it is not known.
     pub exit_code: i32,
-    /// Signal that killed it; 0 if none; -1 if not known.
+    /// Number of the signal that ended the main process; 0 if none did, -1 if not known.
     pub signal: i32,
-    /// The same as the guest tells it; -1 if it has none, or did not tell.
-    #[serde(default = "untold")]
+    /// Exit code as the guest reported it; -1 if it reported none.
+    #[serde(default = "not_reported")]
     pub guest_exit_code: i32,
-    /// The same as the guest tells it; 0 if none; -1 if it did not tell.
-    #[serde(default = "untold")]
+    /// Signal as the guest reported it; 0 if none ended the process, -1 if nothing was reported.
+    #[serde(default = "not_reported")]
     pub guest_signal: i32,
-    /// The guest's out-of-memory killer did it.
+    /// Whether the guest's out-of-memory killer ended the main process.
     pub oom_killed: bool,
-    /// A user asked for it.
+    /// Whether a user asked for the stop.
     pub requested_stop: bool,
-    /// The supervisor starts it again.
+    /// Whether the supervisor starts the machine again.
     pub restarting: bool,
-    /// RFC 3339, UTC.
-    #[serde(deserialize_with = "crate::moment::read")]
+    /// When the main process ended: RFC 3339 in UTC.
+    #[serde(deserialize_with = "crate::moment::deserialize")]
     pub exited_at: String,
 }
 
-/// What events that were stored by earlier supervisors say of it.
-const fn untold() -> i32 {
+/// Events that earlier supervisors stored do not have these fields.
+const fn not_reported() -> i32 {
     -1
 }
 
-/// *Extension*: warm or cold, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum StartKind {
-    /// Continued from its image.
-    Resumed,
-    /// Booted because it was not suspended.
-    Booted,
-    /// Booted although it was suspended; the guest's memory is lost.
-    ColdBooted {
-        /// `image missing`, `checksum mismatch`, `configuration changed`, …
-        reason: String,
-    },
-    /// A suspend was broken off; the same process went on.
-    SuspendCancelled,
-}
-
-/// Result of a check.
+/// Latest result of a check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CheckStatus {
-    /// Name in the configuration.
+    /// Name of the check in the configuration.
     pub name: String,
-    /// `passing`, `warning` or `critical`.
+    /// Result: `passing`, `warning` or `critical`.
     pub status: String,
-    /// What it saw.
+    /// Output of the check, for people.
     pub output: String,
-    /// RFC 3339, UTC.
+    /// When the check last ran: RFC 3339 in UTC.
     pub updated_at: String,
 }
 
 /// A version of a machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MachineVersion {
-    /// The `instance_id`.
+    /// `instance_id` of the version.
     pub version: String,
-    /// Its configuration.
+    /// Configuration of the version.
     pub user_config: MachineConfig,
-}
-
-/// Body of every answer that is not a success.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct ErrorBody {
-    /// For people.
-    pub error: String,
-    /// *Extension*: for programs, such as `not_found`, `lease_held`, `wrong_state`.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub status: String,
-    /// *Extension*: what to do about it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hint: Option<String>,
-    /// *Extension*: further facts, such as the machine's state.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub details: BTreeMap<String, String>,
 }

@@ -1,21 +1,21 @@
-//! *Extension*: `/v1/tokens`, who may use the API over TCP.
+//! *Extension*: `/v1/tokens`, the tokens that clients of the API over TCP need.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What a token allows.
+/// *Extension*: what a token allows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenScope {
-    /// Looking, and nothing else.
+    /// Read requests only.
     Read,
-    /// Everything.
+    /// All requests.
     #[default]
     Write,
 }
 
 impl TokenScope {
-    /// The name on the wire.
+    /// The name of the scope on the wire.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -24,7 +24,7 @@ impl TokenScope {
         }
     }
 
-    /// The scope of that name.
+    /// The scope with this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Read, Self::Write]
@@ -33,35 +33,35 @@ impl TokenScope {
     }
 }
 
-/// `POST /v1/tokens`.
+/// *Extension*: body of `POST /v1/tokens`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CreateToken {
-    /// For people.
+    /// Name of the token, for people.
     pub name: String,
-    /// What it allows.
+    /// What the token allows.
     #[serde(default)]
     pub scope: TokenScope,
 }
 
-/// A token without its secret.
+/// *Extension*: a token without its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Token {
-    /// For revoking it.
+    /// Id of the token, with which it is revoked.
     pub id: String,
-    /// For people.
+    /// Name of the token, for people.
     pub name: String,
-    /// What it allows.
+    /// What the token allows.
     pub scope: TokenScope,
-    /// RFC 3339, UTC.
+    /// When the token was created: RFC 3339 in UTC.
     pub created_at: String,
 }
 
-/// Answer to `POST /v1/tokens`: the only time that the secret is shown.
+/// *Extension*: answer to `POST /v1/tokens`, the only answer that shows the secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CreatedToken {
     /// The token.
     #[serde(flatten)]
     pub token: Token,
-    /// Sent as `Authorization: Bearer …`.
+    /// Secret of the token; clients send it as `Authorization: Bearer …`.
     pub secret: String,
 }

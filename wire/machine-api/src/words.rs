@@ -1,7 +1,7 @@
-//! Commands in one string, as older clients and people at a terminal write them.
+//! Commands in one string, as older clients and users on a command line write them.
 
-/// Splits a command as a shell splits words: quotes and backslashes, nothing else. None where a quote
-/// is not closed.
+/// Splits a command into words as a shell does, with quotes and backslashes and nothing else.
+/// Returns none if a quote is not closed or nothing follows a backslash.
 #[must_use]
 pub fn split_words(text: &str) -> Option<Vec<String>> {
     let mut words = Vec::new();
@@ -10,7 +10,7 @@ pub fn split_words(text: &str) -> Option<Vec<String>> {
     let mut characters = text.chars();
     while let Some(c) = characters.next() {
         match (quote, c) {
-            (Some(open), c) if c == open => quote = None,
+            (Some(opening), c) if c == opening => quote = None,
             (Some('"') | None, '\\') => word.get_or_insert_default().push(characters.next()?),
             (Some(_), c) => word.get_or_insert_default().push(c),
             (None, '\'' | '"') => {

@@ -1,11 +1,11 @@
-//! The exact JSON of the bodies that clients of that API depend on.
+//! The exact JSON of the bodies that clients of the Fly Machines API depend on.
 //!
-//! A change here is a change of the API: fields may be added, none renamed or removed.
+//! A change here is a change of the API: fields may be added, but none may be renamed or removed.
 
 use machine_api::{
     CheckStatus, CreateMachine, CreatedToken, ErrorBody, EventRequest, EventType, ExecRequest,
-    ExitEvent, Machine, MachineEvent, MachineState, RestartPolicy, StartKind, StartResponse, Token,
-    TokenScope,
+    ExitEvent, Machine, MachineEvent, MachineState, Operation, RestartPolicy, StartKind,
+    StartResponse, Token, TokenScope,
 };
 use serde_json::{Value, json};
 
@@ -57,7 +57,7 @@ fn a_machine_is_read_and_written_without_a_change() {
 }
 
 #[test]
-fn events_carry_exit_information_where_that_api_has_it() {
+fn exit_information_is_nested_as_in_the_fly_machines_api() {
     let exit = ExitEvent {
         exit_code: -1,
         signal: 15,
@@ -105,7 +105,7 @@ fn exits_that_an_earlier_supervisor_stored_are_read() {
 }
 
 #[test]
-fn a_create_of_that_api_is_read_whatever_else_it_holds() {
+fn unknown_fields_of_a_create_are_ignored() {
     let body = json!({
         "name": "web",
         "region": "local",
@@ -167,7 +167,7 @@ fn small_answers_have_these_exact_fields() {
 }
 
 #[test]
-fn older_clients_may_send_a_command_as_one_string() {
+fn a_command_may_be_one_string() {
     let read: ExecRequest = serde_json::from_value(json!({"cmd": "ls -l", "timeout": 5})).unwrap();
     assert_eq!(
         (read.cmd.as_deref(), read.timeout),
@@ -192,4 +192,14 @@ fn a_new_token_is_one_flat_object() {
         serde_json::to_value(&made).unwrap(),
         json!({"id": "1", "name": "ci", "scope": "read", "created_at": "x", "secret": "s"})
     );
+}
+
+#[test]
+fn states_and_operations_are_written_by_their_names() {
+    for state in MachineState::ALL {
+        assert_eq!(serde_json::to_value(state).unwrap(), state.name());
+    }
+    for operation in Operation::ALL {
+        assert_eq!(serde_json::to_value(operation).unwrap(), operation.name());
+    }
 }

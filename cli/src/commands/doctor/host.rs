@@ -1,4 +1,4 @@
-//! What is looked at: the supervisor, and through it or directly KVM, kernel and image.
+//! Checks of the host: the supervisor, and, through it or directly, KVM, host, image and VMM.
 
 use std::path::{Path, PathBuf};
 
@@ -10,9 +10,9 @@ use super::Finding;
 use crate::session::Session;
 use crate::settings::default_state_dir;
 
-/// Looks at everything. The supervisor's own view counts where there is one: it may be on another
-/// host, or see what this user may not.
-pub(super) async fn examine(session: &Session) -> Vec<Finding> {
+/// Makes all checks. If the supervisor answers, its view is used: it may be on another host, or
+/// have access that this user does not have.
+pub(super) async fn check(session: &Session) -> Vec<Finding> {
     match session.client.host().await {
         Ok(info) => from_supervisor(session, &info),
         Err(error) => {
@@ -21,8 +21,8 @@ pub(super) async fn examine(session: &Session) -> Vec<Finding> {
                 let state_dir = socket
                     .parent()
                     .map_or_else(default_state_dir, Path::to_owned);
-                findings.push(measured());
-                findings.push(image(&state_dir));
+                findings.push(probed_kvm());
+                findings.push(default_image(&state_dir));
             }
             findings
         }
@@ -34,8 +34,8 @@ fn unreachable_supervisor(session: &Session, error: &client::Error) -> Finding {
     match error.kind() {
         ErrorKind::Denied => Finding::problem(
             "supervisor",
-            format!("{endpoint} wants a token"),
-            "set MCTL_TOKEN; `mctl token create` on its host makes one",
+            format!("{endpoint} needs a token"),
+            "set MCTL_TOKEN; `mctl token create` on its host creates one",
         ),
         _ => Finding::problem(
             "supervisor",
@@ -57,13 +57,13 @@ fn from_supervisor(session: &Session, info: &HostInfo) -> Vec<Finding> {
         Finding::warning(
             "supervisor",
             found,
-            format!("this is mctl {ours}: use equal versions"),
+            format!("this is mctl {ours}: use the same version of both"),
         )
     };
     let image = if info.images.iter().any(|name| name == "default") {
         Finding::ok(
             "image",
-            format!("{} in {}", with_kernels(info), info.state_dir),
+            format!("{} in {}", images_with_kernels(info), info.state_dir),
         )
     } else {
         no_image(&info.state_dir)
@@ -83,8 +83,8 @@ fn from_supervisor(session: &Session, info: &HostInfo) -> Vec<Finding> {
     ]
 }
 
-/// Images, each with the kernel that it boots.
-fn with_kernels(info: &HostInfo) -> String {
+/// Images, each with its kernel.
+fn images_with_kernels(info: &HostInfo) -> String {
     let described = info
         .images
         .iter()
@@ -101,13 +101,13 @@ fn vmm(info: &HostInfo) -> Finding {
     }
     Finding::problem(
         "vmm",
-        format!("{} is not there", info.vmm),
-        "build it with `./just build`, or name it with `mctl-supervisor --vmm`",
+        format!("{} does not exist", info.vmm),
+        "build it with `./just build`, or give its path to `mctl-supervisor --vmm`",
     )
 }
 
 fn kvm(info: &HostInfo) -> Finding {
-    // The detail is of the measurement, which can't tell an emulated computer from hardware.
+    // The detail comes from the probe, which cannot distinguish an emulated computer from hardware.
     let found = if info.kvm_detail.starts_with(&info.kvm) {
         info.kvm_detail.clone()
     } else {
@@ -118,21 +118,21 @@ fn kvm(info: &HostInfo) -> Finding {
         "virtual" => Finding::warning(
             "kvm",
             found,
-            "good for tests, slow: latencies are not those of hardware",
+            "good for tests, but slow: latencies are not those of hardware",
         ),
         "software" => Finding::problem("kvm", found, USE_VIRTUAL_HOST),
         _ => Finding::problem("kvm", found, KVM_MISSING),
     }
 }
 
-const USE_VIRTUAL_HOST: &str = "this KVM interprets guest kernels and can't boot Linux: start the \
+const USE_VIRTUAL_HOST: &str = "this KVM interprets guest kernels and cannot boot Linux: start the \
                                 virtual KVM host with `./just kvm-host` and point MCTL_HOST at it";
 
 const KVM_MISSING: &str = "enable virtualisation in the firmware and load kvm_intel or kvm_amd, \
                            or use the virtual KVM host: `./just kvm-host`";
 
 /// Without a supervisor: what a guest loop of our own measures.
-fn measured() -> Finding {
+fn probed_kvm() -> Finding {
     let kind = detect();
     let found = kind.to_string();
     match kind {
@@ -142,8 +142,8 @@ fn measured() -> Finding {
     }
 }
 
-/// Without a supervisor: is there an image in its store?
-fn image(state_dir: &Path) -> Finding {
+/// Without a supervisor: the default image in the store of this user's supervisor.
+fn default_image(state_dir: &Path) -> Finding {
     let folder = state_dir.join("images/default");
     let missing: Vec<PathBuf> = ["image.json", "kernel", "initramfs"]
         .iter()
@@ -151,13 +151,13 @@ fn image(state_dir: &Path) -> Finding {
         .filter(|path| !path.exists())
         .collect();
     match missing.first() {
-        None => Finding::ok("image", described(&folder)),
+        None => Finding::ok("image", image_with_kernel(&folder)),
         Some(_) => no_image(&state_dir.display().to_string()),
     }
 }
 
-/// An image's folder and kernel.
-fn described(folder: &Path) -> String {
+/// The default image with its kernel and folder.
+fn image_with_kernel(folder: &Path) -> String {
     let release = std::fs::read(folder.join("image.json"))
         .ok()
         .and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok())
@@ -172,6 +172,6 @@ fn no_image(state_dir: &str) -> Finding {
     Finding::problem(
         "image",
         format!("no image `default` in {state_dir}/images"),
-        "make it with `./just images`",
+        "create it with `./just images`",
     )
 }

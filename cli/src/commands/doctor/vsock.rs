@@ -1,28 +1,28 @@
-//! `mctl doctor vsock`: whether a machine leaks vsock connections, what that costs, what to do.
+//! `mctl doctor vsock`: whether a machine leaks vsock connections, what that costs, and what to do.
 
 use machine_api::{Verdict, VsockView};
 
+use crate::arguments::MachineArg;
 use crate::error::CommandError;
-use crate::machine_ref;
 use crate::output::{Cell, Style, Table};
 use crate::readiness::readiness_line;
 use crate::session::Session;
-use crate::span::milliseconds;
+use crate::units::milliseconds;
 
 /// Diagnose the vsock connections of a machine
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The exit code is 8 if the machine leaks or its resumes collide with leaked pairs.
+The exit code is 8 if the machine leaks connections or its resumes collide with leaked ones.
 
 Example:
   mctl doctor vsock web")]
 pub(crate) struct Args {
-    /// Id, beginning of an id, or name; may be left out if there is only one machine
-    machine: Option<String>,
+    #[command(flatten)]
+    machine: MachineArg,
 }
 
 pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    let machine = machine_ref::find(session, args.machine.as_deref()).await?;
+    let machine = args.machine.find(session).await?;
     let view = session.client.vsock(&machine.id).await?;
     if session.output.is_json() {
         session.output.json(&view)?;
@@ -40,7 +40,7 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
             sockets: view.diagnosis.leaked_pairs + view.diagnosis.unclosed_sockets,
         }),
         Verdict::Colliding => Err(CommandError::Collides),
-        // Something was refused, but nothing that is left over now.
+        // Attempts were refused, but no leaked pair explains that.
         Verdict::Unknown if view.guest.is_some() => Ok(()),
         Verdict::Unknown => Err(CommandError::InitSilent),
     }
@@ -80,13 +80,13 @@ fn facts(view: &VsockView) -> Table {
             None => format!("{} {}", count.count, count.state),
         });
         let counts: Vec<String> = counts.collect();
-        let mut text = format!("{} open (by {})", sockets.total, sockets.source);
+        let mut text = format!("{} open (counted by {})", sockets.total, sockets.source);
         if !counts.is_empty() {
             text = format!("{text}: {}", counts.join(", "));
         }
         table.field("guest", text);
     }
-    if let Some(text) = collided(&view.host) {
+    if let Some(text) = collided_pairs(&view.host) {
         table.field("refused pairs", text);
     }
     for (name, value) in view.host.as_object().into_iter().flatten() {
@@ -100,27 +100,27 @@ fn facts(view: &VsockView) -> Table {
     table
 }
 
-/// Collided pairs that are named; the VMM remembers more.
-const NAMED_PAIRS: usize = 6;
+/// The most collided pairs that are listed; the VMM reports more.
+const LISTED_PAIRS: usize = 6;
 
-/// The last pairs on which the guest refused a request, newest last; none if there were none.
-fn collided(host: &serde_json::Value) -> Option<String> {
+/// The last pairs on which the guest refused a request, the newest last. None if there are none.
+fn collided_pairs(host: &serde_json::Value) -> Option<String> {
     let pairs = host.get("last_collided")?.as_array()?;
     let names: Vec<String> = pairs
         .iter()
         .rev()
-        .take(NAMED_PAIRS)
+        .take(LISTED_PAIRS)
         .rev()
         .map(|pair| format!("{} to {}", pair["local_port"], pair["peer_port"]))
         .collect();
     match pairs.len() {
         0 => None,
-        count if count > NAMED_PAIRS => Some(format!(
-            "{count} since the VMM began, the last {NAMED_PAIRS} from local port {}",
+        count if count > LISTED_PAIRS => Some(format!(
+            "{count} since the VMM started, the last {LISTED_PAIRS} from local port {}",
             names.join(", ")
         )),
         count => Some(format!(
-            "{count} since the VMM began, from local port {}",
+            "{count} since the VMM started, from local port {}",
             names.join(", ")
         )),
     }
@@ -138,14 +138,14 @@ mod tests {
     }
 
     #[test]
-    fn the_last_pairs_that_collided_are_named_newest_last() {
+    fn the_last_collided_pairs_are_listed_newest_last() {
         assert_eq!(
-            collided(&host(2)).unwrap(),
-            "2 since the VMM began, from local port 100 to 1024, 101 to 1024"
+            collided_pairs(&host(2)).unwrap(),
+            "2 since the VMM started, from local port 100 to 1024, 101 to 1024"
         );
-        let many = collided(&host(9)).unwrap();
+        let many = collided_pairs(&host(9)).unwrap();
         assert!(
-            many.starts_with("9 since the VMM began, the last 6 from"),
+            many.starts_with("9 since the VMM started, the last 6 from"),
             "{many}"
         );
         assert!(
@@ -155,8 +155,8 @@ mod tests {
     }
 
     #[test]
-    fn without_a_collision_or_without_a_vmm_no_pairs_are_named() {
-        assert_eq!(collided(&host(0)), None);
-        assert_eq!(collided(&serde_json::Value::Null), None);
+    fn without_a_collision_or_a_vmm_no_pairs_are_listed() {
+        assert_eq!(collided_pairs(&host(0)), None);
+        assert_eq!(collided_pairs(&serde_json::Value::Null), None);
     }
 }

@@ -1,4 +1,4 @@
-//! What `mctl top` draws. Pure: rows in, cells out.
+//! Draws the view of `mctl top`.
 
 use machine_api::MachineState;
 use ratatui::Frame;
@@ -8,9 +8,9 @@ use ratatui::text::Line;
 use ratatui::widgets::{Cell, Row as TableRow, Table};
 
 use super::Row;
-use crate::output::visible;
-use crate::span::{bytes, milliseconds};
-use crate::wording::{kind_of_start, memory};
+use crate::output::{self, visible};
+use crate::units::{bytes, memory, milliseconds};
+use crate::wording::{start_kind, state_style};
 
 const TITLES: [&str; 7] = [
     "NAME",
@@ -32,17 +32,21 @@ const WIDTHS: [Constraint; 7] = [
     Constraint::Length(8),
 ];
 
-/// Draws everything.
-pub(super) fn draw(frame: &mut Frame<'_>, place: &str, rows: &[Row], problem: Option<&str>) {
+/// Draws one line per row below a summary. `address` is the supervisor's, `problem` why the rows are
+/// not current.
+pub(super) fn draw(frame: &mut Frame<'_>, address: &str, rows: &[Row], problem: Option<&str>) {
     let parts = Layout::vertical([Constraint::Length(1), Constraint::Min(1)]).split(frame.area());
     let started = rows
         .iter()
         .filter(|row| row.machine.state == MachineState::Started)
         .count();
     let summary = match problem {
-        Some(problem) => format!("{place}: {} (showing what was)", visible(problem, false)),
+        Some(problem) => format!(
+            "{address}: {} (showing the last known data)",
+            visible(problem, false)
+        ),
         None => format!(
-            "{place}: {} machines, {started} started; q ends",
+            "{address}: {} machines, {started} started; q ends",
             rows.len()
         ),
     };
@@ -75,7 +79,7 @@ fn line(row: &Row) -> TableRow<'static> {
     let last = machine
         .last_start
         .as_ref()
-        .map_or("-".to_owned(), kind_of_start);
+        .map_or("-".to_owned(), start_kind);
     let took = row.last_start_ms().map_or("-".to_owned(), milliseconds);
     TableRow::new([
         Cell::new(visible(&machine.name, false)),
@@ -89,19 +93,13 @@ fn line(row: &Row) -> TableRow<'static> {
 }
 
 fn style(state: MachineState) -> Style {
-    match state {
-        MachineState::Started => Style::new().fg(Color::Green),
-        MachineState::Failed => Style::new().fg(Color::Red),
-        MachineState::Created
-        | MachineState::Suspended
-        | MachineState::Stopped
-        | MachineState::Destroyed => Style::new(),
-        MachineState::Starting
-        | MachineState::Suspending
-        | MachineState::Stopping
-        | MachineState::Restarting
-        | MachineState::Updating
-        | MachineState::Destroying => Style::new().fg(Color::Yellow),
+    match state_style(state) {
+        output::Style::Good => Style::new().fg(Color::Green),
+        output::Style::Bad => Style::new().fg(Color::Red),
+        output::Style::Busy => Style::new().fg(Color::Yellow),
+        output::Style::Faint => Style::new().add_modifier(Modifier::DIM),
+        output::Style::Strong => Style::new().add_modifier(Modifier::BOLD),
+        output::Style::Plain => Style::new(),
     }
 }
 
@@ -166,13 +164,16 @@ mod tests {
     }
 
     #[test]
-    fn a_supervisor_that_is_gone_is_told_above_what_was() {
+    fn without_a_supervisor_the_last_rows_stay_below_the_problem() {
         let rows = [Row {
             machine: machine("web", "started"),
             usage: None,
         }];
         let lines = drawn(&rows, Some("no connection"));
-        assert_eq!(lines[0], "unix:///s: no connection (showing what was)");
+        assert_eq!(
+            lines[0],
+            "unix:///s: no connection (showing the last known data)"
+        );
         assert!(lines[2].starts_with("web"), "{lines:?}");
     }
 }

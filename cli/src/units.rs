@@ -1,41 +1,23 @@
-//! Times as people write and read them. Only [`parse_since`] reads a clock.
+//! Times and sizes as mctl prints them.
 
-use std::time::Duration;
-
-use jiff::{SignedDuration, Timestamp};
-
-/// Parses `90`, `90s`, `1m30s`, `500ms`; a bare number means seconds.
-pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    if let Ok(seconds) = text.parse::<u32>() {
-        return Ok(Duration::from_secs(seconds.into()));
-    }
-    let span: SignedDuration = text
-        .parse()
-        .map_err(|_| format!("{text:?} is no time such as 30s, 1m30s or 500ms"))?;
-    Duration::try_from(span).map_err(|_| format!("{text:?} is negative"))
-}
-
-/// Parses a point in time: RFC 3339, or how long ago. Returns RFC 3339.
-pub(crate) fn parse_since(text: &str) -> Result<String, String> {
-    if let Ok(time) = text.parse::<Timestamp>() {
-        return Ok(time.to_string());
-    }
-    let ago = parse_duration(text)
-        .map_err(|_| format!("{text:?} is neither a time such as 2026-01-31T12:00:00Z nor 10m"))?;
-    let then = Timestamp::now()
-        .checked_sub(ago)
-        .map_err(|_| format!("{text:?} is too long ago"))?;
-    Ok(then.to_string())
-}
+use jiff::Timestamp;
 
 /// RFC 3339 of milliseconds since 1970.
-pub(crate) fn at_millisecond(ms: i64) -> String {
+pub(crate) fn rfc3339_of_ms(ms: i64) -> String {
     Timestamp::from_millisecond(ms).map_or_else(|_| format!("{ms} ms"), |time| format!("{time:.3}"))
 }
 
 /// RFC 3339 of seconds since 1970.
-pub(crate) fn at_second(seconds: i64) -> String {
+pub(crate) fn rfc3339_of_s(seconds: i64) -> String {
     Timestamp::from_second(seconds).map_or_else(|_| format!("{seconds} s"), |time| time.to_string())
+}
+
+/// RFC 3339 without the fraction of a second.
+pub(crate) fn without_fraction(time: &str) -> String {
+    match time.split_once('.') {
+        Some((seconds, _)) if time.ends_with('Z') => format!("{seconds}Z"),
+        _ => time.to_owned(),
+    }
 }
 
 /// Milliseconds with the digits that matter: `3.21 ms`, `412 ms`, `2.4 s`, `1m12s`.
@@ -74,28 +56,21 @@ pub(crate) fn bytes(bytes: u64) -> String {
     }
 }
 
+/// A machine's memory: `256 MiB`, `2 GiB`.
+pub(crate) fn memory(mib: u32) -> String {
+    if mib >= 1024 && mib.is_multiple_of(1024) {
+        format!("{} GiB", mib / 1024)
+    } else {
+        format!("{mib} MiB")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_read_with_and_without_units() {
-        let read = ["90", "1m30s", "500ms", "2h"].map(|text| parse_duration(text).unwrap());
-        assert_eq!(
-            read.map(|d| d.as_millis()),
-            [90_000, 90_000, 500, 7_200_000]
-        );
-    }
-
-    #[test]
-    fn what_is_no_duration_is_named() {
-        let errors = ["soon", "-5s", "", "5 apples"].map(|text| parse_duration(text).unwrap_err());
-        assert!(errors[0].contains("\"soon\""), "{}", errors[0]);
-        assert!(errors[1].contains("negative"), "{}", errors[1]);
-    }
-
-    #[test]
-    fn lengths_keep_the_digits_that_matter() {
+    fn times_keep_the_digits_that_matter() {
         let shown = [0.0, 3.214, 9.999, 412.4, 999.6, 2_449.0, 72_900.0].map(milliseconds);
         assert_eq!(
             shown,

@@ -1,5 +1,5 @@
-//! The flags that describe a machine, shared by `run`, `create`, `update` and `clone`, and the
-//! configuration that they make. Flags change a configuration; what is not given stays.
+//! The flags that describe the configuration of a machine. They change a given configuration; fields
+//! without a flag stay as they are.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,9 +10,9 @@ use machine_api::{
 };
 
 use crate::error::CommandError;
-use crate::span::parse_duration;
+use crate::parse;
 
-/// What a machine is made of.
+/// Changes to the configuration of a machine.
 #[derive(Debug, Default, clap::Args)]
 #[command(next_help_heading = "Machine options")]
 pub(crate) struct MachineFlags {
@@ -23,52 +23,52 @@ pub(crate) struct MachineFlags {
     #[arg(long, alias = "vm-memory", value_name = "SIZE", value_parser = parse_memory_mib)]
     memory: Option<u32>,
     /// Environment variable of the main process; can be repeated
-    #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse_pair)]
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse::key_value)]
     env: Vec<(String, String)>,
     /// Metadata; can be repeated
-    #[arg(long, short, value_name = "KEY=VALUE", value_parser = parse_pair)]
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = parse::key_value)]
     metadata: Vec<(String, String)>,
-    /// When to start it again: no, always, on-failure, on-failure:MAX
+    /// When the machine starts again: no, always, on-failure, on-failure:MAX
     #[arg(long, value_name = "POLICY", value_parser = parse_restart)]
     restart: Option<Restart>,
     /// Publish a port of the guest on this host; can be repeated
     #[arg(long = "port", short, value_name = "[ADDRESS:]HOST:GUEST", value_parser = parse_port)]
     ports: Vec<PublishedPort>,
-    /// What to do with a machine whose published ports are idle
+    /// What happens to the machine when its published ports are idle
     #[arg(long, value_name = "ACTION")]
     autostop: Option<AutoStop>,
-    /// How long is idle, such as 5m
+    /// How long without a connection counts as idle, such as 5m
     #[arg(long, value_name = "TIME", value_parser = checked_duration)]
     idle_timeout: Option<String>,
-    /// Start it when somebody connects to a published port
+    /// Start the machine when somebody connects to a published port
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     autostart: Option<bool>,
     /// Attach a disk image of this host and mount it; can be repeated
     #[arg(long = "disk", short = 'v', alias = "volume", value_name = "FILE:MOUNTPOINT[:ro]",
           value_parser = parse_disk)]
     disks: Vec<Mount>,
-    /// Put a file of this host into the guest before the main process starts; can be repeated
-    #[arg(long, value_name = "GUEST=FILE", value_parser = parse_pair)]
+    /// Write a local file into the guest before the main process starts; can be repeated
+    #[arg(long, value_name = "GUEST=FILE", value_parser = parse::key_value)]
     file_local: Vec<(String, String)>,
-    /// Put a file with this text into the guest; can be repeated
-    #[arg(long, value_name = "GUEST=TEXT", value_parser = parse_pair)]
+    /// Write a file with this text into the guest before the main process starts; can be repeated
+    #[arg(long, value_name = "GUEST=TEXT", value_parser = parse::key_value)]
     file_literal: Vec<(String, String)>,
-    /// Program to run instead of the image's
+    /// Program of the main process, instead of the image's
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
-    /// Appended to the kernel's command line; can be repeated
+    /// Argument to append to the kernel's command line; can be repeated
     #[arg(long = "kernel-arg", value_name = "ARG")]
     kernel_args: Vec<String>,
-    /// How vsock ports of the host are chosen after each start and resume
+    /// How the VMM chooses its first vsock port after each start and resume
     #[arg(long, value_name = "POLICY")]
     vsock_port_policy: Option<PolicyName>,
-    /// Whether the guest's ends of saved connections are freed at a resume
+    /// Whether a resume frees the guest's ends of saved connections
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     vsock_eviction: Option<bool>,
-    /// Reconnect the CPU monitor before the readiness check; for experiments
+    /// Connect the CPU monitor before the readiness check; for experiments
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     monitor_first: Option<bool>,
-    /// Whole configuration as JSON, or a file with it; other flags change it
+    /// Whole configuration as JSON, or a file with it; the other flags change it
     #[arg(long, value_name = "FILE|JSON")]
     machine_config: Option<String>,
 }
@@ -82,31 +82,31 @@ struct PublishedPort {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum AutoStop {
-    /// Nothing
+    /// Nothing happens
     Off,
-    /// Stop it
+    /// The machine is stopped
     Stop,
-    /// Suspend it
+    /// The machine is suspended
     Suspend,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum PolicyName {
-    /// Drawn anew
+    /// A random port
     Random,
-    /// Go on from the last one
+    /// The port after the last one
     Continue,
     /// Always from 2^30
     Fixed,
 }
 
 impl MachineFlags {
-    /// Whether they publish ports.
+    /// Whether the flags publish ports.
     pub(crate) const fn publishes(&self) -> bool {
         !self.ports.is_empty()
     }
 
-    /// Changes `config` as the flags say.
+    /// Changes `config` according to the flags.
     pub(crate) fn apply(self, config: &mut MachineConfig) -> Result<(), CommandError> {
         if let Some(text) = self.machine_config {
             *config = read_config(&text)?;
@@ -124,10 +124,10 @@ impl MachineFlags {
         }
         config.mounts.extend(self.disks);
         for (guest_path, local) in self.file_local {
-            put(&mut config.files, guest_path, &read_local(&local)?);
+            put_file(&mut config.files, guest_path, &read_local(&local)?);
         }
         for (guest_path, text) in self.file_literal {
-            put(&mut config.files, guest_path, text.as_bytes());
+            put_file(&mut config.files, guest_path, text.as_bytes());
         }
         if let Some(program) = self.entrypoint {
             config.init.get_or_insert_with(Init::default).entrypoint = vec![program];
@@ -166,7 +166,7 @@ impl AutoStop {
     }
 }
 
-/// Ports of the same guest port belong to one service.
+/// Adds `ports` to `services`. Ports of the same guest port belong to one service.
 fn publish(services: &mut Vec<Service>, ports: Vec<PublishedPort>) {
     for PublishedPort {
         address,
@@ -194,8 +194,8 @@ fn publish(services: &mut Vec<Service>, ports: Vec<PublishedPort>) {
     }
 }
 
-/// A file of that path, in the place of an earlier one.
-fn put(files: &mut Vec<File>, guest_path: String, content: &[u8]) {
+/// Adds a file to `files`, in place of an earlier one with the same path.
+fn put_file(files: &mut Vec<File>, guest_path: String, content: &[u8]) {
     files.retain(|file| file.guest_path != guest_path);
     files.push(File {
         guest_path,
@@ -207,13 +207,13 @@ fn put(files: &mut Vec<File>, guest_path: String, content: &[u8]) {
 fn read_local(path: &str) -> Result<Vec<u8>, CommandError> {
     let path = PathBuf::from(path);
     fs::read(&path).map_err(|source| CommandError::File {
-        what: "read the file for the guest",
+        action: "read",
         path,
         source,
     })
 }
 
-/// RFC 4648, section 4.
+/// `bytes` in base64 (RFC 4648, section 4).
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
@@ -232,37 +232,21 @@ fn base64(bytes: &[u8]) -> String {
     text
 }
 
-/// Splits a command in one string.
-pub(crate) fn words(argument: &'static str, line: &str) -> Result<Vec<String>, CommandError> {
-    machine_api::split_words(line).ok_or_else(|| CommandError::Argument {
-        argument,
-        reason: "a quote is not closed".to_owned(),
-    })
-}
-
 fn read_config(text: &str) -> Result<MachineConfig, CommandError> {
     let json = if text.trim_start().starts_with('{') {
         text.to_owned()
     } else {
         let path = PathBuf::from(text);
         fs::read_to_string(&path).map_err(|source| CommandError::File {
-            what: "read the machine configuration",
+            action: "read the machine configuration",
             path,
             source,
         })?
     };
     serde_json::from_str(&json).map_err(|error| CommandError::Argument {
         argument: "--machine-config",
-        reason: format!("no machine configuration: {error}"),
+        reason: format!("not a machine configuration: {error}"),
     })
-}
-
-/// Parses `KEY=VALUE`.
-pub(crate) fn parse_pair(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("write it as NAME=VALUE".to_owned()),
-    }
 }
 
 fn parse_memory_mib(text: &str) -> Result<u32, String> {
@@ -282,7 +266,7 @@ fn parse_memory_mib(text: &str) -> Result<u32, String> {
         .map_err(|_| "write it as 512, 512mb or 2gb")?;
     number
         .checked_mul(factor)
-        .ok_or_else(|| "that is too much".to_owned())
+        .ok_or_else(|| "that is too much memory".to_owned())
 }
 
 fn parse_restart(text: &str) -> Result<Restart, String> {
@@ -291,7 +275,7 @@ fn parse_restart(text: &str) -> Result<Restart, String> {
             name,
             Some(
                 max.parse()
-                    .map_err(|_| format!("{max:?} is no number of retries"))?,
+                    .map_err(|_| format!("{max:?} is not a number of retries"))?,
             ),
         ),
         None => (text, None),
@@ -301,7 +285,7 @@ fn parse_restart(text: &str) -> Result<Restart, String> {
         "always" => RestartPolicy::Always,
         // flyctl writes the short form.
         "on-failure" | "on-fail" => RestartPolicy::OnFailure,
-        _ => return Err("known are no, always, on-failure and on-failure:MAX".to_owned()),
+        _ => return Err("write one of no, always, on-failure, on-failure:MAX".to_owned()),
     };
     if max_retries.is_some() && policy != RestartPolicy::OnFailure {
         return Err(format!("{name} takes no number of retries"));
@@ -314,12 +298,12 @@ fn parse_restart(text: &str) -> Result<Restart, String> {
 
 fn parse_port(text: &str) -> Result<PublishedPort, String> {
     let wrong = || "write it as HOST:GUEST or ADDRESS:HOST:GUEST".to_owned();
-    // flyctl allows a protocol behind the port.
+    // flyctl allows a protocol after the port.
     let text = text.strip_suffix("/tcp").unwrap_or(text);
     let (rest, guest) = text.rsplit_once(':').unwrap_or((text, text));
     let guest: u16 = guest.parse().map_err(|_| wrong())?;
     if guest == 0 {
-        return Err("the guest's port can't be 0".to_owned());
+        return Err("the guest's port cannot be 0".to_owned());
     }
     let (address, host) = match rest.rsplit_once(':') {
         Some((address, host)) => (Some(address.trim_matches(['[', ']']).to_owned()), host),
@@ -348,7 +332,7 @@ fn parse_disk(text: &str) -> Result<Mount, String> {
 }
 
 fn checked_duration(text: &str) -> Result<String, String> {
-    parse_duration(text).map(|_| text.to_owned())
+    parse::duration(text).map(|_| text.to_owned())
 }
 
 #[cfg(test)]
@@ -356,7 +340,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_is_that_of_the_rfc() {
+    fn base64_is_encoded_as_in_the_rfc() {
         let texts = ["", "f", "fo", "foo", "foob"].map(|text| base64(text.as_bytes()));
         assert_eq!(texts, ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg=="]);
     }
@@ -387,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn only_on_failure_counts_retries() {
+    fn only_on_failure_takes_a_number_of_retries() {
         let restart = parse_restart("on-failure:3").unwrap();
         assert_eq!(restart.max_retries, Some(3));
         assert!(parse_restart("always:3").is_err());

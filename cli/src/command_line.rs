@@ -1,4 +1,5 @@
-//! The command line: global flags, the verbs, and the way from one to the other.
+//! The command line as a whole: parses it, resolves the settings, runs the command, and turns its
+//! result into output and exit code.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -8,9 +9,9 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser};
 
 use crate::commands::Command;
 use crate::error::{CommandError, EXIT_CODES};
-use crate::output::Output;
+use crate::output::{ColorChoice, Output};
 use crate::session::Session;
-use crate::settings::{ColorChoice, Flags, Settings};
+use crate::settings::{Flags, Settings};
 
 /// Run, suspend and resume machines on this host
 #[derive(Debug, Parser)]
@@ -27,7 +28,7 @@ struct Cli {
     command: Command,
 }
 
-/// Flags that every verb knows.
+/// Flags of every command.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 struct Global {
@@ -35,23 +36,24 @@ struct Global {
     /// MCTL_HOST]
     #[arg(long, global = true, value_name = "ADDRESS")]
     host: Option<String>,
-    /// Bearer token; the environment keeps it out of process lists [env: MCTL_TOKEN]
+    /// Bearer token; in the environment variable it does not show in process lists [env:
+    /// MCTL_TOKEN]
     #[arg(long, global = true, value_name = "TOKEN")]
     token: Option<String>,
-    /// Over https, trust the authorities in this file (PEM) instead of the system's [env:
+    /// PEM file with the certificates to trust over https, instead of the system's [env:
     /// MCTL_CA_CERT]
     #[arg(long, global = true, value_name = "FILE")]
     ca_cert: Option<PathBuf>,
-    /// App of the machines, as for clients of Fly; a host has one: default
-    #[arg(long, short, global = true, value_name = "APP", value_parser = the_app)]
+    /// App of the machines, for scripts that are written for Fly; a host has only the app default
+    #[arg(long, short, global = true, value_name = "APP", value_parser = parse_app)]
     app: Option<String>,
     /// Configuration file [env: MCTL_CONFIG]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// How long to wait for a machine to get there; 0 returns at once [env: MCTL_WAIT_TIMEOUT]
+    /// How long to wait for a machine to reach a state; 0 does not wait [env: MCTL_WAIT_TIMEOUT]
     #[arg(long, global = true, value_name = "TIME")]
     wait_timeout: Option<String>,
-    /// Nonce of a lease that you hold on the machine
+    /// Nonce of the lease that you hold on the machine
     #[arg(
         long,
         global = true,
@@ -68,27 +70,27 @@ struct Global {
     color: Option<ColorChoice>,
 }
 
-/// Only the name of the one app of a host.
-fn the_app(text: &str) -> Result<String, String> {
+/// Accepts only the name of the one app of a host.
+fn parse_app(text: &str) -> Result<String, String> {
     if text == machine_api::DEFAULT_APP {
         return Ok(text.to_owned());
     }
     Err(format!("a host has one app, {}", machine_api::DEFAULT_APP))
 }
 
-/// Parses, runs, reports.
+/// Parses `arguments`, runs the command, and reports its failure.
 pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let parsed = definition()
+    let parsed = Cli::command()
         .try_get_matches_from(arguments)
         .and_then(|matches| Cli::from_arg_matches(&matches));
     let Cli { global, command } = match parsed {
         Ok(cli) => cli,
-        // Help and version go to standard output with code 0, mistakes to standard error with 2.
+        // Help and version go to standard output with code 0, usage errors to standard error with 2.
         Err(error) => error.exit(),
     };
     let own_failure = command.own_failure_code();
     let output = Output::new(global.json, global.color.unwrap_or(ColorChoice::Auto));
-    match start(global, command, output.clone()) {
+    match run_command(global, command, output.clone()) {
         Ok(code) => ExitCode::from(code),
         Err(CommandError::Output(source)) if source.kind() == std::io::ErrorKind::BrokenPipe => {
             ExitCode::from(CommandError::Output(source).kind().exit_code())
@@ -100,13 +102,8 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// The whole command line as clap knows it.
-pub(crate) fn definition() -> clap::Command {
-    Cli::command()
-}
-
-fn start(global: Global, command: Command, output: Output) -> Result<u8, CommandError> {
-    // It has said all that it can by being right.
+fn run_command(global: Global, command: Command, output: Output) -> Result<u8, CommandError> {
+    // Parsing has checked it; there is only one app.
     drop(global.app);
     let flags = Flags {
         config: global.config,
@@ -126,8 +123,8 @@ fn start(global: Global, command: Command, output: Output) -> Result<u8, Command
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let outcome = runtime.block_on(command.run(&session));
-    // A thread that still reads standard input must not keep the process.
+    let outcome = runtime.block_on(command.run(&session, Cli::command));
+    // A thread that still reads standard input must not keep the process alive.
     runtime.shutdown_background();
     outcome
 }
