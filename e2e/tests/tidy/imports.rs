@@ -240,9 +240,8 @@ fn collect_use(tokens: &[TokenTree], prefix: &[String], exported: bool, found: &
         let line = first.span().start().line;
         let mut segments = prefix.to_vec();
         let mut alias = None;
-        let mut words = tree.iter();
         let mut renamed = false;
-        while let Some(token) = words.next() {
+        for token in tree {
             match token {
                 TokenTree::Ident(word) if renamed => alias = Some(word.to_string()),
                 TokenTree::Ident(word) if word == "as" => renamed = true,

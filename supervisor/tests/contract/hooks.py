@@ -1,5 +1,5 @@
-"""What the description can't tell schemathesis: which machines there are, and that a test must
-neither wait for ever nor reach for ports of this host."""
+"""Tells schemathesis what the API's description cannot: which machines exist, and that a request must
+neither wait without end nor use given ports of this host."""
 
 import os
 import zlib
@@ -13,25 +13,25 @@ NAMES = ["one", "two", "three"]
 NONCE = "fly-machine-lease-nonce"
 
 
-def ask(method, url, body=None):
+def send(method, url, body=None):
     headers = {"Authorization": f"Bearer {os.environ['MCTL_TEST_TOKEN']}"}
-    return requests.request(method, url, json=body, headers=headers, timeout=15)
+    return requests.request(method, url, json=body, headers=headers, timeout=60)
 
 
-def make(**more):
+def create(**fields):
     config = {"init": {"exec": ["main"]}, "restart": {"policy": "no"}, "metadata": {"k": "v"}}
-    return ask("POST", MACHINES, {"config": config, **more})
+    return send("POST", MACHINES, {"config": config, **fields})
 
 
-def ready(name):
-    """A started machine of that name, whatever earlier requests did to it."""
-    if ask("POST", f"{MACHINES}/{name}/start?wait=true").status_code == 404:
-        make(name=name)
-        ask("GET", f"{MACHINES}/{name}/wait?timeout=10")
+def ensure_started(name):
+    """Starts the machine of that name, and creates it if an earlier request has destroyed it."""
+    if send("POST", f"{MACHINES}/{name}/start?wait=true").status_code == 404:
+        create(name=name)
+        send("GET", f"{MACHINES}/{name}/wait?timeout=30")
 
 
-def chosen(value):
-    """One of the machines for most values; a stranger's name for some."""
+def machine_for(value):
+    """The name of an existing machine for most values; for some the value itself, which names none."""
     digest = zlib.crc32(str(value).encode("utf-8", "replace"))
     return value if digest % 16 == 0 else NAMES[digest % len(NAMES)]
 
@@ -42,32 +42,32 @@ def operation_id(operation):
 
 @schemathesis.hook
 def before_call(ctx, case, kwargs):
-    where = operation_id(case.operation)
+    operation = operation_id(case.operation)
     parameters = case.path_parameters or {}
     query = case.query or {}
-    if where in ("Machines_lease_release", "Machines_lease_show"):
-        leased = make(skip_launch=True, lease_ttl=60).json()
+    if operation in ("Machines_lease_release", "Machines_lease_show"):
+        leased = create(skip_launch=True, lease_ttl=60).json()
         parameters["machine"] = leased["id"]
         if (case.headers or {}).get(NONCE):
             case.headers[NONCE] = leased["nonce"]
-    elif where.startswith("Machines_lease"):
-        # A lease keeps others out, and those are tests, too.
-        parameters["machine"] = make(skip_launch=True).json()["id"]
+    elif operation.startswith("Machines_lease"):
+        # Each lease is of a new machine: it would refuse the other requests of this test.
+        parameters["machine"] = create(skip_launch=True).json()["id"]
     elif "machine" in parameters:
-        parameters["machine"] = chosen(parameters["machine"])
-        known = parameters["machine"] in NAMES
-        if where == "Machines_destroy" and known:
-            # It should have something to destroy, and leave the others there.
-            parameters["machine"] = make(skip_launch=True).json()["id"]
-        elif known:
-            ready(parameters["machine"])
-        if known and "key" in parameters and zlib.crc32(parameters["key"].encode()) % 2:
+        parameters["machine"] = machine_for(parameters["machine"])
+        exists = parameters["machine"] in NAMES
+        if operation == "Machines_destroy" and exists:
+            # It destroys a new machine, so that the others stay.
+            parameters["machine"] = create(skip_launch=True).json()["id"]
+        elif exists:
+            ensure_started(parameters["machine"])
+        if exists and "key" in parameters and zlib.crc32(parameters["key"].encode()) % 2:
             parameters["key"] = "k"
-    if where == "Tokens_revoke" and zlib.crc32(str(parameters["id"]).encode()) % 4:
-        parameters["id"] = ask("POST", f"{URL}/v1/tokens", {"name": "spare"}).json()["id"]
-    if where in ("Machines_logs_read", "Machines_events"):
+    if operation == "Tokens_revoke" and zlib.crc32(str(parameters["id"]).encode()) % 4:
+        parameters["id"] = send("POST", f"{URL}/v1/tokens", {"name": "spare"}).json()["id"]
+    if operation in ("Machines_logs_read", "Machines_events"):
         query.pop("follow", None)
-    if where == "Machines_wait" and "timeout" not in query:
+    if operation == "Machines_wait" and "timeout" not in query:
         query["timeout"] = "0.05"
         case.query = query
 
@@ -93,7 +93,7 @@ def map_body(ctx, body):
 
 @schemathesis.hook
 def map_query(ctx, query):
-    where = operation_id(ctx.operation)
-    if query and "timeout" in query and where == "Machines_wait":
+    operation = operation_id(ctx.operation)
+    if query and "timeout" in query and operation == "Machines_wait":
         query["timeout"] = "0.05"
     return query

@@ -1,13 +1,16 @@
-//! The API's contract, held by programs that are not ours: two public clients of the Fly Machines
-//! API, and schemathesis, which tries every operation of the description with good and bad input.
+//! Programs that are not ours use the API: two public clients of the Fly Machines API, and
+//! schemathesis, which tries every operation of the API's description with valid and invalid input.
 //!
-//! `./just` installs them from npm and PyPI, pinned by `package-lock.json` and `requirements.txt`.
+//! `./just` installs them from npm and PyPI. Their versions are pinned by `package-lock.json` and
+//! `requirements.txt`.
 
 #![expect(clippy::unwrap_used, reason = "parts of tests")]
 
 #[path = "../whole/stage.rs"]
 #[expect(dead_code, reason = "shared with other tests, which use more of it")]
 mod stage;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,11 +18,11 @@ use std::process::{Command, Stdio};
 
 use stage::Stage;
 
-/// Where `./just` puts what these tests need.
+/// The folder into which `./just` installs the clients and tools.
 fn tools() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let usual = root.join("target/test-tools");
-    let tools = std::env::var_os("MCTL_TEST_TOOLS").map_or(usual, PathBuf::from);
+    let default = root.join("target/test-tools");
+    let tools = std::env::var_os("MCTL_TEST_TOOLS").map_or(default, PathBuf::from);
     assert!(
         tools.join("complete").exists(),
         "the clients and tools of this test are not in {} (MCTL_TEST_TOOLS names another place): \
@@ -29,15 +32,15 @@ fn tools() -> PathBuf {
     tools
 }
 
-/// A supervisor that serves over TCP, and what its clients need.
-struct Served {
+/// A supervisor that serves over TCP, and what its clients need to know.
+struct NetworkStage {
     tools: PathBuf,
     stage: Stage,
     address: String,
     token: String,
 }
 
-impl Served {
+impl NetworkStage {
     fn new() -> Self {
         let tools = tools();
         let mut stage = Stage::new();
@@ -60,12 +63,12 @@ impl Served {
         }
     }
 
-    /// Runs a program of the tools with what a client of Fly is told by its environment; it has
-    /// to succeed. Returns what it printed.
+    /// Runs one of the tools, which must succeed, and returns its output. The environment has what a
+    /// client of Fly reads there.
     fn run(&self, program: &str, arguments: &[&str]) -> String {
         let output = Command::new(self.tools.join("bin").join(program))
             .args(arguments)
-            // They may leave files behind.
+            // The tools may write files there.
             .current_dir(self.stage.folder())
             .env("MCTL_TEST_TOOLS", &self.tools)
             .env("MCTL_TEST_IMAGE", "default")
@@ -84,41 +87,45 @@ impl Served {
             .unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let printed = text(&output.stdout);
-        let failed = format!("{}\n{printed}\n{}", output.status, text(&output.stderr));
-        assert!(output.status.success(), "{failed}");
+        assert!(
+            output.status.success(),
+            "{}\n{printed}\n{}",
+            output.status,
+            text(&output.stderr)
+        );
         printed
     }
 }
 
-/// A file beside this one.
+/// The path of a file in the folder of this one.
 fn script(name: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/contract");
     folder.join(name).to_str().unwrap().to_owned()
 }
 
 #[test]
-fn a_public_client_from_npm_drives_a_whole_life() {
-    let printed = Served::new().run("node", &[&script("fly_admin.js")]);
+fn a_public_client_from_npm_takes_a_machine_from_create_to_destroy() {
+    let printed = NetworkStage::new().run("node", &[&script("fly_admin.js")]);
     assert_eq!(printed, "done\n");
 }
 
 #[test]
 fn a_public_client_from_pypi_suspends_and_resumes() {
-    let printed = Served::new().run("python3", &[&script("sandboxer_client.py")]);
+    let printed = NetworkStage::new().run("python3", &[&script("sandboxer_client.py")]);
     assert_eq!(printed, "done\n");
 }
 
 #[test]
-fn every_operation_keeps_to_its_description() {
-    let served = Served::new();
-    let setting = |name: &str, usual: &str| std::env::var(name).unwrap_or(usual.to_owned());
-    let printed = served.run(
+fn every_operation_behaves_as_described() {
+    let network = NetworkStage::new();
+    let setting = |name: &str, default: &str| std::env::var(name).unwrap_or(default.to_owned());
+    let printed = network.run(
         "schemathesis",
         &[
             "--config-file",
             &script("schemathesis.toml"),
             "run",
-            &format!("{}/openapi.json", served.address),
+            &format!("{}/openapi.json", network.address),
             "--checks=all",
             "--no-color",
             "--generation-database=none",
@@ -129,8 +136,8 @@ fn every_operation_keeps_to_its_description() {
         ],
     );
     println!("{printed}");
-    // It came to all of them, and the supervisor still answers.
-    let (_, description) = served.stage.call("GET", "/openapi.json", None);
+    // All operations were tested, and the supervisor still answers.
+    let (_, description) = network.stage.call("GET", "/openapi.json", None);
     let paths = description["paths"].as_object().unwrap().values();
     let operations: usize = paths.map(|item| item.as_object().unwrap().len()).sum();
     let tested = format!("Tested: {operations}\n");

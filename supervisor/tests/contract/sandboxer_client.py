@@ -1,5 +1,5 @@
-"""Suspends and resumes a machine with sandboxer, a client from PyPI that speaks to Fly Machines
-among others. It takes address, token and app from the environment, as for Fly."""
+"""Suspends and resumes a machine with sandboxer, a client from PyPI for Fly Machines and other
+providers. It reads address, token and app from the environment, as for Fly."""
 
 import os
 import time
@@ -10,10 +10,11 @@ from sandboxer.providers.fly_machines import FlyMachinesProvider
 from sandboxer.types import CreateSandboxRequest
 
 
-def poll(what, look):
+def poll(what, is_reached):
     deadline = time.monotonic() + 60
-    while not look():
-        assert time.monotonic() < deadline, f"{what} did not come"
+    while not is_reached():
+        assert time.monotonic() < deadline, f"waited 60 s for {what}"
+        time.sleep(0.05)
 
 
 def main():
@@ -32,16 +33,16 @@ def main():
     poll("the suspend", lambda: state() == "suspended")
     sandbox.resume()
     poll("the resume", lambda: state() == "started")
-    assert [one.id for one in provider.list_sandboxes()] == [sandbox.id]
+    assert [listed.id for listed in provider.list_sandboxes()] == [sandbox.id]
     sandbox.kill()
     assert provider.list_sandboxes() == []
     assert state() == "destroyed"
-    for bad, error in [("no-such-machine", NotFoundError), (sandbox.id, ProviderError)]:
+    for machine_id, error in [("no-such-machine", NotFoundError), (sandbox.id, ProviderError)]:
         try:
-            provider.attach_sandbox(bad).pause()
+            provider.attach_sandbox(machine_id).pause()
         except error:
             continue
-        raise AssertionError(f"{bad} was paused")
+        raise AssertionError(f"{machine_id} was paused")
     print("done")
 
 

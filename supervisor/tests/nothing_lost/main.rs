@@ -1,5 +1,5 @@
-//! What a supervisor must get over without losing a machine: resources that run out, and a long
-//! random run with crashes. Real processes, real limits; only the VMMs are doubles.
+//! That a supervisor loses no machine: resources that run out, many machines, and a long random run
+//! with crashes. Processes and limits are real; only the VMMs are fakes.
 
 #![expect(
     clippy::unwrap_used,
@@ -12,3 +12,6 @@ mod exhaustion;
 mod scale;
 mod site;
 mod soak;
+#[path = "../support/mod.rs"]
+mod support;
+mod usage;

@@ -2,44 +2,41 @@
 
 use serde_json::json;
 
-use crate::stage::{Stage, poll};
+use crate::stage::Stage;
+use crate::support::{MACHINES, poll};
 
-const MACHINES: &str = "/v1/apps/default/machines";
-
-/// Where a machine is before the transition under test.
+/// The state of the machine before the transition under test.
+#[derive(PartialEq)]
 enum Before {
     Started,
     Suspended,
 }
 
-/// Crashes at `step` of the request and checks that the machine ends in `expected`, once.
+/// Crashes at `step` of a request about a machine; `rest` is the request's path below the machine's.
+/// Checks that the machine gets to the state `expected`, and that there is one machine, with one VMM if
+/// it is started.
 fn crash(before: &Before, step: &str, method: &str, rest: &str, expected: &str) {
     let mut stage = Stage::new();
-    let id = stage.started("");
-    if matches!(before, Before::Suspended) {
+    let id = stage.start_machine("");
+    if *before == Before::Suspended {
         stage.ask("POST", &id, "/suspend?wait=true", None);
     }
-    stage.ask("GET", &id, "/timings", None);
-    stage.rearm(step);
-    if matches!(before, Before::Started) {
+    stage.wait_for_database(&id);
+    stage.restart_with_fail_point(step);
+    if *before == Before::Started {
         assert_eq!(stage.exec(&id).0, 200);
     }
-    let body = rest
-        .is_empty()
-        .then(|| json!({"config": {"metadata": {"a": "b"}}}));
-    let body = body.filter(|_| method == "POST");
-    stage.crash_by(method, &format!("{MACHINES}/{id}{rest}"), body);
+    let updates = method == "POST" && rest.is_empty();
+    let body = updates.then(|| json!({"config": {"metadata": {"a": "b"}}}));
+    stage.crash_during(method, &format!("{MACHINES}/{id}{rest}"), body);
     if expected == "destroyed" {
-        poll("its end", || {
-            let (_, list) = stage.call("GET", MACHINES, None);
-            (list == json!([]) && stage.machines_on_disk().is_empty()).then_some(())
-        });
+        stage.wait_until_empty();
     } else {
-        stage.reach(&id, expected);
+        stage.wait_for(&id, expected);
     }
     let vmms = usize::from(expected == "started");
     poll("the right number of VMMs", || {
-        (stage.vmms() == vmms).then_some(())
+        (stage.vmms().len() == vmms).then_some(())
     });
     let (_, list) = stage.call("GET", MACHINES, None);
     assert_eq!(
@@ -60,29 +57,30 @@ macro_rules! crashes {
     };
 }
 
-/// Crashes at `step` of the start of a suspended machine that has to boot, for `reason`.
+/// Crashes at `step` of the start of a suspended machine that has to boot, for `reason`. Checks that
+/// the next supervisor boots it for the same reason.
 fn crash_in_a_cold_boot(behaviour: &str, step: &str, reason: &str) {
     let mut stage = Stage::new();
-    let id = stage.started(behaviour);
-    let launched = |stage: &Stage, times: usize| {
-        poll("the main process", || {
-            let log = stage.log(&id);
-            let launches = log.iter().filter(|text| *text == "main was started");
-            (launches.count() == times).then_some(())
+    let id = stage.start_machine(behaviour);
+    let wait_for_launches = |stage: &Stage, expected: usize| {
+        poll("the main process to be launched", || {
+            let texts = stage.log_texts(&id);
+            let launches = texts.iter().filter(|text| *text == "main was started");
+            (launches.count() == expected).then_some(())
         });
     };
-    launched(&stage, 1);
+    wait_for_launches(&stage, 1);
     stage.ask("POST", &id, "/suspend?wait=true", None);
     if reason == "image missing" {
-        std::fs::remove_dir_all(stage.directory(&id).join("image")).unwrap();
+        std::fs::remove_dir_all(stage.machine_dir(&id).join("image")).unwrap();
     }
-    stage.ask("GET", &id, "/timings", None);
-    stage.rearm(step);
-    stage.crash_by("POST", &format!("{MACHINES}/{id}/start"), None);
-    let machine = stage.reach(&id, "started");
+    stage.wait_for_database(&id);
+    stage.restart_with_fail_point(step);
+    stage.crash_during("POST", &format!("{MACHINES}/{id}/start"), None);
+    let machine = stage.wait_for(&id, "started");
     let expected = json!({"kind": "cold_booted", "reason": reason});
     assert_eq!(machine["last_start"], expected);
-    launched(&stage, 2);
+    wait_for_launches(&stage, 2);
 }
 
 macro_rules! cold_boots {
@@ -95,53 +93,53 @@ macro_rules! cold_boots {
 }
 
 cold_boots! {
-    boot_without_image_cut_off_when_stored: "", "start.stored" => "image missing";
-    boot_without_image_cut_off_when_spawned: "", "boot.spawned" => "image missing";
-    boot_without_image_cut_off_when_ready: "", "start.ready" => "image missing";
-    boot_after_a_refusal_cut_off_before: "refuse-image", "start.spawned" => "checksum mismatch";
-    boot_after_a_refusal_cut_off_when_stored: "refuse-image", "start.refused" => "checksum mismatch";
-    boot_after_a_refusal_cut_off_when_spawned: "refuse-image", "boot.spawned" => "checksum mismatch";
-    boot_after_a_refusal_cut_off_when_ready: "refuse-image", "start.ready" => "checksum mismatch";
+    boot_without_image_interrupted_when_stored: "", "start.stored" => "image missing";
+    boot_without_image_interrupted_when_spawned: "", "boot.spawned" => "image missing";
+    boot_without_image_interrupted_when_ready: "", "start.ready" => "image missing";
+    boot_after_a_refusal_interrupted_before_the_refusal: "refuse-image", "start.spawned" => "checksum mismatch";
+    boot_after_a_refusal_interrupted_when_stored: "refuse-image", "start.refused" => "checksum mismatch";
+    boot_after_a_refusal_interrupted_when_spawned: "refuse-image", "boot.spawned" => "checksum mismatch";
+    boot_after_a_refusal_interrupted_when_ready: "refuse-image", "start.ready" => "checksum mismatch";
 }
 
 crashes! {
-    resume_cut_off_when_stored: Suspended, "start.stored", "POST" "/start" => "started";
-    resume_cut_off_when_spawned: Suspended, "start.spawned", "POST" "/start" => "started";
-    resume_cut_off_when_ready: Suspended, "start.ready", "POST" "/start" => "started";
-    resume_cut_off_when_shown: Suspended, "start.shown", "POST" "/start" => "started";
-    suspend_cut_off_when_stored: Started, "suspend.stored", "POST" "/suspend" => "suspended";
-    suspend_cut_off_when_saved: Started, "suspend.saved", "POST" "/suspend" => "suspended";
-    suspend_cut_off_when_ended: Started, "suspend.ended", "POST" "/suspend" => "suspended";
-    stop_cut_off_when_stored: Started, "stop.stored", "POST" "/stop" => "stopped";
-    stop_cut_off_when_ended: Started, "stop.ended", "POST" "/stop" => "stopped";
-    stop_cut_off_when_dropped: Started, "stop.dropped", "POST" "/stop" => "stopped";
-    drop_cut_off_when_stored: Suspended, "stop.stored", "POST" "/stop" => "stopped";
-    drop_cut_off_when_dropped: Suspended, "stop.dropped", "POST" "/stop" => "stopped";
-    restart_cut_off_when_stored: Started, "restart.stored", "POST" "/restart" => "started";
-    restart_cut_off_when_ended: Started, "restart.ended", "POST" "/restart" => "started";
-    restart_cut_off_when_spawned: Started, "start.spawned", "POST" "/restart" => "started";
-    update_cut_off_when_stored: Started, "update.stored", "POST" "" => "started";
-    update_cut_off_when_ended: Started, "update.ended", "POST" "" => "started";
-    destroy_cut_off_when_stored: Started, "destroy.stored", "DELETE" "?force=true" => "destroyed";
-    destroy_cut_off_when_removed: Started, "destroy.removed", "DELETE" "?force=true" => "destroyed";
+    resume_interrupted_when_stored: Suspended, "start.stored", "POST" "/start" => "started";
+    resume_interrupted_when_spawned: Suspended, "start.spawned", "POST" "/start" => "started";
+    resume_interrupted_when_ready: Suspended, "start.ready", "POST" "/start" => "started";
+    resume_interrupted_when_shown: Suspended, "start.shown", "POST" "/start" => "started";
+    suspend_interrupted_when_stored: Started, "suspend.stored", "POST" "/suspend" => "suspended";
+    suspend_interrupted_when_saved: Started, "suspend.saved", "POST" "/suspend" => "suspended";
+    suspend_interrupted_when_vmm_ended: Started, "suspend.ended", "POST" "/suspend" => "suspended";
+    stop_interrupted_when_stored: Started, "stop.stored", "POST" "/stop" => "stopped";
+    stop_interrupted_when_vmm_ended: Started, "stop.ended", "POST" "/stop" => "stopped";
+    stop_interrupted_when_image_removed: Started, "stop.dropped", "POST" "/stop" => "stopped";
+    stop_of_suspended_interrupted_when_stored: Suspended, "stop.stored", "POST" "/stop" => "stopped";
+    stop_of_suspended_interrupted_when_image_removed: Suspended, "stop.dropped", "POST" "/stop" => "stopped";
+    restart_interrupted_when_stored: Started, "restart.stored", "POST" "/restart" => "started";
+    restart_interrupted_when_vmm_ended: Started, "restart.ended", "POST" "/restart" => "started";
+    restart_interrupted_when_spawned: Started, "start.spawned", "POST" "/restart" => "started";
+    update_interrupted_when_stored: Started, "update.stored", "POST" "" => "started";
+    update_interrupted_when_vmm_ended: Started, "update.ended", "POST" "" => "started";
+    destroy_interrupted_when_stored: Started, "destroy.stored", "DELETE" "?force=true" => "destroyed";
+    destroy_interrupted_when_files_removed: Started, "destroy.removed", "DELETE" "?force=true" => "destroyed";
 }
 
 #[test]
-fn a_create_cut_off_before_it_is_stored_leaves_nothing() {
+fn a_create_interrupted_before_it_is_stored_leaves_nothing() {
     let mut stage = Stage::new();
-    stage.rearm("create.directory");
-    stage.crash_by("POST", MACHINES, Some(json!({"config": {}})));
-    poll("nothing", || {
-        stage.machines_on_disk().is_empty().then_some(())
+    stage.restart_with_fail_point("create.directory");
+    stage.crash_during("POST", MACHINES, Some(json!({"config": {}})));
+    poll("the directory to be removed", || {
+        stage.machine_dirs().is_empty().then_some(())
     });
     assert_eq!(stage.call("GET", MACHINES, None).1, json!([]));
 }
 
 #[test]
-fn a_create_cut_off_after_it_is_stored_leaves_the_machine() {
+fn a_create_interrupted_after_it_is_stored_leaves_the_machine() {
     let mut stage = Stage::new();
-    stage.rearm("create.stored");
-    stage.crash_by("POST", MACHINES, Some(json!({"config": {}})));
+    stage.restart_with_fail_point("create.stored");
+    stage.crash_during("POST", MACHINES, Some(json!({"config": {}})));
     let (_, list) = stage.call("GET", MACHINES, None);
     assert_eq!(
         (list.as_array().unwrap().len(), &list[0]["state"]),

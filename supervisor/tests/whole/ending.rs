@@ -1,47 +1,31 @@
-//! How machines end, and what comes of it: restarts, giving up, removal, who is said to be the
-//! cause; also where a crash comes in between.
+//! How machines end and what follows: a restart, giving up, removal; and which source their events
+//! have. Also if a crash comes in between.
 
 use std::io::Read;
 
 use serde_json::{Value, json};
 
-use crate::stage::{Stage, free_port, poll};
+use crate::published_ports::connect;
+use crate::stage::{Stage, free_port};
+use crate::support::{MACHINES, config_with, poll};
 
-const MACHINES: &str = "/v1/apps/default/machines";
-
-/// A started machine of that configuration, merged into the usual one.
-fn started(stage: &Stage, config: &Value) -> String {
-    let mut whole = json!({"init": {"exec": ["main"]}, "restart": {"policy": "no"}});
-    let fields = config.as_object().unwrap().clone();
-    whole.as_object_mut().unwrap().extend(fields);
-    let (status, machine) = stage.call("POST", MACHINES, Some(json!({"config": whole})));
-    assert_eq!(status, 200, "{machine}");
-    let id = machine["id"].as_str().unwrap().to_owned();
-    stage.reach(&id, "started");
-    id
+/// Starts a machine whose configuration has the fields of `changes` in place of the usual ones.
+fn start_machine(stage: &Stage, changes: &Value) -> String {
+    let mut config = config_with("");
+    let changes = changes.as_object().unwrap().clone();
+    config.as_object_mut().unwrap().extend(changes);
+    stage.start_machine_of(&config)
 }
 
-/// The guest's main process ends, with the code 3 as far as anybody hears of it.
+/// Ends the guest's main process. Its exit code is 3, if anybody receives it.
 fn end_guest(stage: &Stage, id: &str) {
     let path = format!("{MACHINES}/{id}/exec");
-    // The answer may be lost with the guest.
+    // The guest may end before it has answered, so any status will do.
     stage.call("POST", &path, Some(json!({"command": ["poweroff"]})));
 }
 
-fn kill_guest(stage: &Stage, id: &str) {
-    let vmm = stage.vmm(id).unwrap();
-    rustix::process::kill_process(vmm, rustix::process::Signal::KILL).unwrap();
-}
-
-fn gone(stage: &Stage) {
-    poll("its removal", || {
-        let (_, list) = stage.call("GET", MACHINES, None);
-        (list == json!([]) && stage.machines_on_disk().is_empty()).then_some(())
-    });
-}
-
-/// Waits for an event whose message contains `words`, and its newest.
-fn event(stage: &Stage, id: &str, words: &str) -> Value {
+/// Waits for an event whose message contains `words`; the newest of them.
+fn wait_for_event(stage: &Stage, id: &str, words: &str) -> Value {
     poll(words, || {
         let machine = stage.ask("GET", id, "", None);
         let events = machine["events"].as_array().unwrap().clone();
@@ -52,42 +36,42 @@ fn event(stage: &Stage, id: &str, words: &str) -> Value {
 }
 
 #[test]
-fn a_stop_that_meets_a_restart_ends_the_guest_as_it_says() {
+fn a_stop_during_a_restart_ends_the_guest_with_its_own_signal() {
     let stage = Stage::new();
-    let id = started(&stage, &json!({"guest": {"kernel_args": ["stubborn"]}}));
+    let id = start_machine(&stage, &json!({"guest": {"kernel_args": ["stubborn"]}}));
     stage.ask("POST", &id, "/restart", None);
-    stage.reach(&id, "restarting");
-    let order = json!({"signal": "SIGTERM", "timeout": "30s"});
-    stage.ask("POST", &id, "/stop?wait=true", Some(order));
-    assert_eq!(stage.reach(&id, "stopped")["state"], "stopped");
-    let report = std::fs::read_to_string(stage.directory(&id).join("exit.json")).unwrap();
-    assert!(report.contains("told so by signal 15"), "{report}");
+    stage.wait_for(&id, "restarting");
+    let stop = json!({"signal": "SIGTERM", "timeout": "30s"});
+    stage.ask("POST", &id, "/stop?wait=true", Some(stop));
+    assert_eq!(stage.wait_for(&id, "stopped")["state"], "stopped");
+    let report = std::fs::read_to_string(stage.machine_dir(&id).join("exit.json")).unwrap();
+    assert!(report.contains("on signal 15"), "{report}");
 }
 
 #[test]
-fn a_stop_of_a_machine_that_waits_for_its_restart_outlives_a_crash() {
+fn a_stop_of_a_machine_that_waits_for_its_restart_survives_a_crash() {
     let mut stage = Stage::new();
-    let id = started(&stage, &json!({"restart": {"policy": "always"}}));
-    // The fourth wait takes 4 s.
+    let id = start_machine(&stage, &json!({"restart": {"policy": "always"}}));
+    // The fourth restart comes after 4 s, so that there is time for a stop.
     for _ in 0..4 {
-        let before = stage.reach(&id, "started")["generation"].clone();
-        kill_guest(&stage, &id);
-        poll("its end", || {
+        let before = stage.wait_for(&id, "started")["generation"].clone();
+        stage.kill_vmm(&id);
+        poll("the end, or a restart", || {
             let machine = stage.ask("GET", &id, "", None);
-            let later = machine["generation"] != before && machine["state"] == "started";
-            (machine["state"] == "stopped" || later).then_some(())
+            let restarted = machine["generation"] != before && machine["state"] == "started";
+            (machine["state"] == "stopped" || restarted).then_some(())
         });
     }
-    stage.reach(&id, "stopped");
-    stage.ask("GET", &id, "/timings", None);
-    stage.rearm("stop.forgone");
-    stage.crash_by("POST", &format!("{MACHINES}/{id}/stop"), None);
+    stage.wait_for(&id, "stopped");
+    stage.wait_for_database(&id);
+    stage.restart_with_fail_point("stop.forgone");
+    stage.crash_during("POST", &format!("{MACHINES}/{id}/stop"), None);
     let machine = stage.ask("GET", &id, "", None);
     assert_eq!(machine["state"], "stopped");
     assert_eq!(restarts_due(&stage), [false]);
 }
 
-/// What the database has about planned restarts.
+/// Of each machine in the database, whether it is due to be restarted.
 fn restarts_due(stage: &Stage) -> Vec<bool> {
     let database = stage.folder().join("state/mctl.db");
     let connection = rusqlite::Connection::open(database).unwrap();
@@ -104,25 +88,27 @@ fn restarts_due(stage: &Stage) -> Vec<bool> {
 fn a_machine_that_keeps_failing_is_given_up_and_stays_stopped_until_it_is_started() {
     let stage = Stage::new();
     let policy = json!({"policy": "on-failure", "max_retries": 1});
-    let id = started(&stage, &json!({"restart": policy}));
+    let id = start_machine(&stage, &json!({"restart": policy}));
     let fail_twice = || {
-        let first = stage.reach(&id, "started")["generation"].as_u64().unwrap();
-        kill_guest(&stage, &id);
-        poll("its restart", || {
+        let first = stage.wait_for(&id, "started")["generation"]
+            .as_u64()
+            .unwrap();
+        stage.kill_vmm(&id);
+        poll("the restart", || {
             let machine = stage.ask("GET", &id, "", None);
-            let again = machine["generation"].as_u64().unwrap() > first;
-            (again && machine["state"] == "started").then_some(())
+            let restarted = machine["generation"].as_u64().unwrap() > first;
+            (restarted && machine["state"] == "started").then_some(())
         });
-        kill_guest(&stage, &id);
+        stage.kill_vmm(&id);
     };
     fail_twice();
-    let end = event(&stage, &id, "given up after 1 restarts");
+    let end = wait_for_event(&stage, &id, "given up after 1 restarts");
     assert_eq!(
         (&end["type"], &end["status"]),
         (&json!("exit"), &json!("stopped"))
     );
     assert_eq!(stage.ask("GET", &id, "", None)["state"], "stopped");
-    // A start begins a new row of restarts.
+    // After a start, restarts are counted from zero again.
     stage.ask("POST", &id, "/start?wait=true", None);
     fail_twice();
 }
@@ -130,126 +116,127 @@ fn a_machine_that_keeps_failing_is_given_up_and_stays_stopped_until_it_is_starte
 #[test]
 fn an_ephemeral_machine_is_removed_when_it_ends() {
     let stage = Stage::new();
-    let id = started(&stage, &json!({"auto_destroy": true}));
+    let id = start_machine(&stage, &json!({"auto_destroy": true}));
     end_guest(&stage, &id);
-    gone(&stage);
+    stage.wait_until_empty();
 }
 
 #[test]
 fn an_ephemeral_machine_is_removed_when_it_is_stopped() {
     let stage = Stage::new();
-    let id = started(&stage, &json!({"auto_destroy": true}));
+    let id = start_machine(&stage, &json!({"auto_destroy": true}));
     stage.ask("POST", &id, "/stop", None);
     stage.ask("GET", &id, "/wait?state=destroyed", None);
-    gone(&stage);
+    stage.wait_until_empty();
 }
 
-/// Crashes at `step` behind `ending`, which may get no answer.
-fn crash_at_the_end(step: &str, config: &Value, ending: impl Fn(&Stage, &str)) -> (Stage, String) {
+/// Ends the machine by `end` and crashes at `step`, which comes after that.
+fn crash_at_the_end(step: &str, config: &Value, end: impl Fn(&Stage, &str)) -> (Stage, String) {
     let mut stage = Stage::new();
-    let id = started(&stage, config);
-    stage.ask("GET", &id, "/timings", None);
-    stage.rearm(step);
+    let id = start_machine(&stage, config);
+    stage.wait_for_database(&id);
+    stage.restart_with_fail_point(step);
     assert_eq!(stage.exec(&id).0, 200);
-    ending(&stage, &id);
-    stage.follow_crash();
+    end(&stage, &id);
+    stage.restart_after_crash();
     (stage, id)
 }
 
 #[test]
-fn an_ephemeral_machine_is_removed_where_a_crash_follows_its_end() {
+fn an_ephemeral_machine_is_removed_even_if_a_crash_follows_its_end() {
     for step in ["end.halted", "end.destroy_due"] {
-        let (stage, _) = crash_at_the_end(step, &json!({"auto_destroy": true}), kill_guest);
-        gone(&stage);
+        let (stage, _) = crash_at_the_end(step, &json!({"auto_destroy": true}), Stage::kill_vmm);
+        stage.wait_until_empty();
     }
 }
 
 #[test]
-fn an_ephemeral_machine_is_removed_where_a_crash_follows_its_stop() {
+fn an_ephemeral_machine_is_removed_even_if_a_crash_follows_its_stop() {
     let config = json!({"auto_destroy": true});
     let stop = |stage: &Stage, id: &str| {
-        // An order goes on without whoever gave it, once it was read.
-        let mut request = stage.send("POST", &format!("{MACHINES}/{id}/stop"), None);
-        let _ = request.read(&mut [0]);
+        // The stop goes on without its client, once the supervisor has read the request.
+        let mut connection = stage.send("POST", &format!("{MACHINES}/{id}/stop"), None);
+        let _ = connection.read(&mut [0]);
     };
     let (stage, _) = crash_at_the_end("stop.halted", &config, stop);
-    gone(&stage);
+    stage.wait_until_empty();
 }
 
 #[test]
-fn a_restart_by_policy_comes_where_a_crash_follows_the_end() {
+fn a_restart_by_policy_happens_even_if_a_crash_follows_the_end() {
     for step in ["end.halted", "start.stored", "start.spawned", "start.ready"] {
         let config = json!({"restart": {"policy": "always"}});
-        let (stage, id) = crash_at_the_end(step, &config, kill_guest);
-        let machine = stage.reach(&id, "started");
+        let (stage, id) = crash_at_the_end(step, &config, Stage::kill_vmm);
+        let machine = stage.wait_for(&id, "started");
         assert!(machine["generation"].as_u64() > Some(1), "{machine}");
         assert_eq!(stage.exec(&id).0, 200);
-        assert_eq!(stage.vmms(), 1);
+        assert_eq!(stage.vmms().len(), 1);
     }
 }
 
 #[test]
-fn a_machine_that_was_given_up_stays_stopped_over_a_crash() {
+fn a_machine_that_was_given_up_stays_stopped_after_a_crash() {
     let policy = json!({"policy": "on-failure", "max_retries": 0});
     let config = json!({"restart": policy});
-    let (stage, id) = crash_at_the_end("end.halted", &config, kill_guest);
-    event(&stage, &id, "given up after 0 restarts");
+    let (stage, id) = crash_at_the_end("end.halted", &config, Stage::kill_vmm);
+    wait_for_event(&stage, &id, "given up after 0 restarts");
     assert_eq!(stage.ask("GET", &id, "", None)["state"], "stopped");
     assert_eq!(restarts_due(&stage), [false]);
 }
 
 #[test]
-fn a_suspend_that_was_broken_off_leaves_a_usable_guest_where_a_crash_follows() {
+fn a_cancelled_suspend_leaves_a_usable_guest_even_if_a_crash_follows() {
     let mut stage = Stage::new();
-    let id = stage.started("slow-suspend");
+    let id = stage.start_machine("slow-suspend");
     let vmm = stage.vmm(&id);
-    stage.ask("GET", &id, "/timings", None);
-    stage.rearm("suspend.cancelled");
+    stage.wait_for_database(&id);
+    stage.restart_with_fail_point("suspend.cancelled");
     assert_eq!(stage.exec(&id).0, 200);
     stage.ask("POST", &id, "/suspend", None);
-    stage.reach(&id, "suspending");
-    stage.crash_by("POST", &format!("{MACHINES}/{id}/start"), None);
-    // What was broken off unseen is begun anew, as it was stored; a start has the last word.
+    stage.wait_for(&id, "suspending");
+    stage.crash_during("POST", &format!("{MACHINES}/{id}/start"), None);
+    // The cancellation was not stored, so the new supervisor begins the suspend again. A start cancels
+    // it.
     stage.ask("POST", &id, "/start?wait=true", None);
     assert_eq!(stage.exec(&id).0, 200);
     assert_eq!(stage.vmm(&id), vmm);
 }
 
 #[test]
-fn a_suspend_that_is_done_at_its_deadline_counts() {
+fn a_suspend_that_completes_at_its_deadline_counts() {
     let mut stage = Stage::new();
     stage.kill();
     stage.start(&["--suspend-timeout", "300ms"]);
-    let id = stage.started("slow-suspend commit-late");
+    let id = stage.start_machine("slow-suspend commit-late");
     let boot_id = stage.boot_id(&id);
     stage.ask("POST", &id, "/suspend", None);
-    stage.reach(&id, "suspended");
+    stage.wait_for(&id, "suspended");
     let answer = stage.ask("POST", &id, "/start?wait=true", None);
     assert_eq!(answer["start"]["kind"], "resumed", "{answer}");
     assert_eq!(stage.boot_id(&id), boot_id);
 }
 
 #[test]
-fn a_take_over_that_a_crash_cut_off_is_begun_anew() {
+fn an_adoption_that_a_crash_interrupted_begins_again() {
     let mut stage = Stage::new();
-    let id = stage.started("");
+    let id = stage.start_machine("");
     let vmm = stage.vmm(&id);
-    stage.ask("GET", &id, "/timings", None);
+    stage.wait_for_database(&id);
     stage.kill();
-    stage.start_to_die("adopt.ready");
-    stage.follow_crash();
+    stage.start_with_fail_point("adopt.ready");
+    stage.restart_after_crash();
     assert_eq!(stage.exec(&id).0, 200);
     assert_eq!(stage.vmm(&id), vmm);
 }
 
 #[test]
-fn events_tell_whether_a_user_or_the_supervisor_was_the_cause() {
+fn events_name_the_user_or_the_supervisor_as_their_source() {
     let stage = Stage::new();
     let port = free_port();
     let service = json!({"internal_port": 80, "ports": [{"port": port}], "autostart": true,
         "autostop": "suspend", "idle_timeout": "200ms"});
-    let id = started(&stage, &json!({"services": [service]}));
-    stage.reach(&id, "suspended");
+    let id = start_machine(&stage, &json!({"services": [service]}));
+    stage.wait_for(&id, "suspended");
     let source = |status: &str| {
         let machine = stage.ask("GET", &id, "", None);
         let events = machine["events"].as_array().unwrap().clone();
@@ -261,26 +248,24 @@ fn events_tell_whether_a_user_or_the_supervisor_was_the_cause() {
     assert_eq!(source("starting"), "user");
     stage.ask("POST", &id, "/stop?wait=true", None);
     assert_eq!(source("stopping"), "user");
-    let client = poll("the port", || {
-        std::net::TcpStream::connect(("127.0.0.1", port)).ok()
-    });
-    stage.reach(&id, "started");
+    let client = connect(port);
+    stage.wait_for(&id, "started");
     assert_eq!(source("starting"), "flyd");
     drop(client);
 }
 
 #[test]
-fn a_log_that_can_not_be_opened_keeps_no_machine_from_being_taken_over() {
+fn machines_are_adopted_even_if_a_log_cannot_be_opened() {
     let mut stage = Stage::new();
-    let ids = [stage.started(""), stage.started("")];
-    stage.ask("GET", &ids[0], "/timings", None);
+    let ids = [stage.start_machine(""), stage.start_machine("")];
+    stage.wait_for_database(&ids[0]);
     stage.kill();
-    let log = stage.directory(&ids[0]).join("log.ndjson");
+    let log = stage.machine_dir(&ids[0]).join("log.ndjson");
     std::fs::remove_file(&log).unwrap();
     std::fs::create_dir(&log).unwrap();
     stage.start(&[]);
     for id in &ids {
         assert_eq!(stage.exec(id).0, 200);
     }
-    event(&stage, &ids[0], "its log can't be opened");
+    wait_for_event(&stage, &ids[0], "its log cannot be opened");
 }

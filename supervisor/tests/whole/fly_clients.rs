@@ -1,28 +1,39 @@
-//! What clients of the Fly Machines API send and read, spelled as fly-go, flyctl and that API's
-//! documents have it.
+//! Requests and answers of the Fly Machines API, spelled as fly-go, flyctl and the documentation of
+//! that API have it.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::stage::Stage;
+use crate::published_ports::{connect, echo};
+use crate::stage::{Stage, free_port};
+use crate::support::{MACHINES, poll};
 
-const MACHINES: &str = "/v1/apps/default/machines";
+fn status_and_error((status, answer): (u16, Value)) -> (u16, String) {
+    let error = answer["error"].as_str().unwrap_or_default();
+    (status, error.to_owned())
+}
+
+/// Tries to create a machine of a configuration that is refused.
+fn refused_create(stage: &Stage, config: &Value) -> (u16, String) {
+    let body = json!({"config": config, "skip_launch": true});
+    status_and_error(stage.call("POST", MACHINES, Some(body)))
+}
 
 #[test]
-fn an_exit_is_told_at_a_moment_that_go_can_read() {
+fn the_time_of_an_exit_has_a_format_that_go_can_parse() {
     let stage = Stage::new();
-    let id = stage.started("");
+    let id = stage.start_machine("");
     stage.ask("POST", &id, "/exec", Some(json!({"command": ["poweroff"]})));
-    let machine = stage.reach(&id, "stopped");
+    let machine = stage.wait_for(&id, "stopped");
     let exit = &machine["events"][0]["request"]["exit_event"];
-    let moment = exit["exited_at"].as_str().unwrap();
-    assert!(moment.starts_with("20") && moment.ends_with('Z'), "{exit}");
+    let time = exit["exited_at"].as_str().unwrap();
+    assert!(time.starts_with("20") && time.ends_with('Z'), "{exit}");
     assert!(exit["guest_exit_code"].is_i64() && exit["guest_signal"].is_i64());
 }
 
 #[test]
 fn processes_are_listed_with_their_sockets() {
     let stage = Stage::new();
-    let id = stage.started("");
+    let id = stage.start_machine("");
     let expected = json!([{
         "pid": 1, "command": "/init", "directory": "/srv", "cpu": 2, "rss": 3_072,
         "rtime": 7, "stime": 1_800_000_000,
@@ -32,9 +43,9 @@ fn processes_are_listed_with_their_sockets() {
 }
 
 #[test]
-fn what_fly_clients_send_makes_a_machine() {
+fn a_request_of_fly_clients_creates_a_machine() {
     let stage = Stage::new();
-    let port = crate::stage::free_port();
+    let port = free_port();
     let body = json!({
         "region": "ord",
         "config": {
@@ -59,22 +70,15 @@ fn what_fly_clients_send_makes_a_machine() {
         machine["config"]["stop_config"],
         json!({"timeout": "1m30s", "signal": "15"})
     );
-    stage.reach(id, "started");
-    assert_eq!(crate::echoed(port, "hello"), "hello");
+    stage.wait_for(id, "started");
+    assert_eq!(echo(connect(port), "hello"), "hello");
     stage.ask("POST", id, "/signal", Some(json!({"signal": 9})));
 }
 
 #[test]
-fn what_can_not_be_done_for_fly_clients_says_why() {
+fn unsupported_requests_of_fly_clients_are_refused_with_the_reason() {
     let stage = Stage::new();
-    let create = |config| {
-        let body = json!({"config": config, "skip_launch": true});
-        let (status, answer) = stage.call("POST", MACHINES, Some(body));
-        (
-            status,
-            answer["error"].as_str().unwrap_or_default().to_owned(),
-        )
-    };
+    let create = |config: Value| refused_create(&stage, &config);
     let port = json!({"port": 443, "handlers": ["tls", "http"]});
     let service = json!({"internal_port": 80, "ports": [port]});
     let (status, error) = create(json!({"services": [service]}));
@@ -99,7 +103,7 @@ fn the_host_has_one_app() {
         (&app["name"], &app["status"]),
         (&json!("default"), &json!("pending"))
     );
-    stage.started("");
+    stage.start_machine("");
     assert_eq!(
         stage.call("GET", "/v1/apps/default", None).1["status"],
         "deployed"
@@ -109,16 +113,12 @@ fn the_host_has_one_app() {
 }
 
 #[test]
-fn waits_name_versions_states_and_events_as_fly_clients_do() {
+fn a_wait_takes_versions_states_and_events_as_fly_clients_send_them() {
     let stage = Stage::new();
-    let id = stage.started("");
+    let id = stage.start_machine("");
     let wait = |query: &str| {
         let path = format!("{MACHINES}/{id}/wait?timeout=0.05&{query}");
-        let (status, answer) = stage.call("GET", &path, None);
-        (
-            status,
-            answer["error"].as_str().unwrap_or_default().to_owned(),
-        )
+        status_and_error(stage.call("GET", &path, None))
     };
     let machine = stage.ask("GET", &id, "", None);
     let version = machine["instance_id"].as_str().unwrap();
@@ -143,7 +143,7 @@ fn waits_name_versions_states_and_events_as_fly_clients_do() {
         200
     );
     assert_eq!(wait("state=suspended").0, 408);
-    // A new version is told as created, which the machine is not.
+    // The event of a new version has the status created, but the machine is not in that state.
     let newest = stage.ask("GET", &id, "", None)["events"][0]["id"].clone();
     let update = json!({"config": {}, "skip_launch": true});
     stage.ask("POST", &id, "", Some(update));
@@ -152,9 +152,9 @@ fn waits_name_versions_states_and_events_as_fly_clients_do() {
 }
 
 #[test]
-fn a_lease_is_taken_shown_and_given_back_as_fly_clients_do() {
+fn a_lease_is_acquired_shown_and_released_as_fly_clients_do_it() {
     let stage = Stage::new();
-    let id = stage.started("");
+    let id = stage.start_machine("");
     let lease = format!("{MACHINES}/{id}/lease");
     let (status, answer) = stage.call("GET", &lease, None);
     assert_eq!(status, 404);
@@ -164,12 +164,12 @@ fn a_lease_is_taken_shown_and_given_back_as_fly_clients_do() {
             .unwrap()
             .contains(" lease not found")
     );
-    let (status, taken) = stage.call("POST", &format!("{lease}?ttl=600"), None);
-    assert_eq!((status, &taken["status"]), (201, &json!("success")));
+    let (status, acquired) = stage.call("POST", &format!("{lease}?ttl=600"), None);
+    assert_eq!((status, &acquired["status"]), (201, &json!("success")));
     let before = stage.ask("GET", &id, "", None);
     let (_, shown) = stage.call("GET", &lease, None);
-    assert_eq!(shown, taken);
-    // Neither a look nor a signal changes the machine.
+    assert_eq!(shown, acquired);
+    // Neither a read of the lease nor a refused signal changes the machine.
     let signalled = stage.call(
         "POST",
         &format!("{MACHINES}/{id}/signal"),
@@ -181,7 +181,7 @@ fn a_lease_is_taken_shown_and_given_back_as_fly_clients_do() {
     );
     assert_eq!(stage.ask("GET", &id, "", None), before);
     assert_eq!(stage.call("POST", &format!("{lease}?ttl=0"), None).0, 400);
-    // Metadata are anybody's.
+    // Metadata can be changed without the nonce.
     let key = format!("{MACHINES}/{id}/metadata/team");
     assert_eq!(
         stage.call("POST", &key, Some(json!({"value": "shop"}))).0,
@@ -189,7 +189,7 @@ fn a_lease_is_taken_shown_and_given_back_as_fly_clients_do() {
     );
     assert_eq!(stage.call("GET", &key, None).1["value"], "shop");
     assert_eq!(stage.call("DELETE", &key, None).0, 204);
-    let nonce = taken["data"]["nonce"].as_str().unwrap();
+    let nonce = acquired["data"]["nonce"].as_str().unwrap();
     let (status, refreshed) =
         stage.call_with(&[("fly-machine-lease-nonce", nonce)], "POST", &lease, None);
     assert_eq!((status, &refreshed["data"]["nonce"]), (200, &json!(nonce)));
@@ -204,41 +204,41 @@ fn a_lease_is_taken_shown_and_given_back_as_fly_clients_do() {
 }
 
 #[test]
-fn a_signal_of_the_leases_holder_leaves_the_machine_as_it_was() {
+fn a_signal_does_not_change_the_machine() {
     let stage = Stage::new();
-    let id = stage.started("");
+    let id = stage.start_machine("");
     let before = stage.ask("GET", &id, "", None);
     stage.ask("POST", &id, "/signal", Some(json!({"signal": "SIGUSR1"})));
     assert_eq!(stage.ask("GET", &id, "", None), before);
 }
 
 #[test]
-fn a_version_begins_with_a_launch() {
+fn a_version_begins_with_a_launch_event() {
     let stage = Stage::new();
-    let id = stage.started("");
-    let kinds = |events: &serde_json::Value| -> Vec<String> {
+    let id = stage.start_machine("");
+    let lines = |events: &Value| -> Vec<String> {
         let events = events.as_array().unwrap().iter();
-        let shown = |event: &serde_json::Value| {
+        let line = |event: &Value| {
             let text = |name: &str| event[name].as_str().unwrap().to_owned();
             format!("{} {} {}", text("type"), text("status"), text("source"))
         };
-        events.map(shown).collect()
+        events.map(line).collect()
     };
-    let events = kinds(&stage.ask("GET", &id, "/events", None));
+    let events = lines(&stage.ask("GET", &id, "/events", None));
     assert_eq!(events.last().unwrap(), "launch created user");
     stage.ask("POST", &id, "", Some(json!({"config": {}})));
-    let machine = stage.reach(&id, "started");
-    let events = kinds(&machine["events"]);
-    let launch = events.iter().position(|one| one == "launch created user");
+    let machine = stage.wait_for(&id, "started");
+    let events = lines(&machine["events"]);
+    let launch = events.iter().position(|line| line == "launch created user");
     let start = events
         .iter()
-        .position(|one| one.starts_with("start started"));
+        .position(|line| line.starts_with("start started"));
     assert!(start.unwrap() < launch.unwrap(), "{events:?}");
-    assert_eq!(kinds(&stage.ask("GET", &id, "/events", None)), events);
+    assert_eq!(lines(&stage.ask("GET", &id, "/events", None)), events);
 }
 
 #[test]
-fn a_lease_that_can_not_be_taken_makes_no_machine() {
+fn a_create_with_an_invalid_lease_creates_no_machine() {
     let stage = Stage::new();
     let create = |ttl: u32| {
         let body = json!({"config": {}, "skip_launch": true, "lease_ttl": ttl});
@@ -257,7 +257,7 @@ fn a_lease_that_can_not_be_taken_makes_no_machine() {
 }
 
 #[test]
-fn files_are_in_the_guest_and_services_are_checked() {
+fn configured_files_are_in_the_guest_and_checks_of_services_run() {
     let stage = Stage::new();
     let config = json!({
         "files": [{"guest_path": "/etc/motd", "raw_value": "ImhlbGxvIg=="}],
@@ -271,10 +271,10 @@ fn files_are_in_the_guest_and_services_are_checked() {
         "{machine}"
     );
     let id = machine["id"].as_str().unwrap();
-    stage.reach(id, "started");
+    stage.wait_for(id, "started");
     let content = stage.ask("GET", id, "/files?path=/etc/motd", None);
     assert!(content.as_str().unwrap().contains("\"hello\""), "{content}");
-    let check = crate::stage::poll("the check", || {
+    let check = poll("the check", || {
         let machine = stage.ask("GET", id, "", None);
         machine["checks"].get(0).cloned()
     });
@@ -283,29 +283,25 @@ fn files_are_in_the_guest_and_services_are_checked() {
 }
 
 #[test]
-fn what_is_not_honoured_is_refused_by_its_name() {
+fn an_unsupported_field_is_refused_by_its_name() {
     let stage = Stage::new();
-    let refusal = |config| {
-        let body = json!({"config": config, "skip_launch": true});
-        let (status, answer) = stage.call("POST", MACHINES, Some(body));
-        assert_eq!(status, 400, "{answer}");
-        answer["error"]
-            .as_str()
-            .unwrap()
-            .split(": ")
-            .next()
-            .unwrap()
-            .to_owned()
+    let refused_field = |config: Value| {
+        let (status, error) = refused_create(&stage, &config);
+        assert_eq!(status, 400, "{error}");
+        error.split(": ").next().unwrap().to_owned()
     };
-    assert_eq!(refusal(json!({"schedule": "daily"})), "config.schedule");
+    assert_eq!(
+        refused_field(json!({"schedule": "daily"})),
+        "config.schedule"
+    );
     let file = json!({"guest_path": "/etc/motd", "raw_value": "%"});
     assert_eq!(
-        refusal(json!({"files": [file]})),
+        refused_field(json!({"files": [file]})),
         "config.files[0].raw_value"
     );
     let check = json!({"type": "http", "port": 443, "protocol": "https"});
     assert_eq!(
-        refusal(json!({"checks": {"web": check}})),
+        refused_field(json!({"checks": {"web": check}})),
         "config.checks.web.protocol"
     );
 }

@@ -1,16 +1,18 @@
-//! Each transition while something is used up: what the answer says, where the machine is
-//! afterwards, that nothing leaks, and that all is usable once the cause is gone.
+//! Each transition while the supervisor is out of something: the answer, the state of the machine
+//! afterwards, that nothing leaks, and that every machine can be used again when the exhaustion is over.
 
 mod descriptors;
 mod processes;
 mod space;
 
-use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::site::{DEADLINE, MACHINES, Site, new_machine, poll};
+use rustix::process::{Resource, getrlimit};
 
-/// What is tried while something is used up.
+use crate::site::{Site, new_machine};
+use crate::support::{DEADLINE, MACHINES, poll, poll_within};
+
+/// A transition that is tried during the exhaustion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     Create,
@@ -22,8 +24,8 @@ enum Step {
 }
 
 impl Step {
-    /// The request, and the state that it leads to.
-    fn request(self) -> (&'static str, &'static str) {
+    /// The verb of its request, and the state that it leads to.
+    fn verb_and_state(self) -> (&'static str, &'static str) {
         match self {
             Self::Create => ("create", "created"),
             Self::Start | Self::Resume => ("start", "started"),
@@ -33,87 +35,88 @@ impl Step {
         }
     }
 
-    /// A machine in the state that the step begins in.
+    /// Creates a machine in the state in which the step begins; none for a create.
     fn prepare(self, site: &Site) -> Option<String> {
         if self == Self::Create {
             return None;
         }
-        let id = site.created("");
-        site.bring(&id, "start");
+        let id = site.create("");
+        site.transition(&id, "start");
         match self {
-            Self::Start => site.bring(&id, "stop"),
-            Self::Resume => site.bring(&id, "suspend"),
+            Self::Start => site.transition(&id, "stop"),
+            Self::Resume => site.transition(&id, "suspend"),
             _ => {}
         }
         Some(id)
     }
 }
 
-/// What has to come of a step.
+/// How a step has to end during the exhaustion.
 #[derive(Debug)]
 enum Outcome {
-    /// It succeeds all the same.
+    /// It succeeds.
     Done,
-    /// It fails with words that say what is used up; where the machine is then.
+    /// It fails. The words that the error must contain, and the state of the machine afterwards.
     Fails(&'static [&'static str], &'static str),
 }
 
-/// A machine that a step was tried with.
-struct Tried {
+/// A machine with which a step was tried.
+struct TriedMachine {
     step: Step,
     id: String,
     state: &'static str,
-    boot: Option<String>,
+    /// The boot id of the guest that was suspended.
+    boot_id: Option<String>,
 }
 
-/// Tries all `steps`, each with a machine of its own, between `take` and `give`, which make the
-/// cause come and go.
-fn try_all(site: &Site, steps: &[(Step, Outcome)], take: impl FnOnce(), give: impl FnOnce()) {
-    // What the supervisor opens with its first machine, such as a source of randomness, stays.
-    let first = site.created("");
-    site.bring(&first, "start");
-    site.bring(&first, "destroy");
+/// The soft limit with which processes begin here, as prlimit writes it.
+fn limit_text(resource: Resource) -> String {
+    let limit = getrlimit(resource).current;
+    limit.map_or("unlimited".to_owned(), |limit| limit.to_string())
+}
+
+/// Tries all `steps`, each with a machine of its own, between `exhaust` and `restore`, which begin and
+/// end the exhaustion.
+fn try_all(site: &Site, steps: &[(Step, Outcome)], exhaust: impl FnOnce(), restore: impl FnOnce()) {
+    // With its first machine the supervisor opens descriptors that stay open, such as a source of
+    // randomness.
+    let first = site.create("");
+    site.transition(&first, "start");
+    site.transition(&first, "destroy");
     let before = site.descriptors().len();
     let mut machines = Vec::new();
     for (step, _) in steps {
         let id = step.prepare(site);
-        let boot = id.as_ref().filter(|_| *step == Step::Suspend);
-        let boot = boot.map(|id| site.boot_id(id));
-        machines.push((id, boot));
+        let guest = id.as_ref().filter(|_| *step == Step::Suspend);
+        let boot_id = guest.map(|id| site.boot_id(id));
+        machines.push((id, boot_id));
     }
-    take();
+    exhaust();
     let mut tried = Vec::new();
-    for ((step, outcome), (id, boot)) in steps.iter().zip(machines) {
-        let left = attempt(site, *step, outcome, id);
-        tried.extend(left.map(|(id, state)| Tried {
+    for ((step, outcome), (id, boot_id)) in steps.iter().zip(machines) {
+        let machine = attempt(site, *step, outcome, id);
+        tried.extend(machine.map(|(id, state)| TriedMachine {
             step: *step,
             id,
             state,
-            boot,
+            boot_id,
         }));
     }
-    give();
-    for one in tried {
-        finish(site, &one);
+    restore();
+    for machine in tried {
+        finish(site, &machine);
     }
     site.assert_empty();
-    // Nothing that a machine needed is held after its end.
-    let begun = Instant::now();
-    loop {
-        let now = site.descriptors();
-        // One may be the connection of the request before.
-        if now.len() <= before {
-            break;
-        }
-        assert!(
-            begun.elapsed() < DEADLINE,
-            "{before} were open, now {now:?}"
-        );
-        std::thread::park_timeout(Duration::from_millis(10));
-    }
+    // The destroyed machines hold no descriptors. The last request's connection may take a moment.
+    let mut open = BTreeMap::new();
+    let closed = poll_within(DEADLINE, || {
+        open = site.descriptors();
+        (open.len() <= before).then_some(())
+    });
+    assert!(closed.is_some(), "{before} were open before, now {open:?}");
 }
 
-/// One step under want; the machine that there is afterwards, and its state.
+/// Tries one step during the exhaustion. Returns the machine that exists afterwards, and its state.
 fn attempt(
     site: &Site,
     step: Step,
@@ -122,27 +125,29 @@ fn attempt(
 ) -> Option<(String, &'static str)> {
     let (status, answer) = match &id {
         None => site.call("POST", MACHINES, Some(&new_machine(""))),
-        Some(id) => site.ask(id, step.request().0),
+        Some(id) => site.try_transition(id, step.verb_and_state().0),
     };
     let state = match outcome {
         Outcome::Done => {
             assert_eq!(status, 200, "{step:?}: {answer}");
-            step.request().1
+            step.verb_and_state().1
         }
         Outcome::Fails(words, state) => {
             let text = answer["error"].as_str().unwrap_or_default();
             assert!((400..600).contains(&status), "{step:?}: {status} {answer}");
             assert_ne!(status, 500, "{step:?}: {answer}");
             for word in *words {
-                assert!(text.contains(word), "{step:?} says {word:?}: {text}");
+                assert!(
+                    text.contains(word),
+                    "{step:?} does not say {word:?}: {text}"
+                );
             }
             state
         }
     };
     let id = id.or_else(|| answer["id"].as_str().map(str::to_owned));
     let Some(id) = id else {
-        let known: BTreeSet<String> = listed(site);
-        assert_eq!(site.directories(), known, "a create that failed");
+        assert_eq!(site.machine_dirs(), ids(site), "after a failed create");
         return None;
     };
     let machine = site.machine(&id);
@@ -152,40 +157,45 @@ fn attempt(
     (state != "destroyed").then_some((id, state))
 }
 
-fn listed(site: &Site) -> BTreeSet<String> {
+/// The ids of all machines.
+fn ids(site: &Site) -> BTreeSet<String> {
     let list = site.list();
     list.iter()
         .map(|machine| machine["id"].as_str().unwrap().to_owned())
         .collect()
 }
 
-/// The cause is gone: the step succeeds, the machine is usable, and goes without a trace.
-fn finish(site: &Site, tried: &Tried) {
-    let Tried {
+/// After the exhaustion: the step succeeds, the machine can be used, and its destroy leaves nothing.
+fn finish(site: &Site, machine: &TriedMachine) {
+    let TriedMachine {
         step,
         id,
         state,
-        boot,
-    } = tried;
+        boot_id,
+    } = machine;
     if *state == "destroying" {
-        // It is tried again without anybody asking.
-        poll("the end of a destroy", || {
+        // The supervisor tries it again by itself.
+        poll("the end of the destroy", || {
             (site.machine(id)["state"] == "destroyed").then_some(())
         });
         return;
     }
     if *step == Step::Destroy {
-        site.bring(id, "destroy");
+        site.transition(id, "destroy");
         return;
     }
     if *step != Step::Create {
-        site.bring(id, step.request().0);
-        assert_eq!(site.machine(id)["state"], step.request().1, "{step:?}");
+        site.transition(id, step.verb_and_state().0);
+        assert_eq!(
+            site.machine(id)["state"],
+            step.verb_and_state().1,
+            "{step:?}"
+        );
     }
-    site.bring(id, "start");
-    let now = site.boot_id(id);
-    if let Some(boot) = boot {
-        assert_eq!(now, *boot, "the guest is the one that was suspended");
+    site.transition(id, "start");
+    let found = site.boot_id(id);
+    if let Some(boot_id) = boot_id {
+        assert_eq!(found, *boot_id, "not the guest that was suspended");
     }
-    site.bring(id, "destroy");
+    site.transition(id, "destroy");
 }

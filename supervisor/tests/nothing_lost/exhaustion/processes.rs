@@ -1,20 +1,20 @@
-//! No further process or thread can be made.
+//! The supervisor cannot create another process or thread.
 
-use rustix::process::{Resource, getrlimit};
+use rustix::process::Resource;
 
 use super::Outcome::{Done, Fails};
-use super::{Step, try_all};
-use crate::site::{MACHINES, Site};
+use super::{Step, limit_text, try_all};
+use crate::site::Site;
+use crate::support::MACHINES;
 
-/// Nobody's, so that the limit counts our processes only.
+/// An unused user id: the limit counts all processes of a user.
 const USER: u32 = 61_473;
 
 #[test]
-fn without_processes_a_start_says_so_and_everything_else_goes_on() {
+fn when_out_of_processes_only_starts_fail_and_say_so() {
     let site = Site::unprivileged(USER);
-    let usual = getrlimit(Resource::Nproc).current;
-    let usual = usual.map_or("unlimited".to_owned(), |most| most.to_string());
-    let words: &[&str] = &["no further process can be made", "pids.max"];
+    let usual_limit = limit_text(Resource::Nproc);
+    let words: &[&str] = &["no further process can be created", "pids.max"];
     let steps = [
         (Step::Create, Done),
         (Step::Start, Fails(words, "failed")),
@@ -23,18 +23,18 @@ fn without_processes_a_start_says_so_and_everything_else_goes_on() {
         (Step::Stop, Done),
         (Step::Destroy, Done),
     ];
-    let take = || {
-        // The limit does not count for root, which the supervisor is not.
-        site.limit("nproc", "1");
+    let exhaust = || {
+        // It limits the supervisor, which does not run as root.
+        site.set_limit("nproc", "1");
     };
-    let give = || {
-        // Nor may what reads files wait for a thread that can't be made.
+    let restore = || {
+        // Requests that read files do not wait for a thread that cannot be created.
         for machine in site.list() {
             let id = machine["id"].as_str().unwrap();
             let (status, _) = site.call("GET", &format!("{MACHINES}/{id}/logs"), None);
             assert_eq!(status, 200);
         }
-        site.limit("nproc", &usual);
+        site.set_limit("nproc", &usual_limit);
     };
-    try_all(&site, &steps, take, give);
+    try_all(&site, &steps, exhaust, restore);
 }

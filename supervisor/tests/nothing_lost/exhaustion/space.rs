@@ -1,5 +1,5 @@
-//! The disk of the state directory is full, or read-only. Each test runs itself again in a mount
-//! namespace of its own, on a small disk.
+//! The disk of the state directory is full or read-only. Each test runs itself again in a mount
+//! namespace of its own, with a small disk.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -8,19 +8,21 @@ use std::process::Command;
 
 use super::Outcome::{Done, Fails};
 use super::{Step, try_all};
-use crate::site::{MACHINES, Site, poll, temporary};
+use crate::site::Site;
+use crate::support::{MACHINES, new_folder, poll};
 
-/// Set inside: the small disk.
+/// Variable with the path of the small disk, inside of the namespace.
 const DISK: &str = "MCTL_TEST_DISK";
-/// Exit code of a shell that could not mount.
+/// Exit code of the shell that mounts, if it fails.
 const NO_MOUNT: i32 = 77;
 
-/// The small disk, inside. Outside: runs the test `name` inside, and then there is none.
+/// Returns the small disk inside of the namespace. Outside it runs the test `name` inside, and returns
+/// none.
 fn small_disk(name: &str) -> Option<PathBuf> {
     if let Some(disk) = std::env::var_os(DISK) {
         return Some(disk.into());
     }
-    let folder = temporary();
+    let folder = new_folder();
     let mut unshare = Command::new("unshare");
     if !rustix::process::geteuid().is_root() {
         unshare.args(["--user", "--map-root-user"]);
@@ -42,29 +44,29 @@ fn small_disk(name: &str) -> Option<PathBuf> {
         .args(["--exact", name, "--nocapture", "--test-threads", "1"])
         .env(DISK, folder.path())
         .output();
-    let said = |output: &std::process::Output| {
-        let out = String::from_utf8_lossy(&output.stdout);
-        format!("{out}\n{}", String::from_utf8_lossy(&output.stderr))
+    let text = |output: &std::process::Output| {
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        format!("{stdout}\n{}", String::from_utf8_lossy(&output.stderr))
     };
     match output {
         Ok(output) if output.status.success() => {
-            let text = said(&output);
+            let text = text(&output);
             assert!(text.contains("1 passed"), "{name} did not run: {text}");
         }
         Ok(output) if output.status.code() != Some(101) => {
-            // The test itself fails with 101; all else is a namespace that can't be had.
+            // A test that fails exits with 101. Any other code: the namespace cannot be set up.
             eprintln!(
                 "SKIPPED {name}: no small disk can be mounted here: {}",
-                said(&output)
+                text(&output)
             );
         }
-        Ok(output) => panic!("{}", said(&output)),
-        Err(error) => eprintln!("SKIPPED {name}: unshare can't be run: {error}"),
+        Ok(output) => panic!("{}", text(&output)),
+        Err(error) => eprintln!("SKIPPED {name}: cannot run unshare: {error}"),
     }
     None
 }
 
-/// Takes all space of the disk.
+/// Uses up all space of the disk.
 fn fill(disk: &Path) {
     let mut options = OpenOptions::new();
     let filler = options.create(true).append(true);
@@ -75,18 +77,18 @@ fn fill(disk: &Path) {
     }
 }
 
-fn empty(disk: &Path) {
+/// Frees the space that [`fill`] used up.
+fn free(disk: &Path) {
     fs::remove_file(disk.join("filler")).unwrap();
 }
 
 #[test]
-fn on_a_full_disk_only_a_suspend_fails_and_machines_can_be_stopped_and_destroyed() {
-    let name = "exhaustion::space::\
-                on_a_full_disk_only_a_suspend_fails_and_machines_can_be_stopped_and_destroyed";
+fn on_a_full_disk_only_suspends_fail() {
+    let name = "exhaustion::space::on_a_full_disk_only_suspends_fail";
     let Some(disk) = small_disk(name) else { return };
-    let site = Site::within(disk.clone());
+    let site = Site::in_folder(disk.clone());
     let steps = [
-        // First: other transitions remove a file or two and with them give some space back.
+        // It comes first: other transitions remove files, and that frees some space.
         (Step::Suspend, Fails(&["no space"], "started")),
         (Step::Create, Done),
         (Step::Start, Done),
@@ -94,14 +96,14 @@ fn on_a_full_disk_only_a_suspend_fails_and_machines_can_be_stopped_and_destroyed
         (Step::Stop, Done),
         (Step::Destroy, Done),
     ];
-    try_all(&site, &steps, || fill(&disk), || empty(&disk));
+    try_all(&site, &steps, || fill(&disk), || free(&disk));
 }
 
 #[test]
-fn where_not_even_the_database_can_be_written_nothing_begins() {
-    let name = "exhaustion::space::where_not_even_the_database_can_be_written_nothing_begins";
+fn if_the_database_cannot_be_written_every_transition_is_refused() {
+    let name = "exhaustion::space::if_the_database_cannot_be_written_every_transition_is_refused";
     let Some(disk) = small_disk(name) else { return };
-    let site = Site::within(disk.clone());
+    let site = Site::in_folder(disk.clone());
     let words: &[&str] = &[
         "no space is left on the disk of the state directory",
         "free some",
@@ -114,8 +116,9 @@ fn where_not_even_the_database_can_be_written_nothing_begins() {
         (Step::Stop, Fails(words, "started")),
         (Step::Destroy, Fails(words, "started")),
     ];
-    let take = || {
-        // A new supervisor on a full disk, without the space that an earlier one had set aside.
+    let exhaust = || {
+        // A new supervisor on a full disk. The log is a new file, without the blocks that the first
+        // supervisor had reserved.
         site.kill();
         let log = site.state().join("mctl.db-wal");
         let content = fs::read(&log).unwrap();
@@ -124,63 +127,61 @@ fn where_not_even_the_database_can_be_written_nothing_begins() {
         fill(&disk);
         site.start();
         for machine in site.list() {
-            let id = machine["id"].as_str().unwrap().to_owned();
+            let id = machine["id"].as_str().unwrap();
+            // Once the guest has answered, the machine is adopted.
             if machine["state"] == "started" {
-                let (status, answer) = site.call("GET", &format!("{MACHINES}/{id}/vsock"), None);
-                assert_eq!(status, 200, "{answer}");
+                site.boot_id(id);
             }
         }
     };
-    try_all(&site, &steps, take, || empty(&disk));
+    try_all(&site, &steps, exhaust, || free(&disk));
 }
 
 #[test]
-fn a_stop_that_can_not_be_stored_does_not_break_a_start_off() {
-    let name = "exhaustion::space::a_stop_that_can_not_be_stored_does_not_break_a_start_off";
+fn a_stop_that_cannot_be_stored_does_not_interrupt_a_start() {
+    let name = "exhaustion::space::a_stop_that_cannot_be_stored_does_not_interrupt_a_start";
     let Some(disk) = small_disk(name) else { return };
-    let site = Site::within(disk.clone());
-    let (id, other) = (site.created("deaf"), site.created(""));
-    let path = format!("{MACHINES}/{id}/start");
-    assert_eq!(site.call("POST", &path, None).0, 200);
-    let vmm = poll("its VMM", || site.vmms().first().cloned());
-    // The space that was set aside is used up too.
+    let site = Site::in_folder(disk.clone());
+    let (id, other) = (site.create("deaf"), site.create(""));
+    site.ask("POST", &format!("{MACHINES}/{id}/start"), None);
+    let vmm = poll("the VMM", || site.vmms().first().cloned());
+    // Together with the blocks that are reserved for the database.
     fill(&disk);
-    use_up(&site, &other, &id);
-    let (status, answer) = site.ask(&id, "stop");
+    fill_database(&site, &other, &id);
+    let (status, answer) = site.try_transition(&id, "stop");
     assert_eq!(status, 507, "{answer}");
     assert_eq!(site.machine(&id)["state"], "starting");
     assert_eq!(site.vmms(), [vmm]);
-    empty(&disk);
-    site.bring(&id, "stop");
+    free(&disk);
+    site.transition(&id, "stop");
     assert_eq!(site.machine(&id)["state"], "stopped");
-    site.bring(&id, "destroy");
-    site.bring(&other, "destroy");
+    site.transition(&id, "destroy");
+    site.transition(&other, "destroy");
     site.assert_empty();
 }
 
-/// Writes changes on a full disk, large ones of `machine` and then small ones of `small`, until
-/// what was set aside for them is used up.
-fn use_up(site: &Site, machine: &str, small: &str) {
+/// On a full disk, stores large changes of the machine `large` and then small ones of the machine
+/// `small`, until the blocks that are reserved for the database are used up.
+fn fill_database(site: &Site, large: &str, small: &str) {
     let body = serde_json::json!({"value": "v".repeat(4_000)});
     let mut key = 0;
-    poll("the database to be full", || {
+    poll("a large change to be refused", || {
         key = (key + 1) % 250;
-        let path = format!("{MACHINES}/{machine}/metadata/key{key}");
+        let path = format!("{MACHINES}/{large}/metadata/key{key}");
         (site.call("POST", &path, Some(&body)).0 == 507).then_some(())
     });
-    // Smaller ones must not fit any more either.
-    poll("the last bit", || {
+    poll("a small change to be refused", || {
         let path = format!("{MACHINES}/{small}/cordon");
         (site.call("POST", &path, None).0 == 507).then_some(())
     });
 }
 
 #[test]
-fn with_read_only_directories_each_transition_says_so_and_loses_nothing() {
+fn if_directories_are_read_only_each_transition_says_so_and_loses_nothing() {
     let name = "exhaustion::space::\
-                with_read_only_directories_each_transition_says_so_and_loses_nothing";
+                if_directories_are_read_only_each_transition_says_so_and_loses_nothing";
     let Some(disk) = small_disk(name) else { return };
-    let site = Site::within(disk);
+    let site = Site::in_folder(disk);
     let machines = site.state().join("machines").display().to_string();
     let words: &[&str] = &["read-only", "remount"];
     let steps = [
@@ -191,49 +192,45 @@ fn with_read_only_directories_each_transition_says_so_and_loses_nothing() {
         (Step::Stop, Done),
         (Step::Destroy, Fails(words, "destroying")),
     ];
-    let mount = |words: &[&str]| {
-        let done = Command::new(words[0]).args(&words[1..]).status().unwrap();
-        assert!(done.success(), "{words:?}");
+    let run = |words: &[&str]| {
+        let status = Command::new(words[0]).args(&words[1..]).status().unwrap();
+        assert!(status.success(), "{words:?}");
     };
-    let take = || {
-        mount(&["mount", "--bind", &machines, &machines]);
-        mount(&["mount", "-o", "remount,bind,ro", &machines]);
+    let exhaust = || {
+        run(&["mount", "--bind", &machines, &machines]);
+        run(&["mount", "-o", "remount,bind,ro", &machines]);
     };
-    try_all(&site, &steps, take, || {
-        mount(&["umount", "--lazy", &machines]);
+    try_all(&site, &steps, exhaust, || {
+        run(&["umount", "--lazy", &machines]);
     });
 }
 
 #[test]
-fn what_a_guest_says_while_the_disk_is_full_is_in_the_log_afterwards() {
+fn output_of_a_guest_while_the_disk_is_full_is_in_the_log_afterwards() {
     let name = "exhaustion::space::\
-                what_a_guest_says_while_the_disk_is_full_is_in_the_log_afterwards";
+                output_of_a_guest_while_the_disk_is_full_is_in_the_log_afterwards";
     let Some(disk) = small_disk(name) else { return };
-    let site = Site::within(disk.clone());
-    let id = site.created("");
-    site.bring(&id, "start");
-    let path = format!("{MACHINES}/{id}/exec");
-    let say = |text: &str| {
-        let body = serde_json::json!({"command": ["say", text]});
-        let (status, answer) = site.call("POST", &path, Some(&body));
-        assert_eq!(status, 200, "{answer}");
+    let site = Site::in_folder(disk.clone());
+    let id = site.create("");
+    site.transition(&id, "start");
+    let line = |number: usize| format!("{number} {}", "x".repeat(3_000));
+    let print = |number: usize| {
+        let body = serde_json::json!({"command": ["say", line(number)]});
+        site.ask("POST", &format!("{MACHINES}/{id}/exec"), Some(&body));
     };
-    let long = |number: usize| format!("{number} {}", "x".repeat(3_000));
-    say(&long(0));
+    print(0);
     fill(&disk);
-    // The first of them fill the last page of the log, and one is cut off.
-    (1..6).for_each(|number| say(&long(number)));
-    poll("the log's complaint", || {
+    // The first of them fill the last page of the log, and one is written in part.
+    (1..6).for_each(print);
+    poll("the warning about the log", || {
         site.log().contains("cannot write a log").then_some(())
     });
-    empty(&disk);
-    say(&long(6));
-    let expected: Vec<String> = (0..7).map(long).collect();
+    free(&disk);
+    print(6);
+    let expected: Vec<String> = (0..7).map(line).collect();
     poll("all lines, once and in order", || {
-        let (status, text) = site.call("GET", &format!("{MACHINES}/{id}/logs"), None);
-        assert_eq!(status, 200, "{text}");
-        let text = text.as_str().unwrap();
-        let lines = text.lines().map(|line| {
+        let log = site.ask("GET", &format!("{MACHINES}/{id}/logs"), None);
+        let lines = log.as_str().unwrap().lines().map(|line| {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
             line["text"].as_str().unwrap().to_owned()
         });
@@ -242,12 +239,9 @@ fn what_a_guest_says_while_the_disk_is_full_is_in_the_log_afterwards() {
             !lines.iter().any(|line| line.contains("were lost")),
             "{lines:?}"
         );
-        let said: Vec<String> = lines
-            .into_iter()
-            .filter(|line| line.contains("xxx"))
-            .collect();
-        (said == expected).then_some(())
+        let printed = lines.into_iter().filter(|line| line.contains("xxx"));
+        (printed.collect::<Vec<_>>() == expected).then_some(())
     });
-    site.bring(&id, "destroy");
+    site.transition(&id, "destroy");
     site.assert_empty();
 }

@@ -1,13 +1,13 @@
-//! What must be true at any moment of a run.
+//! What must be true at every moment of a run.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
 use super::Soak;
-use crate::site::MACHINES;
+use crate::support::MACHINES;
 
-/// From each state the ones that a single event may show next.
+/// Each state, and the states that the next event may show.
 const STEPS: &[(&str, &str)] = &[
     ("created", "starting updating destroying"),
     (
@@ -35,11 +35,11 @@ const STEPS: &[(&str, &str)] = &[
 ];
 
 impl Soak {
-    /// Looks at everything once.
+    /// Checks everything once.
     pub(super) fn check(&self) {
         self.check_vmms();
-        // While something is killed the list may be an answer of the one before.
-        let _calm = self.calm.read().unwrap();
+        // Nothing is killed between the two, so that the list is that of the present supervisor.
+        let _kills = self.kills.read().unwrap();
         let before = self.known.lock().unwrap().clone();
         let Some((200, list)) = self.call("GET", MACHINES, None) else {
             return;
@@ -52,13 +52,13 @@ impl Soak {
                 self.fail(format!("two machines are named {name}"));
             }
             if !self.known.lock().unwrap().contains_key(name) {
-                self.fail(format!("nobody made {name}"));
+                self.fail(format!("no client created {name}"));
             }
             self.check_events(machine);
         }
         for (name, known) in before {
-            // What was doomed meanwhile may be gone.
-            let lost = known.id.is_some() && !names.contains(&name) && !self.is_doomed(&name);
+            // A destroy may have been requested meanwhile.
+            let lost = known.id.is_some() && !names.contains(&name) && !self.may_disappear(&name);
             if lost {
                 self.fail(format!("{name} is lost: {known:?}"));
             }
@@ -75,17 +75,18 @@ impl Soak {
         if by_machine.is_empty() {
             return;
         }
-        // One may have ended while the list was read: those that still live count.
-        let living = self.site.vmms();
+        // One may have ended while the processes were read, so it must be found twice.
+        let vmms = self.site.vmms();
         for (machine, pids) in by_machine {
-            let both = living.iter().filter(|vmm| pids.contains(&vmm.pid)).count();
-            if both > 1 {
+            let still = vmms.iter().filter(|vmm| pids.contains(&vmm.pid)).count();
+            if still > 1 {
                 self.fail(format!("machine {machine} has the VMMs {pids:?}"));
             }
         }
     }
 
-    /// Of machines at rest: an image only of suspended ones, sockets only where a VMM answers.
+    /// Checks machines in resting states: only a suspended one has an image, only a started one has
+    /// sockets and a VMM.
     pub(super) fn check_files(&self, list: &[Value]) {
         for machine in list {
             let (id, state) = (
@@ -111,28 +112,28 @@ impl Soak {
         }
     }
 
-    /// Events tell a story that the table of states allows.
+    /// Checks that the events of a machine follow each other as [`STEPS`] allows.
     pub(super) fn check_events(&self, machine: &Value) {
         let events = machine["events"].as_array().unwrap();
-        let told = |event: &Value| {
+        let status_and_time = |event: &Value| {
             let status = event["status"].as_str().unwrap().to_owned();
             (status, event["timestamp"].as_i64().unwrap())
         };
-        // A launch begins a version, whatever state the machine is in.
+        // The launch event of a new version may come in any state.
         let steps = events
             .iter()
             .rev()
             .filter(|event| event["type"] != "launch");
-        let mut story: Vec<(String, i64)> = steps.map(told).collect();
-        story.retain(|(status, _)| !status.is_empty());
-        for pair in story.windows(2) {
+        let mut steps: Vec<(String, i64)> = steps.map(status_and_time).collect();
+        steps.retain(|(status, _)| !status.is_empty());
+        for pair in steps.windows(2) {
             let ((from, earlier), (to, later)) = (&pair[0], &pair[1]);
             let next = STEPS.iter().find(|(state, _)| state == from);
             let legal = from == to
                 || next.is_some_and(|(_, next)| next.split(' ').any(|state| state == to));
             if !legal || earlier > later {
                 let (id, name) = (&machine["id"], &machine["name"]);
-                self.fail(format!("{name} {id} went from {from} to {to}: {story:?}"));
+                self.fail(format!("{name} {id} went from {from} to {to}: {steps:?}"));
             }
         }
     }

@@ -1,8 +1,8 @@
-//! Many machines, several clients, random requests, random deaths of supervisor and VMMs.
+//! Many machines, several clients, random requests, and random deaths of the supervisor and of VMMs.
 //!
-//! `MCTL_SOAK_SECONDS` says how long (30), `MCTL_SOAK_SEED` repeats a run's decisions,
-//! `MCTL_SOAK_MACHINES` says how many machines there are at a time (24). The same seed makes the
-//! same requests in the same order; how they meet is up to the clock.
+//! `MCTL_SOAK_SECONDS` is the length of a run (30), `MCTL_SOAK_MACHINES` the number of machines at a
+//! time (24), `MCTL_SOAK_SEED` repeats a run. With the same seed each client makes the same requests in
+//! the same order; what happens at the same time depends on the clock.
 
 mod invariants;
 
@@ -13,48 +13,50 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::site::{MACHINES, Site};
+use crate::site::Site;
+use crate::support::{MACHINES, poll_within};
 
 /// Clients at the same time.
 const CLIENTS: u64 = 6;
 
-/// What the run knows of a machine, by its name, which no other machine ever has.
+/// What the run knows of a machine. Each has a name that no other machine ever has.
 #[derive(Debug, Clone, Default)]
 struct Known {
     id: Option<String>,
-    /// A destroy was asked for, or comes with its end: from then on it may be gone.
-    doomed: bool,
+    /// It may disappear: a destroy was requested, or it is removed when it ends.
+    may_disappear: bool,
 }
 
-/// A run.
+/// One run.
 struct Soak {
     site: Site,
     end: Instant,
     machines: u64,
     known: Mutex<BTreeMap<String, Known>>,
-    /// Odd while there is no supervisor.
+    /// Counts the starts and ends of supervisors; odd while there is no supervisor.
     epoch: AtomicU64,
-    /// Held for writing while supervisor or VMMs are killed.
-    calm: RwLock<()>,
+    /// Held for writing while the supervisor or VMMs are killed, and for reading while nothing may be
+    /// killed.
+    kills: RwLock<()>,
     failed: AtomicBool,
     failures: Mutex<Vec<String>>,
     counts: Mutex<BTreeMap<String, u64>>,
 }
 
-fn setting(name: &str, usual: u64) -> u64 {
+/// The number in the environment variable `name`, or else `default`.
+fn setting(name: &str, default: u64) -> u64 {
     match std::env::var(name) {
         Ok(text) => text
             .parse()
-            .unwrap_or_else(|_| panic!("{name}={text} is no number")),
-        Err(_) => usual,
+            .unwrap_or_else(|_| panic!("{name}={text} is not a number")),
+        Err(_) => default,
     }
 }
 
 #[test]
-fn no_machine_is_lost_or_doubled_whatever_dies_when() {
+fn no_machine_is_lost_or_runs_twice_whatever_dies_and_when() {
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
     let seed = setting("MCTL_SOAK_SEED", u64::from(now.subsec_nanos()));
     let seconds = setting("MCTL_SOAK_SECONDS", 30);
@@ -65,7 +67,7 @@ fn no_machine_is_lost_or_doubled_whatever_dies_when() {
         machines: setting("MCTL_SOAK_MACHINES", 24),
         known: Mutex::default(),
         epoch: AtomicU64::new(0),
-        calm: RwLock::new(()),
+        kills: RwLock::new(()),
         failed: AtomicBool::new(false),
         failures: Mutex::default(),
         counts: Mutex::default(),
@@ -75,16 +77,16 @@ fn no_machine_is_lost_or_doubled_whatever_dies_when() {
             let soak = &soak;
             scope.spawn(move || soak.client(client, SmallRng::seed_from_u64(seed + client)));
         }
-        scope.spawn(|| soak.chaos(SmallRng::seed_from_u64(seed + 1_000)));
+        scope.spawn(|| soak.kill_at_random(SmallRng::seed_from_u64(seed + 1_000)));
         scope.spawn(|| {
-            while soak.goes_on() {
+            while soak.is_running() {
                 soak.check();
                 pause(200);
             }
         });
     });
     if soak.failures.lock().unwrap().is_empty() {
-        soak.wind_up();
+        soak.finish();
     }
     let counts = soak.counts.lock().unwrap().clone();
     eprintln!("seed {seed}, {seconds} s: {counts:?}");
@@ -97,7 +99,7 @@ fn pause(ms: u64) {
 }
 
 impl Soak {
-    fn goes_on(&self) -> bool {
+    fn is_running(&self) -> bool {
         Instant::now() < self.end && !self.failed.load(Ordering::SeqCst)
     }
 
@@ -115,7 +117,7 @@ impl Soak {
             .or_default() += 1;
     }
 
-    /// A request. None where a death of the supervisor may have cut it off.
+    /// Makes a request; none if a death of the supervisor may have interrupted it.
     fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, Value)> {
         let before = self.epoch.load(Ordering::SeqCst);
         match self.site.try_call(method, path, body) {
@@ -130,7 +132,7 @@ impl Soak {
                 if before == after && before.is_multiple_of(2) {
                     self.fail(format!("{method} {path} got no answer: {error}"));
                 }
-                self.count("cut off");
+                self.count("interrupted");
                 pause(20);
                 None
             }
@@ -139,47 +141,47 @@ impl Soak {
 
     fn client(&self, client: u64, mut rng: SmallRng) {
         let mut made = 0;
-        while self.goes_on() {
-            let standing = self.standing();
-            if standing.len() < usize::try_from(self.machines).unwrap() && rng.random_bool(0.3) {
+        while self.is_running() {
+            let machines = self.machines_to_keep();
+            if machines.len() < usize::try_from(self.machines).unwrap() && rng.random_bool(0.3) {
                 made += 1;
                 self.create(&format!("c{client}-{made}"), &mut rng);
-            } else if !standing.is_empty() {
-                let (name, id) = &standing[rng.random_range(0..standing.len())];
+            } else if !machines.is_empty() {
+                let (name, id) = &machines[rng.random_range(0..machines.len())];
                 self.operate(name, id, &mut rng);
             }
             pause(rng.random_range(0..40));
         }
     }
 
-    /// Names and ids of machines that were not given up.
-    fn standing(&self) -> Vec<(String, String)> {
+    /// Names and ids of the machines that must not disappear.
+    fn machines_to_keep(&self) -> Vec<(String, String)> {
         let known = self.known.lock().unwrap();
-        let named = known.iter().filter(|(_, known)| !known.doomed);
-        named
+        let to_keep = known.iter().filter(|(_, known)| !known.may_disappear);
+        to_keep
             .filter_map(|(name, known)| Some((name.clone(), known.id.clone()?)))
             .collect()
     }
 
     fn create(&self, name: &str, rng: &mut SmallRng) {
-        let behaviour = ["", "", "", "", "rst=2", "fail-suspend", "slow-suspend"];
-        let policy = ["no", "always", "on-failure"];
-        // Left to itself, it goes when it ends.
+        let behaviours = ["", "", "", "", "rst=2", "fail-suspend", "slow-suspend"];
+        let policies = ["no", "always", "on-failure"];
+        // It is removed when it ends, so its policy must not restart it.
         let ephemeral = rng.random_bool(0.15);
-        let policy = if ephemeral { &policy[..1] } else { &policy };
+        let policies = if ephemeral { &policies[..1] } else { &policies };
         let body = json!({
             "name": name,
             "skip_launch": rng.random_bool(0.2),
             "config": {
-                "guest": {"kernel_args": [behaviour[rng.random_range(0..behaviour.len())]]},
+                "guest": {"kernel_args": [behaviours[rng.random_range(0..behaviours.len())]]},
                 "init": {"exec": ["main"]},
-                "restart": {"policy": policy[rng.random_range(0..policy.len())]},
+                "restart": {"policy": policies[rng.random_range(0..policies.len())]},
                 "stop_config": {"timeout": "1s"},
                 "auto_destroy": ephemeral,
             },
         });
         let known = Known {
-            doomed: ephemeral,
+            may_disappear: ephemeral,
             ..Known::default()
         };
         self.known.lock().unwrap().insert(name.to_owned(), known);
@@ -191,7 +193,7 @@ impl Soak {
                 known.get_mut(name).unwrap().id = Some(id);
             }
             Some((status, answer)) => self.fail(format!("create {name}: {status} {answer}")),
-            // It may be there or not, but not twice: the end tells.
+            // It may exist or not, but not twice. The check at the end finds out.
             None => {}
         }
     }
@@ -199,7 +201,7 @@ impl Soak {
     fn operate(&self, name: &str, id: &str, rng: &mut SmallRng) {
         let verbs = [
             "start", "start", "start", "start", "suspend", "suspend", "suspend", "stop", "restart",
-            "update", "exec", "exec", "metadata", "look", "events", "leave", "destroy",
+            "update", "exec", "exec", "metadata", "read", "timings", "leave", "destroy",
         ];
         let verb = verbs[rng.random_range(0..verbs.len())];
         let wait = if rng.random_bool(0.5) {
@@ -213,47 +215,47 @@ impl Soak {
             "stop_config": {"timeout": "1s"},
             "metadata": {"n": rng.random_range(0..1_000_u32).to_string()},
         }, "skip_launch": rng.random_bool(0.2)});
-        let gone_for_good = rng.random_bool(0.3);
+        let destroys = rng.random_bool(0.3);
         let force = if rng.random_bool(0.7) {
             "?force=true"
         } else {
             ""
         };
         if verb == "destroy" {
-            // Most machines are to live long.
-            if !gone_for_good {
+            // Most machines have to exist for long.
+            if !destroys {
                 return;
             }
-            self.known.lock().unwrap().get_mut(name).unwrap().doomed = true;
+            self.set_may_disappear(name, true);
         }
         self.count(verb);
-        let at = |rest: &str| format!("{MACHINES}/{id}{rest}");
+        let path = |rest: &str| format!("{MACHINES}/{id}{rest}");
         let answer = match verb {
             "start" | "suspend" | "stop" | "restart" => {
-                self.call("POST", &at(&format!("/{verb}{wait}")), None)
+                self.call("POST", &path(&format!("/{verb}{wait}")), None)
             }
-            "update" => self.call("POST", &at(""), Some(&update)),
+            "update" => self.call("POST", &path(""), Some(&update)),
             "exec" => {
                 let body = json!({"command": ["say", "hello"], "timeout": 5});
-                self.call("POST", &at("/exec"), Some(&body))
+                self.call("POST", &path("/exec"), Some(&body))
             }
-            "metadata" => self.call("POST", &at("/metadata/k"), Some(&json!({"value": "v"}))),
-            "events" => self.call("GET", &at("/timings"), None),
-            // A client that goes away in the middle of its request.
+            "metadata" => self.call("POST", &path("/metadata/k"), Some(&json!({"value": "v"}))),
+            "timings" => self.call("GET", &path("/timings"), None),
+            // A client that disconnects during its request.
             "leave" => {
-                self.leave(&at("/suspend?wait=true"));
+                self.disconnect_during(&path("/suspend?wait=true"));
                 None
             }
-            "destroy" => self.call("DELETE", &at(force), None),
-            _ => self.call("GET", &at(""), None),
+            "destroy" => self.call("DELETE", &path(force), None),
+            _ => self.call("GET", &path(""), None),
         };
         match answer {
-            Some((404, answer)) if verb != "destroy" && !self.is_doomed(name) => {
+            Some((404, answer)) if verb != "destroy" && !self.may_disappear(name) => {
                 self.fail(format!("{verb} {name} {id}: {answer}"));
             }
-            // Refused, for instance without force: it lives on.
+            // It was refused, for instance without force.
             Some((status, _)) if verb == "destroy" && status != 200 => {
-                self.known.lock().unwrap().get_mut(name).unwrap().doomed = status != 412;
+                self.set_may_disappear(name, status != 412);
             }
             Some((200, _)) => self.count("granted"),
             Some((status, answer)) => {
@@ -264,11 +266,16 @@ impl Soak {
         }
     }
 
-    fn is_doomed(&self, name: &str) -> bool {
-        self.known.lock().unwrap()[name].doomed
+    fn may_disappear(&self, name: &str) -> bool {
+        self.known.lock().unwrap()[name].may_disappear
     }
 
-    fn leave(&self, path: &str) {
+    fn set_may_disappear(&self, name: &str, may_disappear: bool) {
+        let mut known = self.known.lock().unwrap();
+        known.get_mut(name).unwrap().may_disappear = may_disappear;
+    }
+
+    fn disconnect_during(&self, path: &str) {
         use std::io::Write;
         if let Ok(mut stream) = std::os::unix::net::UnixStream::connect(self.site.socket()) {
             let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n");
@@ -276,10 +283,10 @@ impl Soak {
         }
     }
 
-    fn chaos(&self, mut rng: SmallRng) {
-        while self.goes_on() {
+    fn kill_at_random(&self, mut rng: SmallRng) {
+        while self.is_running() {
             pause(rng.random_range(100..1_500));
-            let _calm = self.calm.write().unwrap();
+            let _kills = self.kills.write().unwrap();
             match rng.random_range(0..10_u32) {
                 0..=4 => self.kill_vmm(&mut rng),
                 5..=7 => self.replace_supervisor(&mut rng, 0),
@@ -297,18 +304,18 @@ impl Soak {
             return;
         }
         let vmm = &vmms[rng.random_range(0..vmms.len())];
-        // A number may have gone to somebody else since: whose it is now decides.
+        // Its pid may belong to another process by now.
         if self.site.vmms().contains(vmm) {
-            let _ = kill_process(Pid::from_raw(vmm.pid).unwrap(), Signal::KILL);
+            let _ = vmm.kill();
             self.count("VMMs killed");
         }
     }
 
-    /// Kills the supervisor, that many VMMs while there is none, and starts the next one.
+    /// Ends the supervisor, kills so many VMMs while there is none, and starts the next supervisor.
     fn replace_supervisor(&self, rng: &mut SmallRng, vmms: u32) {
         self.epoch.fetch_add(1, Ordering::SeqCst);
         if rng.random_bool(0.2) {
-            // An orderly end, which leaves machines alone just the same.
+            // An orderly end, which does not end machines either.
             self.site.terminate();
         } else {
             self.site.kill();
@@ -322,12 +329,13 @@ impl Soak {
         self.count("supervisors killed");
     }
 
-    /// The end: every machine comes to rest, is usable, and goes without a trace.
-    fn wind_up(&self) {
+    /// After the run: every machine gets to a resting state and can be used, and its destroy leaves
+    /// nothing.
+    fn finish(&self) {
         self.check();
-        self.rest();
+        self.wait_for_rest();
         let list = self.site.list();
-        self.count_to("machines at the end", list.len());
+        self.set_count("machines at the end", list.len());
         self.check_files(&list);
         for machine in &list {
             self.use_and_destroy(machine);
@@ -335,40 +343,38 @@ impl Soak {
         if self.failures.lock().unwrap().is_empty() {
             self.site.assert_empty();
             let open = self.site.descriptors();
-            // The supervisor's own, and none of a machine.
+            // They are the supervisor's own; none belongs to a machine.
             assert!(open.len() < 30, "{open:?}");
         }
-        for word in ["panicked at", "impossible step", "outlives SIGKILL"] {
+        for word in ["panicked at", "a step is impossible", "survives SIGKILL"] {
             if self.site.log().contains(word) {
                 self.fail(format!("the log says {word:?}"));
             }
         }
     }
 
-    fn count_to(&self, what: &str, number: usize) {
+    fn set_count(&self, what: &str, number: usize) {
         let mut counts = self.counts.lock().unwrap();
         counts.insert(what.to_owned(), u64::try_from(number).unwrap());
     }
 
-    fn rest(&self) {
+    fn wait_for_rest(&self) {
         let begun = Instant::now();
+        let mut list = Vec::new();
         // A slow suspend takes 20 s by itself, and may have just begun.
-        poll_for(
-            Duration::from_secs(120),
-            "all machines to come to rest",
-            || {
-                let list = self.site.list();
-                let vmms = self.site.vmms();
-                let working = |machine: &&Value| {
-                    let (id, state) = (&machine["id"], machine["state"].as_str().unwrap());
-                    // The end of one that was killed at last takes a moment to be told.
-                    let ended = state == "started" && !vmms.iter().any(|vmm| vmm.machine == *id);
-                    state.ends_with("ing") || ended
-                };
-                (list.iter().filter(working).count() == 0).then_some(())
-            },
-        );
-        self.count_to(
+        let rest = poll_within(Duration::from_secs(120), || {
+            list = self.site.list();
+            let vmms = self.site.vmms();
+            let is_working = |machine: &&Value| {
+                let (id, state) = (&machine["id"], machine["state"].as_str().unwrap());
+                // The end of a VMM that was killed last may not be reported yet.
+                let ended = state == "started" && !vmms.iter().any(|vmm| vmm.machine == *id);
+                state.ends_with("ing") || ended
+            };
+            (list.iter().filter(is_working).count() == 0).then_some(())
+        });
+        assert!(rest.is_some(), "waited for resting states: {list:?}");
+        self.set_count(
             "ms to rest",
             usize::try_from(begun.elapsed().as_millis()).unwrap(),
         );
@@ -376,11 +382,11 @@ impl Soak {
 
     fn use_and_destroy(&self, machine: &Value) {
         let (id, state) = (machine["id"].as_str().unwrap(), &machine["state"]);
-        let (status, answer) = self.site.ask(id, "start");
+        let (status, answer) = self.site.try_transition(id, "start");
         if status != 200 {
-            let now = self.site.machine(id);
+            let machine = self.site.machine(id);
             return self.fail(format!(
-                "{id} was {state} and can't be started: {answer}\n{now}"
+                "{id} was {state} and cannot be started: {answer}\n{machine}"
             ));
         }
         if state == "suspended" && answer["start"]["kind"] != "resumed" {
@@ -392,20 +398,12 @@ impl Soak {
         let path = format!("{MACHINES}/{id}/exec");
         let (status, answer) = self.site.call("POST", &path, Some(&body));
         if status != 200 || answer["exit_code"] != 3 {
-            self.fail(format!("{id} can't be used: {status} {answer}"));
+            self.fail(format!("{id} cannot be used: {status} {answer}"));
         }
         self.check_events(&self.site.machine(id));
-        let (status, answer) = self.site.ask(id, "destroy");
+        let (status, answer) = self.site.try_transition(id, "destroy");
         if status != 200 {
-            self.fail(format!("{id} can't be destroyed: {answer}"));
+            self.fail(format!("{id} cannot be destroyed: {answer}"));
         }
-    }
-}
-
-fn poll_for(limit: Duration, what: &str, mut look: impl FnMut() -> Option<()>) {
-    let begun = Instant::now();
-    while look().is_none() {
-        assert!(begun.elapsed() < limit, "{what} did not come");
-        pause(50);
     }
 }

@@ -1,0 +1,91 @@
+//! The state of the fake VMM, which all of its connections share.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32};
+
+use rustix::time::{ClockId, clock_gettime};
+use vmm_control::{ExitReason, ExitReport, Phase};
+
+use crate::image::GuestState;
+
+pub(crate) struct Vmm {
+    pub(crate) machine_id: String,
+    pub(crate) generation: u64,
+    exit_file: PathBuf,
+    pub(crate) guest: Mutex<GuestState>,
+    /// By path: permission bits and content. Not part of the image.
+    pub(crate) files: Mutex<HashMap<String, (u32, Vec<u8>)>>,
+    /// Whether it was restored from an image.
+    pub(crate) resumed: bool,
+    pub(crate) phases: Vec<Phase>,
+    /// Local port of the next connection to the guest.
+    pub(crate) next_port: AtomicU32,
+    /// How many connections to the guest are still refused.
+    pub(crate) refusals_left: AtomicU32,
+    /// A cancellation of the suspend was requested.
+    pub(crate) cancelled: AtomicBool,
+    /// A slow suspend is under way, and the guest is paused.
+    pub(crate) saving: AtomicBool,
+}
+
+impl Vmm {
+    pub(crate) fn new(
+        machine_id: String,
+        generation: u64,
+        exit_file: PathBuf,
+        guest: GuestState,
+        resumed: bool,
+        phases: Vec<Phase>,
+    ) -> Self {
+        let mut words = guest.behaviour.split(' ');
+        let refusals = words.find_map(|word| word.strip_prefix("rst=")?.parse().ok());
+        let refusals = if resumed { refusals } else { None };
+        Self {
+            machine_id,
+            generation,
+            exit_file,
+            guest: Mutex::new(guest),
+            files: Mutex::default(),
+            resumed,
+            phases,
+            next_port: AtomicU32::new(1 << 30),
+            refusals_left: AtomicU32::new(refusals.unwrap_or(0)),
+            cancelled: AtomicBool::new(false),
+            saving: AtomicBool::new(false),
+        }
+    }
+
+    /// Writes the exit report and ends the process.
+    pub(crate) fn end(&self, reason: ExitReason, message: &str) -> ! {
+        let report = ExitReport {
+            machine_id: self.machine_id.clone(),
+            generation: self.generation,
+            reason,
+            message: message.to_owned(),
+        };
+        let part = self.exit_file.with_extension("part");
+        // If the disk is full there is no report, but the supervisor sees the process end.
+        let _ = fs::write(&part, serde_json::to_vec(&report).unwrap())
+            .and_then(|()| fs::rename(part, &self.exit_file));
+        std::process::exit(0);
+    }
+
+    /// Whether the guest has that word in its command line.
+    pub(crate) fn behaves(&self, word: &str) -> bool {
+        self.guest.lock().unwrap().behaves(word)
+    }
+
+    /// Whether the guest answers nobody now.
+    pub(crate) fn is_deaf(&self) -> bool {
+        self.behaves("deaf") || self.exit_file.with_file_name("deaf").exists()
+    }
+}
+
+/// Now, on CLOCK_MONOTONIC.
+pub(crate) fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap()
+}

@@ -1,0 +1,206 @@
+//! Suspends and resumes: what they keep, what they report, and how they fail.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::stage::Stage;
+use crate::support::{MACHINES, config_with, poll};
+
+#[test]
+fn a_machine_is_suspended_resumed_stopped_and_destroyed() {
+    let stage = Stage::new();
+    let id = stage.start_machine("");
+    let boot_id = stage.boot_id(&id);
+    stage.ask("POST", &id, "/suspend?wait=true", None);
+    assert_eq!(stage.wait_for(&id, "suspended")["state"], "suspended");
+    assert!(stage.vmm(&id).is_none());
+    let answer = stage.ask("POST", &id, "/start?wait=true", None);
+    assert_eq!(answer["previous_state"], "suspended");
+    assert_eq!(answer["start"]["kind"], "resumed");
+    assert_eq!(stage.boot_id(&id), boot_id);
+    stage.ask("POST", &id, "/stop?wait=true", None);
+    stage.ask("DELETE", &id, "", None);
+    assert!(stage.machine_dirs().is_empty());
+    let (_, list) = stage.call("GET", MACHINES, None);
+    assert_eq!(list, json!([]));
+}
+
+fn names(phases: &Value) -> Vec<&str> {
+    let phases = phases.as_array().unwrap().iter();
+    phases
+        .map(|phase| phase["name"].as_str().unwrap())
+        .collect()
+}
+
+#[test]
+fn phases_of_every_timing_sum_to_its_total() {
+    let stage = Stage::new();
+    let id = stage.start_machine("");
+    stage.ask("POST", &id, "/suspend?wait=true", None);
+    stage.ask("POST", &id, "/start?wait=true", None);
+    let timings = stage.ask("GET", &id, "/timings", None);
+    let timings = timings.as_array().unwrap();
+    let operations: Vec<&Value> = timings.iter().map(|timing| &timing["operation"]).collect();
+    assert_eq!(operations, ["resume", "suspend", "start"]);
+    for timing in timings {
+        let phases = timing["phases"].as_array().unwrap().iter();
+        let sum: f64 = phases.map(|phase| phase["ms"].as_f64().unwrap()).sum();
+        let total = timing["total_ms"].as_f64().unwrap();
+        assert!((sum - total).abs() < 0.01, "{timing}");
+        assert_eq!(names(&timing["phases"]).last(), Some(&"unattributed"));
+    }
+    let found = names(&timings[0]["phases"]);
+    for expected in [
+        "admission",
+        "spawn",
+        "vmm_start",
+        "connect",
+        "first_status",
+        "monitor_reopened",
+    ] {
+        assert!(found.contains(&expected), "{expected} in {found:?}");
+    }
+}
+
+/// Outcomes of the readiness attempts of a machine's last start.
+fn outcomes(machine: &Value) -> Vec<&str> {
+    let attempts = machine["readiness"].as_array().unwrap().iter();
+    attempts
+        .map(|attempt| attempt["outcome"].as_str().unwrap())
+        .collect()
+}
+
+#[test]
+fn refused_attempts_are_shown_with_their_ports() {
+    let stage = Stage::new();
+    let id = stage.start_machine("rst=3");
+    stage.ask("POST", &id, "/suspend?wait=true", None);
+    stage.ask("POST", &id, "/start?wait=true", None);
+    let machine = stage.ask("GET", &id, "", None);
+    assert_eq!(outcomes(&machine), ["reset", "reset", "reset", "ok"]);
+    let attempts = machine["readiness"].as_array().unwrap().iter();
+    let ports: Vec<u64> = attempts
+        .map(|attempt| attempt["local_port"].as_u64().unwrap())
+        .collect();
+    let first = 1 << 30;
+    assert_eq!(ports, [first, first + 1, first + 2, first + 3]);
+}
+
+#[test]
+fn if_the_monitor_opens_first_its_failed_attempts_come_before_the_status_check() {
+    let stage = Stage::new();
+    let mut config = config_with("rst=3");
+    config["vsock"] = json!({"monitor_first": true});
+    let id = stage.start_machine_of(&config);
+    stage.ask("POST", &id, "/suspend?wait=true", None);
+    stage.ask("POST", &id, "/start?wait=true", None);
+    let machine = stage.ask("GET", &id, "", None);
+    assert_eq!(outcomes(&machine), ["reset", "reset", "reset", "ok", "ok"]);
+}
+
+#[test]
+fn a_failed_suspend_leaves_the_machine_started_and_gives_the_reason() {
+    let stage = Stage::new();
+    let id = stage.start_machine("fail-suspend");
+    let path = format!("{MACHINES}/{id}/suspend?wait=true");
+    let (status, answer) = stage.call("POST", &path, None);
+    assert_eq!(status, 409, "{answer}");
+    let machine = stage.wait_for(&id, "started");
+    let message = machine["events"][0]["message"].as_str().unwrap();
+    assert!(message.contains("no space left"), "{message}");
+    // The guest still answers.
+    stage.boot_id(&id);
+}
+
+#[test]
+fn a_start_cancels_a_suspend_and_the_same_guest_runs_on() {
+    let stage = Stage::new();
+    let id = stage.start_machine("slow-suspend");
+    let vmm = stage.vmm(&id);
+    stage.ask("POST", &id, "/suspend", None);
+    stage.wait_for(&id, "suspending");
+    let answer = stage.ask("POST", &id, "/start?wait=true", None);
+    assert_eq!(answer["start"]["kind"], "suspend_cancelled");
+    assert_eq!(stage.wait_for(&id, "started")["state"], "started");
+    assert_eq!(stage.vmm(&id), vmm);
+}
+
+#[test]
+fn a_machine_whose_image_is_refused_is_cold_booted_with_the_reason() {
+    let stage = Stage::new();
+    let id = stage.start_machine("refuse-image");
+    stage.ask("POST", &id, "/suspend?wait=true", None);
+    let answer = stage.ask("POST", &id, "/start?wait=true", None);
+    let expected = json!({"kind": "cold_booted", "reason": "checksum mismatch"});
+    assert_eq!(answer["start"], expected);
+}
+
+#[test]
+fn a_machine_whose_image_is_missing_is_cold_booted_with_the_reason() {
+    let stage = Stage::new();
+    let id = stage.start_machine("");
+    stage.ask("POST", &id, "/suspend?wait=true", None);
+    fs::remove_dir_all(stage.machine_dir(&id).join("image")).unwrap();
+    let answer = stage.ask("POST", &id, "/start?wait=true", None);
+    let expected = json!({"kind": "cold_booted", "reason": "image missing"});
+    assert_eq!(answer["start"], expected);
+}
+
+#[test]
+fn a_resume_whose_vmm_cannot_be_run_leaves_the_machine_suspended() {
+    let mut stage = Stage::new();
+    let id = stage.start_machine("");
+    stage.ask("POST", &id, "/suspend?wait=true", None);
+    let boot_id = stage.ask("GET", &id, "/timings", None)[1]["guest"]["boot_id"].clone();
+    stage.kill();
+    stage.start(&["--vmm", "/nowhere/mctl-vmm"]);
+    let path = format!("{MACHINES}/{id}/start?wait=true");
+    let (status, answer) = stage.call("POST", &path, None);
+    assert_eq!(
+        (status, &answer["details"]["state"]),
+        (409, &json!("suspended"))
+    );
+    let error = answer["error"].as_str().unwrap();
+    assert!(error.contains("cannot run /nowhere/mctl-vmm"), "{error}");
+    stage.kill();
+    stage.start(&[]);
+    let answer = stage.ask("POST", &id, "/start?wait=true", None);
+    assert_eq!(answer["start"]["kind"], "resumed");
+    assert_eq!(stage.boot_id(&id), boot_id.as_str().unwrap());
+}
+
+#[test]
+fn a_stop_of_a_suspended_machine_removes_its_image() {
+    let stage = Stage::new();
+    let id = stage.start_machine("");
+    stage.ask("POST", &id, "/suspend?wait=true", None);
+    stage.ask("POST", &id, "/stop?wait=true", None);
+    assert!(!stage.machine_dir(&id).join("image").exists());
+    let answer = stage.ask("POST", &id, "/start?wait=true", None);
+    assert_eq!(answer["start"]["kind"], "booted");
+}
+
+#[test]
+fn a_suspend_neither_loses_nor_repeats_a_line_of_output() {
+    let stage = Stage::new();
+    let id = stage.start_machine("");
+    let print = |text: &str| {
+        let body = json!({"command": ["say", text]});
+        stage.ask("POST", &id, "/exec", Some(body));
+        poll(text, || {
+            stage
+                .log_texts(&id)
+                .contains(&text.to_owned())
+                .then_some(())
+        });
+    };
+    print("one");
+    stage.ask("POST", &id, "/suspend?wait=true", None);
+    stage.ask("POST", &id, "/start?wait=true", None);
+    print("two");
+    let expected = ["main was started", "one", "two"];
+    let mut lines = stage.log_texts(&id);
+    lines.retain(|text| expected.contains(&text.as_str()));
+    assert_eq!(lines, expected);
+}
