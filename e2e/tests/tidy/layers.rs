@@ -73,6 +73,20 @@ const LAYERS: &[Layers] = &[
         ],
     },
     Layers {
+        root: "cli/src/main.rs",
+        module: "",
+        rows: &[
+            &["command_line"],
+            &["commands"],
+            &["cycle_report", "readiness", "each_machine", "arguments"],
+            &["transition", "confirm"],
+            &["error", "session"],
+            &["settings", "wording"],
+            &["output", "parse", "terminal"],
+            &["units"],
+        ],
+    },
+    Layers {
         root: "guest-init/src/main.rs",
         module: "",
         rows: &[
@@ -97,11 +111,12 @@ const LAYERS: &[Layers] = &[
         root: "e2e/src/lib.rs",
         module: "",
         rows: &[
-            &["bench", "main_job", "matrix", "scale"],
+            &["matrix"],
+            &["bench", "main_job", "scale"],
             &["peer"],
             &["firecracker"],
             &["machine", "report_files"],
-            &["host", "inside", "host_socket"],
+            &["host", "host_socket"],
             &["child", "artifacts", "counter", "output"],
         ],
     },
