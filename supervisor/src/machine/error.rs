@@ -8,7 +8,7 @@ use crate::model::admission::RefusalReason;
 use crate::model::config_check::InvalidConfig;
 use crate::store::StoreError;
 
-/// What a request can fail with; `http` maps each to a status.
+/// What a request can fail with; `api` maps each to a status.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MachineError {
     /// No machine of that id or name.

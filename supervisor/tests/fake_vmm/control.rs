@@ -123,8 +123,8 @@ fn suspend(vmm: &Vmm, image: &Path) -> Reply {
     })
 }
 
-/// Waits as long as a slow suspend takes, or until it is cancelled. Returns the reply if the suspend
-/// fails for that.
+/// Waits as long as a slow suspend takes, or until it is cancelled. Returns the reply if the
+/// cancellation makes the suspend fail.
 fn save_slowly(vmm: &Vmm) -> Option<Reply> {
     let deadline = Instant::now() + SLOW;
     while Instant::now() < deadline {

@@ -5,11 +5,11 @@
 //! Words in the kernel's command line make it misbehave. A boot gets them, and the image keeps them:
 //!
 //! - `fail-suspend`: each suspend fails.
-//! - `slow-suspend`: a suspend takes 20 s unless it is cancelled. With `fail-cancel` it then fails, with
-//!   `commit-late` it completes all the same.
+//! - `slow-suspend`: a suspend takes 20 s unless it is cancelled. A cancelled one fails; with
+//!   `fail-cancel` it fails for another reason, with `commit-late` it completes.
 //! - `refuse-image`: no image is restored.
 //! - `rst=N`: after a restore it refuses the first N connections to the guest.
-//! - `deaf`: the guest does not answer. So it is, too, while a file `deaf` is in the machine's directory.
+//! - `deaf`: the guest does not answer. A file `deaf` in the machine's directory has the same effect.
 //! - `stubborn`: the main process does not end on SIGINT.
 //!
 //! `control` and `guest` serve one connection each, `connection` has the frames of guest-init, `vmm` the
@@ -100,10 +100,10 @@ fn main() {
 
 /// Serves connections to the guest and to the control socket, each in a thread of its own.
 fn serve(vmm: &Arc<Vmm>, host_socket: UnixListener) {
-    let guest = vmm.clone();
+    let shared = vmm.clone();
     thread::spawn(move || {
         for stream in host_socket.incoming().flatten() {
-            let vmm = guest.clone();
+            let vmm = shared.clone();
             thread::spawn(move || guest::serve(&vmm, stream));
         }
     });

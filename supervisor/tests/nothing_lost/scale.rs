@@ -171,5 +171,5 @@ fn resumes_that_are_requested_together_wait_for_their_turn() {
     let mut durations: Vec<f64> = resumes.iter().map(Resume::duration).collect();
     durations.sort_by(f64::total_cmp);
     let median = durations[durations.len() / 2];
-    assert!(longest_wait > median, "nobody waited: {resumes:?}");
+    assert!(longest_wait > median, "no resume waited: {resumes:?}");
 }

@@ -26,10 +26,11 @@ fn a_machine_is_suspended_resumed_stopped_and_destroyed() {
     assert_eq!(list, json!([]));
 }
 
-fn names(phases: &Value) -> Vec<&str> {
-    let phases = phases.as_array().unwrap().iter();
-    phases
-        .map(|phase| phase["name"].as_str().unwrap())
+/// The text `field` of each object of a list.
+fn texts<'a>(list: &'a Value, field: &str) -> Vec<&'a str> {
+    let objects = list.as_array().unwrap().iter();
+    objects
+        .map(|object| object[field].as_str().unwrap())
         .collect()
 }
 
@@ -40,17 +41,16 @@ fn phases_of_every_timing_sum_to_its_total() {
     stage.ask("POST", &id, "/suspend?wait=true", None);
     stage.ask("POST", &id, "/start?wait=true", None);
     let timings = stage.ask("GET", &id, "/timings", None);
-    let timings = timings.as_array().unwrap();
-    let operations: Vec<&Value> = timings.iter().map(|timing| &timing["operation"]).collect();
-    assert_eq!(operations, ["resume", "suspend", "start"]);
-    for timing in timings {
+    assert_eq!(texts(&timings, "operation"), ["resume", "suspend", "start"]);
+    for timing in timings.as_array().unwrap() {
         let phases = timing["phases"].as_array().unwrap().iter();
         let sum: f64 = phases.map(|phase| phase["ms"].as_f64().unwrap()).sum();
         let total = timing["total_ms"].as_f64().unwrap();
         assert!((sum - total).abs() < 0.01, "{timing}");
-        assert_eq!(names(&timing["phases"]).last(), Some(&"unattributed"));
+        let names = texts(&timing["phases"], "name");
+        assert_eq!(names.last(), Some(&"unattributed"));
     }
-    let found = names(&timings[0]["phases"]);
+    let found = texts(&timings[0]["phases"], "name");
     for expected in [
         "admission",
         "spawn",
@@ -65,10 +65,7 @@ fn phases_of_every_timing_sum_to_its_total() {
 
 /// Outcomes of the readiness attempts of a machine's last start.
 fn outcomes(machine: &Value) -> Vec<&str> {
-    let attempts = machine["readiness"].as_array().unwrap().iter();
-    attempts
-        .map(|attempt| attempt["outcome"].as_str().unwrap())
-        .collect()
+    texts(&machine["readiness"], "outcome")
 }
 
 #[test]
