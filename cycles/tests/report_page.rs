@@ -1,23 +1,61 @@
 //! The page in a real browser: headless Chromium (Debian's package `chromium`).
 //!
-//! Skipped, with a message, if there is no Chromium.
+//! Tests that need it are ignored, with the reason, if there is no Chromium.
 
 #![expect(
     clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "test helpers, not only test functions"
+    reason = "this is test code, which clippy does not recognise here"
 )]
 
 mod synthetic;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use cycles::{Report, report_page};
+use libtest_mimic::{Arguments, Trial};
 
-/// The page's DOM after its script has run, or `None` without Chromium.
-fn rendered(report: &Report) -> Option<String> {
+/// Makes a list of trials from test functions.
+macro_rules! trials {
+    ($($name:ident),+ $(,)?) => {
+        vec![$(Trial::test(stringify!($name), || {
+            $name();
+            Ok(())
+        })),+]
+    };
+}
+
+fn main() -> ExitCode {
+    let mut trials = trials![
+        the_page_says_if_its_cycles_contradict_the_verdict,
+        the_page_of_an_interrupted_run_does_not_blame_its_latencies,
+        pages_of_synthetic_runs_can_be_written,
+    ];
+    let in_a_browser = trials![
+        a_flat_run_has_a_mark_for_every_cycle_and_no_script_error,
+        a_matrix_has_a_series_for_every_cell,
+        hostile_strings_stay_text,
+        a_run_without_cycles_has_a_page,
+        a_page_is_drawn_in_a_light_and_a_dark_theme,
+        a_page_is_drawn_on_a_narrow_screen,
+        a_page_is_printed_on_several_sheets,
+    ];
+    let version = Command::new("chromium").arg("--version").output();
+    let there = version.is_ok_and(|output| output.status.success());
+    trials.extend(in_a_browser.into_iter().map(|trial| {
+        if there {
+            trial
+        } else {
+            let reason = "there is no chromium here (apt-get install chromium)";
+            trial.with_kind(reason).with_ignored_flag(true)
+        }
+    }));
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// The page's DOM after its script has run.
+fn rendered(report: &Report) -> String {
     let directory = tempfile::tempdir().unwrap();
     let page = directory.path().join("report.html");
     std::fs::write(&page, report_page(report)).unwrap();
@@ -26,12 +64,12 @@ fn rendered(report: &Report) -> Option<String> {
         "--dump-dom".to_owned(),
         format!("file://{}", page.display()),
     ];
-    chromium(directory.path(), &arguments, &output)?;
-    Some(std::fs::read_to_string(output).unwrap())
+    chromium(directory.path(), &arguments, &output);
+    std::fs::read_to_string(output).unwrap()
 }
 
 /// Runs Chromium to its end, or fails at the deadline.
-fn chromium(directory: &Path, arguments: &[String], output: &Path) -> Option<()> {
+fn chromium(directory: &Path, arguments: &[String], output: &Path) {
     let flags = [
         "--headless",
         "--no-sandbox",
@@ -42,7 +80,7 @@ fn chromium(directory: &Path, arguments: &[String], output: &Path) -> Option<()>
         "--disable-component-update",
         "--disable-sync",
     ];
-    let started = Command::new("chromium")
+    let mut child = Command::new("chromium")
         .args(flags)
         .arg(format!(
             "--user-data-dir={}",
@@ -52,16 +90,13 @@ fn chromium(directory: &Path, arguments: &[String], output: &Path) -> Option<()>
         .stdin(Stdio::null())
         .stdout(std::fs::File::create(output).unwrap())
         .stderr(Stdio::null())
-        .spawn();
-    let Ok(mut child) = started else {
-        println!("skipped: there is no chromium on this machine (apt-get install chromium)");
-        return None;
-    };
+        .spawn()
+        .unwrap();
     let deadline = Instant::now() + Duration::from_secs(120);
     loop {
         if let Some(status) = child.try_wait().unwrap() {
             assert!(status.success(), "chromium ended with {status}");
-            return Some(());
+            return;
         }
         if Instant::now() > deadline {
             child.kill().unwrap();
@@ -84,10 +119,9 @@ fn assert_script_ran(dom: &str) {
     );
 }
 
-#[test]
 fn a_flat_run_has_a_mark_for_every_cycle_and_no_script_error() {
     let report = synthetic::flat_report(300);
-    let Some(dom) = rendered(&report) else { return };
+    let dom = rendered(&report);
     assert_script_ran(&dom);
     assert_eq!(count(&dom, r#"class="mark resume"#), 300);
     assert_eq!(count(&dom, r#"class="mark suspend"#), 300);
@@ -101,11 +135,10 @@ fn a_flat_run_has_a_mark_for_every_cycle_and_no_script_error() {
     );
 }
 
-#[test]
 fn a_matrix_has_a_series_for_every_cell() {
     let report = synthetic::full_report();
     let cells = report.matrix.as_ref().unwrap().cells.len();
-    let Some(dom) = rendered(&report) else { return };
+    let dom = rendered(&report);
     assert_script_ran(&dom);
     assert_eq!(count(&dom, r#"<li class="cell "#), cells);
     assert_eq!(count(&dom, r#"class="series""#), cells);
@@ -118,11 +151,10 @@ fn a_matrix_has_a_series_for_every_cell() {
     assert!(dom.contains("Firecracker"));
 }
 
-#[test]
 fn hostile_strings_stay_text() {
     let attack = r#"</script><script>document.title='owned'</script><img src=x onerror="document.title='owned'">"#;
     let report = synthetic::hostile_report(attack);
-    let Some(dom) = rendered(&report) else { return };
+    let dom = rendered(&report);
     assert_script_ran(&dom);
     assert!(
         dom.contains("<title>Resume latency: "),
@@ -136,16 +168,12 @@ fn hostile_strings_stay_text() {
     );
 }
 
-#[test]
 fn a_run_without_cycles_has_a_page() {
-    let Some(dom) = rendered(&synthetic::flat_report(0)) else {
-        return;
-    };
+    let dom = rendered(&synthetic::flat_report(0));
     assert_script_ran(&dom);
     assert!(dom.contains("Too few cycles for a verdict"));
 }
 
-#[test]
 fn the_page_says_if_its_cycles_contradict_the_verdict() {
     let mut report = synthetic::rising_report(300);
     report.flatness.flat = true;
@@ -153,7 +181,6 @@ fn the_page_says_if_its_cycles_contradict_the_verdict() {
     assert!(page.contains("does not follow from its cycles"));
 }
 
-#[test]
 fn the_page_of_an_interrupted_run_does_not_blame_its_latencies() {
     let mut report = synthetic::flat_report(300);
     report.mark_not_flat("interrupted after 300 of 1000 cycles");
@@ -173,7 +200,7 @@ fn pictures() -> (tempfile::TempDir, PathBuf) {
 }
 
 /// Lets Chromium write `file` from the full page, with further arguments, and reads it.
-fn written_by_chromium(file: &str, arguments: &[&str]) -> Option<Vec<u8>> {
+fn written_by_chromium(file: &str, arguments: &[&str]) -> Vec<u8> {
     let (_scratch, folder) = pictures();
     let own = tempfile::tempdir().unwrap();
     let page = own.path().join("report.html");
@@ -187,8 +214,8 @@ fn written_by_chromium(file: &str, arguments: &[&str]) -> Option<Vec<u8>> {
     let mut all: Vec<String> = arguments.iter().map(|&one| one.to_owned()).collect();
     all.push(format!("--{option}={}", result.display()));
     all.push(format!("file://{}", page.display()));
-    chromium(own.path(), &all, &own.path().join("output"))?;
-    Some(std::fs::read(result).unwrap())
+    chromium(own.path(), &all, &own.path().join("output"));
+    std::fs::read(result).unwrap()
 }
 
 /// Width and height in a PNG's header.
@@ -200,12 +227,9 @@ fn size_of_png(png: &[u8]) -> (u32, u32) {
 
 const WINDOW: &str = "--window-size=1200,5200";
 
-#[test]
 fn a_page_is_drawn_in_a_light_and_a_dark_theme() {
-    let Some(light) = written_by_chromium("light.png", &[WINDOW]) else {
-        return;
-    };
-    let dark = written_by_chromium("dark.png", &[WINDOW, DARK]).unwrap();
+    let light = written_by_chromium("light.png", &[WINDOW]);
+    let dark = written_by_chromium("dark.png", &[WINDOW, DARK]);
     for png in [&light, &dark] {
         assert_eq!(size_of_png(png), (1200, 5200));
         // A page of one colour is only some kilobytes.
@@ -217,20 +241,14 @@ fn a_page_is_drawn_in_a_light_and_a_dark_theme() {
 /// 0 is dark.
 const DARK: &str = "--blink-settings=preferredColorScheme=0";
 
-#[test]
 fn a_page_is_drawn_on_a_narrow_screen() {
-    let Some(png) = written_by_chromium("narrow.png", &["--window-size=500,8000"]) else {
-        return;
-    };
+    let png = written_by_chromium("narrow.png", &["--window-size=500,8000"]);
     assert_eq!(size_of_png(&png), (500, 8000));
     assert!(png.len() > 100_000, "{} bytes show little", png.len());
 }
 
-#[test]
 fn a_page_is_printed_on_several_sheets() {
-    let Some(pdf) = written_by_chromium("print.pdf", &["--no-pdf-header-footer"]) else {
-        return;
-    };
+    let pdf = written_by_chromium("print.pdf", &["--no-pdf-header-footer"]);
     assert!(pdf.starts_with(b"%PDF-"), "no PDF");
     let text = String::from_utf8_lossy(&pdf);
     let sheets = text.matches("/Type /Page\n").count();
@@ -238,7 +256,6 @@ fn a_page_is_printed_on_several_sheets() {
 }
 
 /// Writes pages for people to look at: `CYCLES_PAGES=dir cargo test -p cycles --test report_page`.
-#[test]
 fn pages_of_synthetic_runs_can_be_written() {
     let reports = [
         ("full", synthetic::full_report()),

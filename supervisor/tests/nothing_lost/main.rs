@@ -15,3 +15,42 @@ mod soak;
 #[path = "../support/mod.rs"]
 mod support;
 mod usage;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+/// Makes a list of trials from test functions, named by their path.
+macro_rules! trials {
+    ($($test:path),+ $(,)?) => {
+        vec![$(Trial::test(stringify!($test), || {
+            $test();
+            Ok(())
+        })),+]
+    };
+}
+
+fn main() -> ExitCode {
+    let mut trials = trials![
+        scale::costs_of_lists_and_of_idle_machines_grow_no_faster_than_the_number_of_machines,
+        scale::resumes_that_are_requested_together_wait_for_their_turn,
+        exhaustion::descriptors::when_out_of_descriptors_each_transition_says_so_and_loses_nothing,
+        exhaustion::descriptors::when_out_of_descriptors_nothing_spins_and_waiting_clients_are_served_later,
+        exhaustion::descriptors::a_supervisor_that_has_too_few_descriptors_to_start_harms_no_machine,
+        exhaustion::processes::when_out_of_processes_only_starts_fail_and_say_so,
+        soak::no_machine_is_lost_or_runs_twice_whatever_dies_and_when,
+    ];
+    let on_a_small_disk = trials![
+        exhaustion::space::on_a_full_disk_only_suspends_fail,
+        exhaustion::space::if_the_database_cannot_be_written_every_transition_is_refused,
+        exhaustion::space::a_stop_that_cannot_be_stored_does_not_interrupt_a_start,
+        exhaustion::space::if_directories_are_read_only_each_transition_says_so_and_loses_nothing,
+        exhaustion::space::output_of_a_guest_while_the_disk_is_full_is_in_the_log_afterwards,
+    ];
+    let obstacle = exhaustion::space::obstacle();
+    trials.extend(on_a_small_disk.into_iter().map(|trial| match &obstacle {
+        Some(reason) => trial.with_kind(reason).with_ignored_flag(true),
+        None => trial,
+    }));
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}

@@ -42,8 +42,7 @@ fn cpu_time_of_lists(site: &Site, lists: u32, machines: usize) -> Duration {
     cpu_time(site.pid()).saturating_sub(before)
 }
 
-#[test]
-fn costs_of_lists_and_of_idle_machines_grow_no_faster_than_the_number_of_machines() {
+pub(crate) fn costs_of_lists_and_of_idle_machines_grow_no_faster_than_the_number_of_machines() {
     let site = Site::new();
     // The supervisor has to raise the soft limit by itself.
     site.kill();
@@ -144,8 +143,7 @@ fn most_at_once(resumes: &[Resume]) -> usize {
     begins.max().unwrap()
 }
 
-#[test]
-fn resumes_that_are_requested_together_wait_for_their_turn() {
+pub(crate) fn resumes_that_are_requested_together_wait_for_their_turn() {
     const REQUESTED: usize = 40;
     const PERMITS: usize = 2;
     let site = Site::new();

@@ -41,8 +41,7 @@ fn restore_limit(site: &Site) {
     site.set_limit("nofile", &limit_text(Resource::Nofile));
 }
 
-#[test]
-fn when_out_of_descriptors_each_transition_says_so_and_loses_nothing() {
+pub(crate) fn when_out_of_descriptors_each_transition_says_so_and_loses_nothing() {
     let site = Site::new();
     let steps = [
         (Step::Create, Fails(WORDS, "")),
@@ -59,8 +58,7 @@ fn when_out_of_descriptors_each_transition_says_so_and_loses_nothing() {
     try_all(&site, &steps, exhaust, || restore_limit(&site));
 }
 
-#[test]
-fn when_out_of_descriptors_nothing_spins_and_waiting_clients_are_served_later() {
+pub(crate) fn when_out_of_descriptors_nothing_spins_and_waiting_clients_are_served_later() {
     let site = Site::new();
     let service = json!({"internal_port": 80, "ports": [{"port": 0}]});
     let body = json!({"config": {"services": [service]}});
@@ -93,8 +91,7 @@ fn when_out_of_descriptors_nothing_spins_and_waiting_clients_are_served_later() 
     assert_eq!(&echo, b"hello");
 }
 
-#[test]
-fn a_supervisor_that_has_too_few_descriptors_to_start_harms_no_machine() {
+pub(crate) fn a_supervisor_that_has_too_few_descriptors_to_start_harms_no_machine() {
     let site = Site::new();
     let machines: Vec<(String, String)> = (0..3)
         .map(|_| {

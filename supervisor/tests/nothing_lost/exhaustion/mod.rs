@@ -1,9 +1,9 @@
 //! Each transition while the supervisor is out of something: the answer, the state of the machine
 //! afterwards, that nothing leaks, and that every machine can be used again when the exhaustion is over.
 
-mod descriptors;
-mod processes;
-mod space;
+pub(crate) mod descriptors;
+pub(crate) mod processes;
+pub(crate) mod space;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -10,8 +10,7 @@ use crate::support::MACHINES;
 /// An unused user id: the limit counts all processes of a user.
 const USER: u32 = 61_473;
 
-#[test]
-fn when_out_of_processes_only_starts_fail_and_say_so() {
+pub(crate) fn when_out_of_processes_only_starts_fail_and_say_so() {
     let site = Site::unprivileged(USER);
     let usual_limit = limit_text(Resource::Nproc);
     let words: &[&str] = &["no further process can be created", "pids.max"];

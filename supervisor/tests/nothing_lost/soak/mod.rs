@@ -55,8 +55,7 @@ fn setting(name: &str, default: u64) -> u64 {
     }
 }
 
-#[test]
-fn no_machine_is_lost_or_runs_twice_whatever_dies_and_when() {
+pub(crate) fn no_machine_is_lost_or_runs_twice_whatever_dies_and_when() {
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
     let seed = setting("MCTL_SOAK_SEED", u64::from(now.subsec_nanos()));
     let seconds = setting("MCTL_SOAK_SECONDS", 30);
