@@ -10,7 +10,6 @@ pub mod bench;
 pub mod counter;
 pub mod firecracker;
 pub mod host;
-pub mod inside;
 pub mod main_job;
 pub mod matrix;
 pub mod output;

@@ -11,6 +11,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
 use cycles::{MachineSubject, PortPolicy, ScaleRun, Subject, scale_table};
 use guest_protocol::{Call, Frame, PORT, Request, VERSION, encode};
+use kvm_host::rerun::{EXPORT, Rerun};
 use machine_api::{MachineState, PortPolicy as ApiPolicy, VsockOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -19,7 +20,6 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::artifacts::GuestImage;
 use crate::host::{self, KvmHost};
-use crate::inside::{self, EXPORT, Inside};
 use crate::main_job::{STEP_DEADLINE, Wanted, boot};
 use crate::output;
 
@@ -133,14 +133,16 @@ fn measure_in_another_process(folder: &Path, leaked_pairs: u32) -> anyhow::Resul
     } else {
         let mut files = host::image_files(folder, &[GuestImage::Leaky], INSIDE_IMAGES)?;
         files.extend(host::binaries_for_inside(&["mctl-supervisor", "mctl-vmm"])?);
-        inside::run(Inside {
+        Rerun {
+            parts: host::parts()?,
             arguments: command(INSIDE_IMAGES, EXPORT),
             environment: Vec::new(),
             files,
             export: Some((EXPORT, &output)),
-            logs: folder.join("scale-host"),
+            log_folder: folder.join("scale-host"),
             deadline: DEADLINE,
-        })?
+        }
+        .run()?
     };
     ensure!(
         code == 0,
