@@ -158,35 +158,3 @@ fn list(entries: &[kvm_msr_entry]) -> Result<Msrs, MsrError> {
         source: errno::Error::new(libc::ENOMEM),
     })
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
-
-    #[test]
-    fn memory_types_survive_though_kvm_does_not_list_them() {
-        let Ok(kvm) = Kvm::new() else {
-            eprintln!("skipped: there is no usable /dev/kvm");
-            return;
-        };
-        let indices = saved_indices(&kvm).unwrap();
-        let enabled = kvm_msr_entry {
-            index: IA32_MTRR_DEF_TYPE,
-            data: 1 << 11 | 6,
-            ..kvm_msr_entry::default()
-        };
-        let before = kvm.create_vm().unwrap();
-        let vcpu = before.create_vcpu(0).unwrap();
-        write(&vcpu, &[enabled]).unwrap();
-
-        let saved = read(&vcpu, &indices).unwrap();
-        let after = kvm.create_vm().unwrap();
-        let vcpu = after.create_vcpu(0).unwrap();
-        write(&vcpu, &saved).unwrap();
-
-        let restored = read(&vcpu, &[IA32_MTRR_DEF_TYPE]).unwrap();
-        assert_eq!(restored.first().map(|entry| entry.data), Some(enabled.data));
-    }
-}
