@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 use vm_memory::GuestMemoryMmap;
 
-use crate::devices::virtio::device::{DeviceState, VirtioDevice};
+use crate::devices::virtio::device::{DeviceError, DeviceState, VirtioDevice};
 use crate::devices::virtio::testing::{
     CountedInterrupt, DriverQueue, activation, memory, saved_queues,
 };
@@ -28,6 +28,9 @@ pub(super) const CID: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// What the fake guest says about its buffers.
 pub(super) const GUEST_BUFFER_BYTES: u32 = 256 * 1024;
+/// Sizes of the driver's queues.
+pub(super) const PACKET_QUEUE_SIZE: u16 = 128;
+pub(super) const EVENT_QUEUE_SIZE: u16 = 16;
 /// A page and a header, as Linux gives.
 const RX_BUFFER_BYTES: u32 = 4096 + 44;
 
@@ -95,7 +98,7 @@ pub(super) struct Bench {
     folder: TempDir,
 }
 
-/// A device that has not come to rest by then never does.
+/// A device that is still busy after so many rounds always will be.
 const MAX_ROUNDS: usize = 10_000;
 
 impl Bench {
@@ -118,14 +121,26 @@ impl Bench {
             vsock,
             observer,
             interrupt: Arc::default(),
-            rx: DriverQueue::new(&memory, 0, 128),
-            tx: DriverQueue::new(&memory, 1, 128),
-            event: DriverQueue::new(&memory, 2, 16),
+            rx: DriverQueue::new(&memory, 0, PACKET_QUEUE_SIZE),
+            tx: DriverQueue::new(&memory, 1, PACKET_QUEUE_SIZE),
+            event: DriverQueue::new(&memory, 2, EVENT_QUEUE_SIZE),
             options,
             memory,
             arrived: VecDeque::new(),
             folder,
         }
+    }
+
+    /// The driver takes the device out of service, clears its rings and starts anew.
+    pub(super) fn restart_driver(&mut self) {
+        self.vsock.reset();
+        self.rx = DriverQueue::new(&self.memory, 0, PACKET_QUEUE_SIZE);
+        self.tx = DriverQueue::new(&self.memory, 1, PACKET_QUEUE_SIZE);
+        self.event = DriverQueue::new(&self.memory, 2, EVENT_QUEUE_SIZE);
+        self.arrived.clear();
+        self.fill_rx();
+        self.fill_events();
+        self.activate();
     }
 
     pub(super) fn activate(&mut self) {
@@ -152,14 +167,19 @@ impl Bench {
         }
     }
 
-    /// Saves, ends the device as a process would end, and restores it. The guest has not run since.
+    /// Saves, ends the device as a process would end, and restores it. The guest does not run meanwhile.
     pub(super) fn suspend_and_restore(&mut self) {
+        self.suspend_and_try_restore().unwrap();
+    }
+
+    /// As [`Bench::suspend_and_restore`], for a guest that may have broken its queues.
+    pub(super) fn suspend_and_try_restore(&mut self) -> Result<(), DeviceError> {
         let state = postcard::to_stdvec(&self.state()).unwrap();
         let state = postcard::from_bytes(&state).unwrap();
         let queues = saved_queues(self.vsock.queues());
         let config = config(&self.folder, &self.options, &self.observer);
         let other = TempDir::new().unwrap();
-        // The old device must be gone before the new one binds; something has to stand in for it.
+        // The old device must end before the new one binds, so another takes its place meanwhile.
         let stand_in = self::config(&other, &self.options, &self.observer);
         drop(std::mem::replace(
             &mut self.vsock,
@@ -171,7 +191,7 @@ impl Bench {
             let activation = activation(&self.memory, &self.interrupt, queues);
             self.vsock.activate(activation).unwrap();
         }
-        self.vsock.resume().unwrap();
+        self.vsock.resume()
     }
 
     /// How many resets the guest has acknowledged, as far as the device has noticed.
@@ -259,10 +279,10 @@ impl Bench {
     }
 
     /// Serves the host's side until nothing happens there.
-    pub(super) fn settle(&mut self) {
+    pub(super) fn serve_until_idle(&mut self) {
         // A guest must not be able to keep the event loop busy for nothing.
-        let rest = (0..MAX_ROUNDS).find(|_| !self.serve_host(Duration::ZERO));
-        assert!(rest.is_some(), "never comes to rest: {:?}", self.vsock);
+        let idle = (0..MAX_ROUNDS).any(|_| !self.serve_host(Duration::ZERO));
+        assert!(idle, "it stays busy for ever: {:?}", self.vsock);
     }
 
     /// The next packet for the guest, in order of arrival.
@@ -276,7 +296,7 @@ impl Bench {
 
     /// The next packet for the guest, if one has arrived.
     pub(super) fn packet_if_any(&mut self) -> Option<Packet> {
-        self.settle();
+        self.serve_until_idle();
         self.collect();
         self.arrived.pop_front()
     }
@@ -290,7 +310,7 @@ impl Bench {
 
     /// Checks that the guest has nothing to receive.
     pub(super) fn expect_nothing(&mut self) {
-        self.settle();
+        self.serve_until_idle();
         self.collect();
         assert_eq!(self.arrived, VecDeque::new());
     }

@@ -78,7 +78,7 @@ fn a_line_may_come_in_pieces() {
     let mut bench = Bench::new(Options::default());
     let mut client = bench.dial();
     client.write_all(b"CONN").unwrap();
-    bench.settle();
+    bench.serve_until_idle();
     client.write_all(b"ECT 5\r\n").unwrap();
     assert_eq!(bench.expect(Op::Request).pair().peer, 5);
 }
@@ -97,7 +97,7 @@ fn lines_that_are_not_understood_are_refused_with_a_reason() {
         let mut bench = Bench::new(Options::default());
         let mut client = bench.dial();
         client.write_all(text.as_bytes()).unwrap();
-        bench.settle();
+        bench.serve_until_idle();
         let answer = line(&mut client);
         assert_eq!(
             answer, "REFUSED not a line of the form CONNECT <port>",
@@ -150,7 +150,7 @@ fn a_client_that_gives_up_leaves_nothing_behind() {
     let client = bench.connect(1024);
     let pair = bench.expect(Op::Request).pair();
     drop(client);
-    bench.settle();
+    bench.serve_until_idle();
     assert_eq!(bench.vsock.counters().live_connections, 0);
     bench.send(pair, Op::Response);
     assert_eq!(bench.expect(Op::Reset).pair(), pair);
@@ -400,7 +400,7 @@ fn connections_with_much_to_send_take_turns() {
     let (mut second, two) = bench.established(1024);
     first.write_all(&[1; 65536]).unwrap();
     second.write_all(&[2; 65536]).unwrap();
-    bench.settle();
+    bench.serve_until_idle();
     let order: Vec<Pair> = (0..16).map(|_| bench.expect(Op::Data).pair()).collect();
     let turns = order.windows(2).filter(|two| two[0] != two[1]).count();
     assert!(
@@ -463,10 +463,10 @@ fn a_connection_of_which_the_guest_closed_one_direction_comes_to_rest() {
     let mut bench = Bench::new(Options::default());
     let (mut client, pair) = bench.established(1024);
     bench.send_shutdown(pair, SHUTDOWN_SEND);
-    bench.settle();
+    bench.serve_until_idle();
     assert_eq!(rest(&mut client), b"", "the client sees the end");
     client.write_all(b"still listening?").unwrap();
-    bench.settle();
+    bench.serve_until_idle();
     assert_eq!(bench.expect(Op::Data).payload, b"still listening?");
 }
 

@@ -380,7 +380,7 @@ fn a_dead_pair_does_no_harm_to_a_new_request_on_the_same_pair() {
     let (_old, pair) = bench.established(1024);
     bench.suspend_and_restore();
     let mut client = bench.connect(1024);
-    bench.settle();
+    bench.serve_until_idle();
     bench.send_data(pair, b"from the dead");
     bench.acknowledge_reset();
     assert_eq!(
