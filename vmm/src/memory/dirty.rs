@@ -1,10 +1,9 @@
-//! Which pages of a machine's memory a save has to write.
+//! Finds the pages of a machine's memory that a save has to write.
 //!
-//! Nothing is tracked while the machine runs. A page that anybody wrote is a private page of
-//! this process, and the kernel knows these. After a boot that holds for each page ever
-//! touched; the zeros among them are sorted out by looking. After a resume, a page counts as
-//! changed once it was written, even if it was written with what it already held: comparing
-//! would read as much of the file as it saves.
+//! Nothing is tracked while the machine runs. A page that was written is a private page of this process,
+//! and the kernel can list these. After a boot, each page that was ever touched is private; those that
+//! hold only zeros are found by reading them. After a resume, a page counts as changed once it was
+//! written, even with the same contents: a comparison would read as much of the file as it saves.
 
 use std::io;
 use std::ops::Range;
@@ -15,11 +14,11 @@ use vm_memory::{
 };
 
 use super::pages::PageSet;
-use super::regions::{PAGE_BYTES, PAGE_LEN};
 use super::{MachineMemory, Origin};
+use crate::page::{PAGE_BYTES, PAGE_LEN};
 use crate::sys::pagemap;
 
-/// Pages between two looks at the cancel flag.
+/// Pages between two checks of the cancel flag.
 const BATCH_PAGES: u64 = 1024;
 
 /// How changed pages were found.
@@ -29,7 +28,7 @@ pub enum DirtySource {
     PagemapScan,
     /// By reading `/proc/self/pagemap`.
     Pagemap,
-    /// By looking for other pages than zeros among those touched: the machine was booted.
+    /// By reading the touched pages, of which those with only zeros are unchanged: the machine was booted.
     Content,
 }
 
@@ -47,18 +46,18 @@ impl DirtySource {
 /// Why changed pages can't be found.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
-    /// The kernel does not tell.
+    /// The kernel does not list them.
     #[error("cannot ask the kernel which pages are private to this process")]
     Pagemap(#[source] io::Error),
     /// A page lies outside of guest memory.
-    #[error("cannot look at a page of guest memory")]
+    #[error("cannot read a page of guest memory")]
     Memory(#[from] GuestMemoryError),
     /// It was asked to stop.
     #[error("the search for changed pages was cancelled")]
     Cancelled,
 }
 
-/// Pages sorted by what they hold.
+/// Pages sorted by their contents.
 #[derive(Debug)]
 pub struct SortedPages {
     /// Not all zero.
@@ -68,7 +67,7 @@ pub struct SortedPages {
 }
 
 impl MachineMemory {
-    /// The pages that are private to this process, and how that was found out.
+    /// The pages that are private to this process, and how they were found.
     pub fn private_pages(&self) -> Result<(PageSet, DirtySource), ScanError> {
         let (pages, source) = match self.collect_pages(pagemap::scan) {
             Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
@@ -83,7 +82,7 @@ impl MachineMemory {
         Ok((pages.map_err(ScanError::Pagemap)?, source))
     }
 
-    /// Looks into each of `pages`.
+    /// Reads each of `pages` and sorts them into zeros and others.
     pub fn sort_by_content(
         &self,
         pages: &PageSet,
@@ -99,8 +98,9 @@ impl MachineMemory {
             }
             let slice = self.slice(&piece)?;
             for page in piece.clone() {
-                let at = usize::try_from((page - piece.start) * PAGE_BYTES).unwrap_or(usize::MAX);
-                let is_zero = is_zero_page(&slice, at)?;
+                let offset =
+                    usize::try_from((page - piece.start) * PAGE_BYTES).unwrap_or(usize::MAX);
+                let is_zero = is_zero_page(&slice, offset)?;
                 let set = if is_zero {
                     &mut sorted.zero
                 } else {
@@ -112,7 +112,7 @@ impl MachineMemory {
         Ok(sorted)
     }
 
-    /// The runs of a set, cut where a region ends and to at most `max_pages`.
+    /// The runs of a set, split at the end of a region and after `max_pages`.
     pub fn pieces<'a>(
         &'a self,
         pages: &'a PageSet,
@@ -157,10 +157,10 @@ impl MachineMemory {
 
 type LookUp = fn(&std::fs::File, Range<usize>, &mut dyn FnMut(Range<usize>)) -> io::Result<()>;
 
-fn is_zero_page(slice: &VolatileSlice<'_>, at: usize) -> Result<bool, GuestMemoryError> {
+fn is_zero_page(slice: &VolatileSlice<'_>, offset: usize) -> Result<bool, GuestMemoryError> {
     const WORDS: usize = PAGE_LEN / 8;
     let words = slice
-        .get_array_ref::<u64>(at, WORDS)
+        .get_array_ref::<u64>(offset, WORDS)
         .map_err(GuestMemoryError::from)?;
     Ok((0..WORDS).all(|index| words.load(index) == 0))
 }

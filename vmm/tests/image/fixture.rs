@@ -15,11 +15,12 @@ use vmm::image::{
     CpuIdentity, DiskFile, Expectation, OpenError, OpenImage, SaveError, SaveRequest, open,
 };
 use vmm::memory::MachineMemory;
+use vmm::page::PAGE_LEN;
 use vmm_control::SuspendFigures;
 
 /// Smallest machine there is, so that whole-memory comparisons stay quick.
 pub(crate) const MEMORY_MIB: u32 = 64;
-pub(crate) const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = PAGE_LEN;
 pub(crate) const PAGES: usize = (MEMORY_MIB as usize) << 8;
 pub(crate) const MACHINE: &str = "m-test";
 

@@ -46,7 +46,7 @@ pub(crate) struct CountedInterrupt {
 
 impl CountedInterrupt {
     /// How many there were since the last call.
-    pub(crate) fn take(&self) -> usize {
+    pub(crate) fn take_count(&self) -> usize {
         self.used.swap(0, Ordering::SeqCst)
     }
 }
@@ -284,7 +284,7 @@ impl DriverQueue {
     }
 
     /// The next buffer that the device has given back.
-    pub(crate) fn take(&mut self) -> Option<Used> {
+    pub(crate) fn pop_used(&mut self) -> Option<Used> {
         let ring = self.used_ring();
         let index: u16 = self.read(ring + 2);
         if index == self.used {

@@ -1,7 +1,7 @@
 //! One request (virtio 1.2, 5.2.6): header, data, status byte.
 //!
-//! Everything comes from the guest: a request that can't be understood gets a status that says so,
-//! and one that has no place for a status is given back unanswered.
+//! Everything comes from the guest: an invalid request gets a status that says so, and one without room
+//! for a status is given back unanswered.
 
 use std::io::{Read, Write};
 
@@ -15,21 +15,21 @@ use vm_memory::GuestMemoryMmap;
 
 use super::backend::Backend;
 
-/// Most bytes that one request may move; twice of what Linux asks for at most.
+/// Most bytes that one request may move: twice the most that Linux asks for.
 const MAX_DATA_BYTES: u64 = 16 << 20;
-/// How much is moved at a time.
+/// Most bytes that are moved at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Most sectors of a discard or write-zeroes request, as the configuration says.
 pub(super) const MAX_ZERO_SECTORS: u32 = 1 << 16;
 /// `unmap` of a write-zeroes request; all other flags are reserved.
 const UNMAP: u32 = 1;
 
-/// How a request ends.
+/// Why a request fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Failure {
-    /// Out of range, misshapen, or the host failed.
+    /// It is out of range or malformed, or the host failed.
     Io,
-    /// Not something that this device does.
+    /// The device has no such operation.
     Unsupported,
 }
 
@@ -39,7 +39,7 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// Serves a request; the number of bytes written into the chain.
+/// Serves a request; returns the number of bytes written into the chain.
 pub(super) fn serve(
     backend: &Backend,
     memory: &GuestMemoryMmap,
@@ -69,7 +69,8 @@ pub(super) fn serve(
     if status_writer.write_all(&[status]).is_err() {
         return 0;
     }
-    // Linux looks at the status, not at this; what was not written in between is left as it was.
+    // Linux reads the status and ignores this number. Bytes that a failed read left out stay as they
+    // were.
     u32::try_from(writer.bytes_written() + 1).unwrap_or(0)
 }
 
@@ -171,7 +172,7 @@ fn data_offset(backend: &Backend, sector: u64, bytes: u64) -> Result<u64, Failur
     backend.offset(sector, bytes).ok_or(Failure::Io)
 }
 
-/// An array of a slice of just that length.
+/// The array in a slice of exactly that length.
 fn array<const N: usize>(slice: &[u8]) -> [u8; N] {
     let mut array = [0; N];
     array.copy_from_slice(slice);

@@ -29,7 +29,7 @@ const UNSUPPORTED: u8 = 2;
 const DISK_BYTES: u64 = 1 << 20;
 const QUEUE_SIZE: u16 = 64;
 /// Headers that hostile requests may have.
-const HEADERS_OFFERED: u64 = 16;
+const HEADERS_OFFERED: usize = 16;
 
 struct Fixture {
     block: Block,
@@ -85,7 +85,7 @@ impl Fixture {
         };
         self.queue.give(readable, writable).unwrap();
         self.block.serve_queue(0).unwrap();
-        let used = self.queue.take().unwrap();
+        let used = self.queue.pop_used().unwrap();
         (
             used.last.unwrap(),
             used.bytes[..used.bytes.len() - 1].to_vec(),
@@ -298,8 +298,8 @@ fn a_request_made_before_the_save_is_served_on_resume() {
         .activate(activation(disk.queue.memory(), &interrupt, queues))
         .unwrap();
     restored.resume().unwrap();
-    assert_eq!(disk.queue.take().unwrap().last, Some(OK));
-    assert!(interrupt.take() > 0);
+    assert_eq!(disk.queue.pop_used().unwrap().last, Some(OK));
+    assert!(interrupt.take_count() > 0);
 }
 
 fn segment(sector: u64, sectors: u32, flags: u32) -> [u8; 16] {
@@ -327,7 +327,7 @@ proptest! {
     fn hostile_chains_do_no_harm(
         descriptors in prop::collection::vec(
             (hostile_descriptor(QUEUE_SIZE, true), prop::option::of(0..HEADERS_OFFERED)), 64),
-        headers in prop::collection::vec((0_u32..16, any::<u64>()), HEADERS_OFFERED as usize),
+        headers in prop::collection::vec((0_u32..16, any::<u64>()), HEADERS_OFFERED),
         heads in prop::collection::vec(hostile_head(QUEUE_SIZE), 0..64),
     ) {
         let mut disk = Fixture::new(false);
@@ -338,7 +338,7 @@ proptest! {
         }
         for (slot, (descriptor, header)) in (0..).zip(descriptors) {
             let descriptor = match header {
-                Some(at) => Descriptor { address: HEADERS + 64 * at, bytes: 16, ..descriptor },
+                Some(at) => Descriptor { address: HEADERS + 64 * at as u64, bytes: 16, ..descriptor },
                 None => descriptor,
             };
             disk.queue.store(slot, descriptor);
@@ -357,7 +357,7 @@ proptest! {
             disk.block.reset();
             disk.start_driver();
         }
-        while disk.queue.take().is_some() {}
+        while disk.queue.pop_used().is_some() {}
         assert_eq!(disk.ask(WRITE, 3, &[7; 512], 0).0, OK);
         assert_eq!(disk.ask(READ, 3, &[], 512), (OK, vec![7; 512]));
     }

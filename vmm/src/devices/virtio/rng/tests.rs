@@ -30,11 +30,11 @@ fn buffers_are_filled_and_the_driver_is_told_once() {
     queue.give_space(64);
     queue.give_space(64);
     rng.serve_queue(0).unwrap();
-    let (first, second) = (queue.take().unwrap(), queue.take().unwrap());
+    let (first, second) = (queue.pop_used().unwrap(), queue.pop_used().unwrap());
     assert_eq!((first.written, second.written), (64, 64));
     assert_ne!(first.bytes, second.bytes);
     assert_ne!(first.bytes, vec![0; 64]);
-    assert_eq!(interrupt.take(), 1);
+    assert_eq!(interrupt.take_count(), 1);
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn a_request_gets_a_page_at_most() {
     let (mut rng, mut queue, _) = device();
     queue.give_space(200_000);
     rng.serve_queue(0).unwrap();
-    assert_eq!(queue.take().unwrap().written, 4096);
+    assert_eq!(queue.pop_used().unwrap().written, 4096);
 }
 
 #[test]
@@ -55,8 +55,8 @@ fn a_request_made_before_the_save_is_served_on_resume_and_signalled() {
         .activate(activation(queue.memory(), &interrupt, queues))
         .unwrap();
     restored.resume().unwrap();
-    assert_eq!(queue.take().unwrap().written, 16);
-    assert!(interrupt.take() > 0);
+    assert_eq!(queue.pop_used().unwrap().written, 16);
+    assert!(interrupt.take_count() > 0);
 }
 
 #[test]
@@ -95,9 +95,9 @@ proptest! {
             queue = DriverQueue::new(&memory, 0, QUEUE_SIZE);
             rng.activate(activation(&memory, &interrupt, vec![queue.device_end()])).unwrap();
         }
-        while queue.take().is_some() {}
+        while queue.pop_used().is_some() {}
         queue.give_space(64);
         rng.serve_queue(0).unwrap();
-        assert_eq!(queue.take().unwrap().written, 64);
+        assert_eq!(queue.pop_used().unwrap().written, 64);
     }
 }

@@ -1,7 +1,6 @@
 //! The packet header (virtio 1.2, 5.10.6) and the two ways across a descriptor chain.
 //!
-//! Guest memory is read once into a buffer of ours; everything is checked there. What a packet
-//! means is not decided here.
+//! A packet is copied from guest memory once and checked in the copy. The caller interprets it.
 
 use std::io::{Read, Write};
 
@@ -35,7 +34,7 @@ pub(super) enum Op {
     Data,
     CreditUpdate,
     CreditRequest,
-    /// None of the above; the specification has no such operation.
+    /// An operation that the specification does not have.
     Unknown(u16),
 }
 
@@ -150,14 +149,13 @@ fn field<const N: usize>(bytes: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
 /// Why a chain on the TX queue is not a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Malformed {
-    /// No header can be read: there is nobody to answer.
+    /// No header can be read, so there is no pair to answer.
     Header,
-    /// The header is there, but its payload is too long, or not there.
+    /// The header can be read, but the payload is too long or missing.
     Payload(Header),
 }
 
-/// Reads a packet of the guest. Only data packets have a payload; it ends up at the front of
-/// `payload`.
+/// Reads a packet of the guest. Only data packets have a payload; it is put at the front of `payload`.
 pub(super) fn read_packet(
     memory: &GuestMemoryMmap,
     chain: DescriptorChain<&GuestMemoryMmap>,
@@ -190,8 +188,8 @@ pub(super) fn payload_capacity(
     writer.available_bytes().checked_sub(HEADER_BYTES)
 }
 
-/// Writes a packet into a chain of the RX queue; the number of bytes written, or `None` where the
-/// guest has changed the chain under our eyes.
+/// Writes a packet into a chain of the RX queue; returns the number of bytes written, or `None` if the
+/// guest has changed the chain meanwhile.
 pub(super) fn write_packet(
     memory: &GuestMemoryMmap,
     chain: DescriptorChain<&GuestMemoryMmap>,

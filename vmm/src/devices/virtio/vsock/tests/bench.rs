@@ -186,7 +186,7 @@ impl Bench {
             Vsock::new(stand_in).unwrap(),
         ));
         self.vsock = Vsock::restore(config, &state).unwrap();
-        self.interrupt.take();
+        self.interrupt.take_count();
         if !queues.is_empty() {
             let activation = activation(&self.memory, &self.interrupt, queues);
             self.vsock.activate(activation).unwrap();
@@ -205,7 +205,7 @@ impl Bench {
 
     /// Takes the events that have arrived, and does not give the buffers back.
     pub(super) fn take_events(&mut self) -> Vec<Vec<u8>> {
-        std::iter::from_fn(|| self.event.take())
+        std::iter::from_fn(|| self.event.pop_used())
             .map(|used| used.bytes)
             .collect()
     }
@@ -318,7 +318,7 @@ impl Bench {
     /// Takes what has arrived and gives the buffers back.
     fn collect(&mut self) {
         let mut took = false;
-        while let Some(used) = self.rx.take() {
+        while let Some(used) = self.rx.pop_used() {
             took = true;
             let (header, payload) = used.bytes.split_at(HEADER_BYTES);
             let header = Header::from_bytes(header.try_into().unwrap());
@@ -383,7 +383,7 @@ impl Bench {
     pub(super) fn send_packet(&mut self, header: Header, payload: &[u8]) {
         self.queue_packet(header, payload);
         self.vsock.serve_queue(TX).unwrap();
-        while self.tx.take().is_some() {}
+        while self.tx.pop_used().is_some() {}
     }
 
     /// The guest puts a packet into its queue, and has not notified yet.

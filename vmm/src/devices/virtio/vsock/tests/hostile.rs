@@ -190,14 +190,14 @@ proptest! {
 
         if confined && !broken {
             // It was not thrown off course: the next packet is taken.
-            while bench.tx.take().is_some() {}
+            while bench.tx.pop_used().is_some() {}
             let dropped = bench.vsock.counters().guest_packets_dropped;
             let stray = Pair { local: 7, peer: 7 };
             let header = Header { source_cid: 99, ..bench.packet(stray, Op::CreditUpdate) };
             bench.queue_packet(header, &[]);
             broken |= as_transport(&mut bench, |bench| bench.vsock.serve_queue(TX));
             if !broken {
-                assert!(bench.tx.take().is_some(), "the packet was not taken");
+                assert!(bench.tx.pop_used().is_some(), "the packet was not taken");
                 assert_eq!(bench.vsock.counters().guest_packets_dropped, dropped + 1);
             }
         }

@@ -97,7 +97,7 @@ fn muxer(connections: usize) -> Muxer<FakeStream> {
     let deadlines = Deadlines {
         delivery: 30 * second,
         answer: 2 * second,
-        farewell: second,
+        shutdown: second,
         drain: second,
     };
     let ports = LocalPorts::new(PortPolicy::Fixed, None);
@@ -236,7 +236,7 @@ impl World {
         true
     }
 
-    fn take(&mut self, step: &Step) {
+    fn apply(&mut self, step: &Step) {
         match *step {
             Step::ProgramWrites(bytes) => self.program_writes(bytes),
             Step::ProgramReads(bytes) => self.program_reads(bytes),
@@ -329,7 +329,7 @@ proptest! {
     ) {
         let mut world = World::new();
         for step in &steps {
-            world.take(step);
+            world.apply(step);
         }
         world.finish();
         assert_eq!(world.read_by_guest.len(), world.written_by_program);
