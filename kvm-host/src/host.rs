@@ -379,7 +379,7 @@ impl Follower {
         loop {
             match Frame::read_from(&input) {
                 Ok(Some(frame)) => {
-                    if let Err(error) = self.note(frame) {
+                    if let Err(error) = self.record(frame) {
                         self.shared
                             .update(|progress| progress.failure = Some(error));
                         break;
@@ -399,7 +399,7 @@ impl Follower {
         self.shared.update(|progress| progress.ended = true);
     }
 
-    fn note(&mut self, frame: Frame) -> Result<(), Failure> {
+    fn record(&mut self, frame: Frame) -> Result<(), Failure> {
         match frame {
             Frame::Booted => {
                 self.initramfs = None;
@@ -408,7 +408,7 @@ impl Follower {
                     .map(Some)?;
             }
             Frame::Ready => self.shared.update(|progress| progress.ready = true),
-            // Our own output may be a closed pipe; the command inside continues all the same.
+            // Our own output may be a closed pipe; the command inside continues nevertheless.
             Frame::Stdout(bytes) => drop(write_through(&mut io::stdout(), &bytes)),
             Frame::Stderr(bytes) => drop(write_through(&mut io::stderr(), &bytes)),
             Frame::File { path, permissions } => {

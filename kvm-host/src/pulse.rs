@@ -94,7 +94,7 @@ mod tests {
         }
         drop(pulse);
         let rest = std::iter::from_fn(|| Frame::read_from(&theirs).unwrap());
-        assert!(rest.take(1_000).count() < 1_000, "it goes on");
+        assert!(rest.take(1_000).count() < 1_000, "the beats continue");
     }
 
     #[test]

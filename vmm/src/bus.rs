@@ -130,7 +130,7 @@ mod tests {
         bus.read(0x1006, &mut data);
         assert_eq!(
             data, [0xff; 4],
-            "an access across the end belongs to nobody"
+            "an access across the end reaches no device"
         );
         bus.read(0x10, &mut data);
         assert_eq!(data, [0xff; 4]);

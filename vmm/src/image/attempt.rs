@@ -7,7 +7,7 @@ use super::directory::ImageDirectory;
 use super::request::{SaveError, SaveRequest};
 use super::step::Step;
 
-/// Called before each step; an error stands for that step's own failure.
+/// Called before each step; an error counts as a failure of that step.
 pub(super) type StepObserver<'a> = dyn Fn(Step) -> io::Result<()> + 'a;
 
 /// An attempt to save.

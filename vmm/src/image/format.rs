@@ -80,7 +80,7 @@ pub struct MemoryFacts {
     pub memory_mib: u32,
     /// Length of `memory`, header page included.
     pub file_bytes: u64,
-    /// `memory.sums`; its digest stands for all of memory, as the sums cover it.
+    /// `memory.sums`; its digest covers all of memory, since the sums do.
     pub sums: FileFacts,
 }
 

@@ -125,17 +125,16 @@ pub fn boot(
         observer: Arc::new(event_sender.clone()),
         filter,
     };
-    let mut vcpus = Vec::with_capacity(configuration.vcpus.into());
+    let mut starts = Vec::with_capacity(configuration.vcpus.into());
     for index in 0..configuration.vcpus {
         let cpuid = cpuid::for_vcpu(&supported, index, configuration.vcpus, vm.capabilities())
             .map_err(BuildError::Cpuid)?;
-        let start = Start::Boot {
+        starts.push(Start::Boot {
             cpuid,
             entry: boot_entry.take(),
-        };
-        vcpus.push(VcpuThread::start(index, start, shared.clone())?);
+        });
     }
-    vcpus.iter().try_for_each(VcpuThread::wait_started)?;
+    let vcpus = VcpuThread::start_all(starts, &shared)?;
     phases.end("kvm_setup");
     Ok(Machine {
         vcpus,

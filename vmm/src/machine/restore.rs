@@ -176,16 +176,10 @@ pub fn restore(
         observer: Arc::new(event_sender.clone()),
         filter,
     };
-    let mut vcpus = Vec::with_capacity(state.vcpus.len());
     let tsc_shift = state.host_tsc.wrapping_sub(host_tsc());
-    for (index, state) in (0..).zip(state.vcpus) {
-        vcpus.push(VcpuThread::start(
-            index,
-            Start::Restore { state, tsc_shift },
-            shared.clone(),
-        )?);
-    }
-    vcpus.iter().try_for_each(VcpuThread::wait_started)?;
+    let start = |state| Start::Restore { state, tsc_shift };
+    let starts = state.vcpus.into_iter().map(start).collect();
+    let vcpus = VcpuThread::start_all(starts, &shared)?;
     vm.restore(&state.vm)?;
     devices.connect(&vm)?;
     devices.resume();

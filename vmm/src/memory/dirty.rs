@@ -69,9 +69,9 @@ pub struct SortedPages {
 impl MachineMemory {
     /// The pages that are private to this process, and how they were found.
     pub fn private_pages(&self) -> Result<(PageSet, DirtySource), ScanError> {
-        let (pages, source) = match self.collect_pages(pagemap::scan) {
+        let (pages, source) = match self.private_pages_by_scan() {
             Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
-                (self.collect_pages(pagemap::read), DirtySource::Pagemap)
+                (self.private_pages_by_table(), DirtySource::Pagemap)
             }
             answer => (answer, DirtySource::PagemapScan),
         };
@@ -80,6 +80,16 @@ impl MachineMemory {
             Origin::Image(_) => source,
         };
         Ok((pages.map_err(ScanError::Pagemap)?, source))
+    }
+
+    /// The private pages by the `PAGEMAP_SCAN` ioctl; ENOTTY where the kernel has none.
+    pub fn private_pages_by_scan(&self) -> io::Result<PageSet> {
+        self.collect_pages(pagemap::scan)
+    }
+
+    /// The private pages by the table in `/proc/self/pagemap`, which each kernel has.
+    pub fn private_pages_by_table(&self) -> io::Result<PageSet> {
+        self.collect_pages(pagemap::read)
     }
 
     /// Reads each of `pages` and sorts them into zeros and others.
@@ -167,33 +177,11 @@ fn is_zero_page(slice: &VolatileSlice<'_>, offset: usize) -> Result<bool, GuestM
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-    use std::os::unix::fs::FileExt;
-    use std::sync::Arc;
-
-    use proptest::prelude::*;
     use vm_memory::Bytes;
 
     use super::*;
-    use crate::memory::file::{CHUNK_BYTES, HEADER_BYTES, MemoryFile, page_offset};
-    use crate::memory::regions::Layout;
 
     const MEMORY_MIB: u32 = 64;
-
-    /// A machine on a private mapping of a real file, of which every 16th page is data.
-    fn resumed() -> MachineMemory {
-        let layout = Layout::new(MEMORY_MIB).unwrap();
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(HEADER_BYTES + layout.bytes()).unwrap();
-        for page in (0..layout.pages()).step_by(16) {
-            file.write_all_at(&[1; PAGE_LEN], page_offset(page))
-                .unwrap();
-        }
-        let sums = vec![0; usize::try_from(layout.bytes() / CHUNK_BYTES).unwrap()];
-        let lock = Arc::new(File::open("/").unwrap());
-        let memory = MemoryFile::new(file, sums, lock);
-        MachineMemory::from_image(layout, Arc::new(memory)).unwrap()
-    }
 
     fn address(page: u64) -> GuestAddress {
         GuestAddress(page * PAGE_BYTES)
@@ -205,79 +193,6 @@ mod tests {
             set.insert(*page..page + 1);
         }
         set
-    }
-
-    /// The answers of both sources, or only the older one where the kernel lacks the newer.
-    fn answers(memory: &MachineMemory) -> Vec<PageSet> {
-        let table = memory.collect_pages(pagemap::read).unwrap();
-        match memory.collect_pages(pagemap::scan) {
-            Ok(scanned) => vec![table, scanned],
-            Err(error) => {
-                let line = format!("SKIPPED: PAGEMAP_SCAN is not compared: {error}\n");
-                io::Write::write_all(&mut io::stderr(), line.as_bytes()).unwrap();
-                vec![table]
-            }
-        }
-    }
-
-    fn assert_private(memory: &MachineMemory, expected: &[u64]) {
-        for answer in answers(memory) {
-            assert!(
-                answer == set(expected),
-                "{:?}",
-                answer.runs().collect::<Vec<_>>()
-            );
-        }
-    }
-
-    #[test]
-    fn an_untouched_mapping_has_no_private_pages() {
-        assert_private(&resumed(), &[]);
-    }
-
-    #[test]
-    fn pages_that_were_only_read_are_not_private() {
-        let memory = resumed();
-        let mut bytes = vec![0; 64 << 20];
-
-        memory.guest.read_slice(&mut bytes, address(0)).unwrap();
-
-        assert_private(&memory, &[]);
-    }
-
-    #[test]
-    fn written_pages_are_private_whether_they_were_data_or_holes() {
-        let memory = resumed();
-
-        memory.guest.write_obj(7u8, address(0)).unwrap();
-        memory.guest.write_obj(7u8, address(1)).unwrap();
-        memory.guest.write_obj(7u8, address(16_383)).unwrap();
-
-        assert_private(&memory, &[0, 1, 16_383]);
-    }
-
-    #[test]
-    fn a_page_written_with_what_it_held_counts_as_changed() {
-        let memory = resumed();
-
-        memory
-            .guest
-            .write_slice(&[1; PAGE_LEN], address(16))
-            .unwrap();
-
-        assert_private(&memory, &[16]);
-    }
-
-    #[test]
-    fn more_runs_than_one_answer_holds_are_all_found() {
-        let memory = resumed();
-        let pages: Vec<u64> = (0..16_384).step_by(2).collect();
-
-        for page in &pages {
-            memory.guest.write_obj(7u8, address(*page)).unwrap();
-        }
-
-        assert_private(&memory, &pages);
     }
 
     #[test]
@@ -299,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_search_can_be_cancelled() {
-        let memory = resumed();
+        let memory = MachineMemory::anonymous(MEMORY_MIB).unwrap();
         let pages = set(&[0]);
 
         let outcome = memory.sort_by_content(&pages, &|| true);
@@ -321,27 +236,5 @@ mod tests {
         let pieces: Vec<_> = memory.pieces(&pages, u64::MAX >> 1).collect();
 
         assert_eq!(pieces, [last_low..last_low + 1, last_low + 1..last_low + 2]);
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
-
-        #[test]
-        fn both_sources_agree_on_what_was_written(
-            reads in prop::collection::vec(0u64..16_384, 0..200),
-            writes in prop::collection::vec(0u64..16_384, 0..200),
-        ) {
-            let memory = resumed();
-            for page in &reads {
-                memory.guest.read_obj::<u8>(address(*page)).unwrap();
-            }
-            for page in &writes {
-                memory.guest.write_obj(9u8, address(*page)).unwrap();
-            }
-
-            for answer in answers(&memory) {
-                prop_assert!(answer == set(&writes));
-            }
-        }
     }
 }

@@ -168,12 +168,21 @@ pub struct Shared {
 }
 
 impl VcpuThread {
-    /// Starts a thread that creates and configures the vCPU and stays paused. [`Self::wait_started`] waits
-    /// for that, so that several vCPUs can be set up at once.
+    /// Starts a thread for each vCPU, which creates and configures it and stays paused, and waits until all
+    /// have their state. They are set up at the same time.
     ///
     /// # Errors
-    /// [`VcpuError::Thread`].
-    pub fn start(index: u8, start: Start, shared: Shared) -> Result<Self, VcpuError> {
+    /// [`VcpuError`].
+    pub fn start_all(starts: Vec<Start>, shared: &Shared) -> Result<Vec<Self>, VcpuError> {
+        let vcpus = (0..)
+            .zip(starts)
+            .map(|(index, start)| Self::start(index, start, shared.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
+        vcpus.iter().try_for_each(Self::wait_started)?;
+        Ok(vcpus)
+    }
+
+    fn start(index: u8, start: Start, shared: Shared) -> Result<Self, VcpuError> {
         let (commands, command_receiver) = mpsc::channel();
         let (answer_sender, answers) = mpsc::channel();
         let thread = std::thread::Builder::new()
@@ -197,11 +206,7 @@ impl VcpuThread {
         })
     }
 
-    /// Waits until the vCPU has its state.
-    ///
-    /// # Errors
-    /// [`VcpuError`].
-    pub fn wait_started(&self) -> Result<(), VcpuError> {
+    fn wait_started(&self) -> Result<(), VcpuError> {
         self.answer("take its state").map(drop)
     }
 

@@ -3,7 +3,7 @@
 //! Needs small file systems of its own, so root. Where they cannot be mounted, the tests are
 //! ignored, with the reason.
 
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test that can't continue fails")]
 
 #[allow(dead_code, reason = "shared with the tests of images")]
 #[path = "../image/fixture.rs"]

@@ -2,7 +2,7 @@
 //!
 //! No KVM: the tests act as the guest by writing to the mapped memory.
 
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test that can't continue fails")]
 
 mod crash;
 mod failure;

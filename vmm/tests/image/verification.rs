@@ -47,7 +47,7 @@ fn sound_memory_is_found_sound_and_holes_are_not_read() {
 
     let full = opened.verify_full().unwrap();
 
-    // The read that ends in the first hole may go on into it for a batch.
+    // The last read may extend into the hole by a batch.
     assert!(
         (8 << 20..10 << 20).contains(&full.bytes_read),
         "{} bytes",

@@ -1,4 +1,4 @@
-//! A machine boots from a kernel file, and each way in which a guest ends is told apart.
+//! A machine boots from a kernel file, and the VMM distinguishes the ways in which a guest ends.
 
 use crate::harness::{HELLO, Host, TRIPLE_FAULT, kernel, out_and_halt};
 use vmm_control::{ExitReason, exit_code};

@@ -1,14 +1,14 @@
-//! The control socket: greeting, events, several clients, and clients that do not behave.
+//! The control socket: greeting, events, several clients, and clients that misbehave.
 
 use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::harness::{COUNT, Control, HELLO, Host, dot_and_halt, failure, vmm_command};
 use rustix::process::{Pid, Signal, kill_process};
 use vmm_control::{Event, ExitReason, Message, Reply, RequestBody, RunState, exit_code};
 
-pub(crate) fn every_client_learns_of_the_end() {
+pub(crate) fn every_client_gets_a_report_of_the_end() {
     let host = Host::with_guest(COUNT);
     let vmm = host.boot();
     let mut first = vmm.control();
@@ -31,7 +31,7 @@ pub(crate) fn every_client_learns_of_the_end() {
     assert_eq!(status.code(), Some(exit_code::SUCCESS));
 }
 
-pub(crate) fn a_greeting_tells_state_and_phases() {
+pub(crate) fn a_greeting_has_state_and_phases() {
     let host = Host::with_guest(COUNT);
     let vmm = host.boot();
     vmm.wait_for_console('.', 1);
@@ -66,7 +66,7 @@ pub(crate) fn a_greeting_tells_state_and_phases() {
     );
 }
 
-pub(crate) fn clients_that_do_not_behave_lose_their_connection_and_nothing_else() {
+pub(crate) fn clients_that_misbehave_lose_their_connection_and_nothing_else() {
     let host = Host::with_guest(&dot_and_halt());
     let vmm = host.boot();
     let mut rude = vmm.control();
@@ -88,22 +88,22 @@ pub(crate) fn clients_that_do_not_behave_lose_their_connection_and_nothing_else(
     ));
 }
 
+/// Boots a machine whose control socket is its standard input.
+fn boot_with_inherited_socket(host: &Host) -> Command {
+    let mut command = vmm_command();
+    command
+        .args(["boot", "--machine-id", "m1", "--generation", "1"])
+        .args(["--vcpus", "1", "--memory-mib", "64", "--control-fd", "0"])
+        .arg("--kernel")
+        .arg(host.path("kernel"));
+    command
+}
+
 pub(crate) fn a_supervisor_may_pass_the_listener_as_standard_input() {
     let host = Host::with_guest(COUNT);
     let path = host.path("passed");
     let listener = UnixListener::bind(&path).unwrap();
-    let mut child = vmm_command()
-        .args([
-            "boot",
-            "--machine-id",
-            "m1",
-            "--generation",
-            "1",
-            "--vcpus",
-            "1",
-        ])
-        .args(["--memory-mib", "64", "--control-fd", "0", "--kernel"])
-        .arg(host.path("kernel"))
+    let mut child = boot_with_inherited_socket(&host)
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)))
         .stdout(Stdio::null())
         .spawn()
@@ -115,18 +115,7 @@ pub(crate) fn a_supervisor_may_pass_the_listener_as_standard_input() {
 
 pub(crate) fn standard_input_that_is_no_listener_is_refused() {
     let host = Host::with_guest(HELLO);
-    let output = vmm_command()
-        .args([
-            "boot",
-            "--machine-id",
-            "m1",
-            "--generation",
-            "1",
-            "--vcpus",
-            "1",
-        ])
-        .args(["--memory-mib", "64", "--control-fd", "0", "--kernel"])
-        .arg(host.path("kernel"))
+    let output = boot_with_inherited_socket(&host)
         .stdin(Stdio::null())
         .output()
         .unwrap();

@@ -177,9 +177,9 @@ fn trials_with_kvm() -> Vec<Trial> {
             both_ways_to_reset_are_a_reset,
             a_triple_fault_is_a_crash;
         control:
-            every_client_learns_of_the_end,
-            a_greeting_tells_state_and_phases,
-            clients_that_do_not_behave_lose_their_connection_and_nothing_else,
+            every_client_gets_a_report_of_the_end,
+            a_greeting_has_state_and_phases,
+            clients_that_misbehave_lose_their_connection_and_nothing_else,
             a_supervisor_may_pass_the_listener_as_standard_input,
             all_threads_are_confined_and_a_signal_ends_the_machine_in_order;
         msrs:
@@ -191,11 +191,11 @@ fn trials_with_kvm() -> Vec<Trial> {
             memory_and_processors_of_any_number_survive,
             a_paused_guest_stands_still_until_it_is_unpaused,
             a_paused_machine_can_be_suspended,
-            a_suspend_without_a_directory_fails_and_the_machine_runs_on,
+            a_suspend_without_a_directory_fails_and_the_machine_continues,
             a_cancelled_suspend_leaves_the_machine_running,
             images_that_are_not_right_are_refused_before_the_guest_runs,
             the_time_stamp_counter_never_jumps_back_not_even_in_its_first_second,
-            damaged_memory_is_found_behind_a_lazy_resume,
+            damaged_memory_is_found_after_a_lazy_resume,
             damaged_memory_is_refused_before_the_guest_runs_if_asked_for;
     }
 }
@@ -203,7 +203,7 @@ fn trials_with_kvm() -> Vec<Trial> {
 fn trials_with_kvm_and_mount() -> Vec<Trial> {
     trials! {
         suspend:
-            a_full_file_system_fails_the_suspend_and_the_machine_runs_on;
+            a_full_file_system_fails_the_suspend_and_the_machine_continues;
     }
 }
 

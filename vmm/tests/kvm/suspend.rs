@@ -1,5 +1,5 @@
-//! A suspended machine goes on in a new process exactly where it was, and a suspend that does not come
-//! about leaves no trace.
+//! A suspended machine continues in a new process exactly where it was, and a failed suspend leaves no
+//! trace.
 
 use std::fs::File;
 use std::io::Write;
@@ -105,7 +105,7 @@ pub(crate) fn a_paused_guest_stands_still_until_it_is_unpaused() {
     assert_eq!(
         control.request(RequestBody::Pause),
         Reply::Done,
-        "it is so already"
+        "it is paused already"
     );
     let before = host.console();
     // Time for some ten dots if it ran. No event says that nothing happens, so there is nothing to poll for.
@@ -124,7 +124,7 @@ pub(crate) fn a_paused_machine_can_be_suspended() {
     assert_counted_to_the_end(&host, host.restore(2, &[]));
 }
 
-pub(crate) fn a_suspend_without_a_directory_fails_and_the_machine_runs_on() {
+pub(crate) fn a_suspend_without_a_directory_fails_and_the_machine_continues() {
     let host = Host::with_guest(COUNT);
     let vmm = host.boot();
     vmm.wait_for_console('.', 2);
@@ -141,7 +141,7 @@ pub(crate) fn a_cancelled_suspend_leaves_the_machine_running() {
     let vmm = host.boot();
     vmm.wait_for_console('.', 2);
     let mut control = vmm.control();
-    // In one piece, so that the cancellation is there before anything is written.
+    // In one write, so that the cancellation arrives before anything is saved.
     let image = host.image();
     let lines = format!(
         "{{\"id\":1,\"request\":\"suspend\",\"image\":\"{}\"}}\n{{\"id\":2,\"request\":\"cancel_suspend\"}}\n",
@@ -186,13 +186,13 @@ pub(crate) fn images_that_are_not_right_are_refused_before_the_guest_runs() {
     assert!(refused(&[]).contains("state.bin"));
     std::fs::write(&state, good).unwrap();
 
-    // All refusals left it whole; used once, it is refused as well.
+    // The refusals left it intact. Once used, it is refused as well.
     assert_counted_to_the_end(&host, host.restore(2, &[]));
     let (_, report) = host.restore(3, &[]).wait();
     assert!(report.message.contains("consumed"), "{}", report.message);
 }
 
-pub(crate) fn a_full_file_system_fails_the_suspend_and_the_machine_runs_on() {
+pub(crate) fn a_full_file_system_fails_the_suspend_and_the_machine_continues() {
     let host = Host::with_guest(COUNT);
     std::fs::create_dir(host.path("small")).unwrap();
     let small = SmallDisk::tmpfs(&host.path("small"), "32k");
@@ -227,7 +227,7 @@ fn damage_memory(host: &Host) {
         .unwrap();
 }
 
-pub(crate) fn damaged_memory_is_found_behind_a_lazy_resume() {
+pub(crate) fn damaged_memory_is_found_after_a_lazy_resume() {
     // It halts for ever, so it leaves the processor to the verifier and cannot end before that.
     let host = Host::with_guest(&dot_and_halt());
     let vmm = host.boot();

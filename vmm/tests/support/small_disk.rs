@@ -58,7 +58,7 @@ impl SmallDisk {
     }
 
     fn mount(path: &Path, arguments: &[&str], backing: Option<NamedTempFile>) -> Option<Self> {
-        // Its messages are of no interest: whoever needs the disk says what is missing.
+        // Its messages are captured: the reason of the ignored tests says what is missing.
         let output = Command::new("mount").args(arguments).arg(path).output();
         output
             .is_ok_and(|output| output.status.success())

@@ -3,6 +3,7 @@
 use libtest_mimic::Trial;
 
 /// Makes a list of trials from test functions, named by their module and their own name.
+#[allow(unused_macros, reason = "not every executable uses it")]
 macro_rules! trials {
     ($($module:ident: $($name:ident),+ $(,)?;)+) => {
         vec![$($(libtest_mimic::Trial::test(
@@ -14,6 +15,7 @@ macro_rules! trials {
         )),+),+]
     };
 }
+#[allow(unused_imports, reason = "not every executable uses it")]
 pub(crate) use trials;
 
 /// Marks trials as ignored where there is a reason, which the report shows beside their names.

@@ -1,4 +1,4 @@
-//! A device between a fake guest and host programs, with the steps that tests are made of.
+//! A device between a fake guest and host programs, with the steps that tests consist of.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -24,14 +24,14 @@ use crate::devices::virtio::vsock::{PortPolicy, Vsock, VsockConfig, VsockObserve
 
 /// The guest's address.
 pub(super) const CID: u32 = 3;
-/// How long anything may take that should happen at once.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// What the fake guest says about its buffers.
+/// Longest wait for an event that should happen at once.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The size of the fake guest's buffers.
 pub(super) const GUEST_BUFFER_BYTES: u32 = 256 * 1024;
 /// Sizes of the driver's queues.
 pub(super) const PACKET_QUEUE_SIZE: u16 = 128;
 pub(super) const EVENT_QUEUE_SIZE: u16 = 16;
-/// A page and a header, as Linux gives.
+/// A page and a header, as Linux has them.
 const RX_BUFFER_BYTES: u32 = 4096 + 44;
 
 /// Counts acknowledged resets.
@@ -46,7 +46,7 @@ impl VsockObserver for Observer {
     }
 }
 
-/// A packet as the guest got it.
+/// A packet that the guest received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Packet {
     pub(super) header: Header,
@@ -62,7 +62,7 @@ impl Packet {
     }
 }
 
-/// What a test may choose.
+/// Options of a test.
 #[derive(Debug, Clone)]
 pub(super) struct Options {
     pub(super) policy: PortPolicy,
@@ -83,7 +83,7 @@ impl Default for Options {
     }
 }
 
-/// The device and both its sides.
+/// The device, its guest and its host.
 #[derive(Debug)]
 pub(super) struct Bench {
     pub(super) vsock: Vsock,
@@ -194,7 +194,7 @@ impl Bench {
         self.vsock.resume()
     }
 
-    /// How many resets the guest has acknowledged, as far as the device has noticed.
+    /// How many acknowledged resets the device has noticed.
     pub(super) fn acknowledged(&self) -> usize {
         self.observer.acknowledged.load(Ordering::SeqCst)
     }
@@ -203,7 +203,7 @@ impl Bench {
         self.vsock.counters().gate_closed
     }
 
-    /// Takes the events that have arrived, and does not give the buffers back.
+    /// Takes the events that have arrived, and keeps their buffers.
     pub(super) fn take_events(&mut self) -> Vec<Vec<u8>> {
         std::iter::from_fn(|| self.event.pop_used())
             .map(|used| used.bytes)
@@ -230,10 +230,10 @@ impl Bench {
         client
     }
 
-    /// A program of the host connects, and says nothing yet.
+    /// A program of the host connects, and has not sent its line yet.
     pub(super) fn dial(&self) -> UnixStream {
         let client = UnixStream::connect(self.socket()).unwrap();
-        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.set_read_timeout(Some(DEADLINE)).unwrap();
         client
     }
 
@@ -250,18 +250,18 @@ impl Bench {
 
     /// Serves the host's side until `done`.
     pub(super) fn serve_until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         while !done(self) {
             assert!(
                 Instant::now() < deadline,
-                "waited in vain for {what}: {:?}",
+                "waited too long for {what}: {:?}",
                 self.vsock
             );
             self.serve_host(Duration::from_millis(20));
         }
     }
 
-    /// Serves the host's side once, if something happens there within `wait`; whether it did.
+    /// Serves the host's side once, if something happens there within `wait`; returns whether it did.
     pub(super) fn serve_host(&mut self, wait: Duration) -> bool {
         let fd = self
             .vsock
@@ -301,7 +301,7 @@ impl Bench {
         self.arrived.pop_front()
     }
 
-    /// The next packet, which has to be for that.
+    /// The next packet, which must have that operation.
     pub(super) fn expect(&mut self, op: Op) -> Packet {
         let packet = self.next_packet();
         assert_eq!(packet.header.op, op, "{packet:?}");
@@ -391,7 +391,7 @@ impl Bench {
         self.tx.give_bytes(&[&header.to_bytes(), payload].concat());
     }
 
-    /// A connection that the host has opened, in use: its client and its pair.
+    /// An established connection that the host has opened: its client and its pair.
     pub(super) fn established(&mut self, port: u32) -> (UnixStream, Pair) {
         let mut client = self.connect(port);
         let pair = self.expect(Op::Request).pair();

@@ -138,7 +138,7 @@ fn a_silent_guest_is_no_reply_counted_from_the_delivery() {
     assert!(delivered.elapsed() >= timeout - Duration::from_millis(5));
     assert_eq!(line(&mut client), format!("NOREPLY {}", 1 << 30));
     assert_eq!(rest(&mut client), b"");
-    // An answer after all finds nobody.
+    // A late answer gets an RST.
     let pair = bench.expect(Op::Request).pair();
     bench.send(pair, Op::Response);
     assert_eq!(bench.expect(Op::Reset).pair(), pair);
@@ -333,8 +333,8 @@ fn a_host_program_that_closes_is_shut_down_both_ways_and_forgotten_after_the_rst
 fn a_slow_host_program_gets_all_that_the_guest_sent_before_it_closed() {
     let mut bench = Bench::new(Options::default());
     let (mut client, pair) = bench.established(1024);
-    // The client's socket takes a few hundred KiB; the rest of these waits in the device. Credit
-    // updates, which tell how much has been forwarded, stop when the socket is full.
+    // The client's socket takes a few hundred KiB, and the rest waits in the device. Credit updates,
+    // which report how much has been forwarded, stop when the socket is full.
     let (mut sent, mut forwarded) = (0_usize, 0_usize);
     while sent - forwarded < 60 * 1024 {
         bench.send_data(pair, &[7; 4096]);
@@ -479,7 +479,7 @@ fn a_request_that_its_client_gave_up_counts_as_unanswered() {
     bench.serve_until("the client's end to be noticed", |bench| {
         bench.vsock.counters().requests_unanswered == 1
     });
-    // A late answer finds nobody.
+    // A late answer gets an RST.
     bench.send(pair, Op::Response);
     assert_eq!(bench.expect(Op::Reset).pair(), pair);
 }

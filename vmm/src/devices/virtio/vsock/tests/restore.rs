@@ -126,7 +126,7 @@ fn packets_in_the_tx_queue_at_the_save_are_served_without_a_notification() {
             peer: 5000
         }
     );
-    // And TX goes on as before.
+    // And TX continues as before.
     bench.send(
         Pair {
             local: 81,
