@@ -305,12 +305,12 @@ impl Runner {
 
     /// Changes the state. Devices are not served while the vCPUs are halted.
     fn set_state(&mut self, state: State) -> Result<(), LoopError> {
-        let (serves_devices, shall_serve) = (self.state.is_running(), state.is_running());
+        let (was_serving, serves) = (self.state.is_running(), state.is_running());
         self.state = state;
-        if serves_devices == shall_serve {
+        if was_serving == serves {
             return Ok(());
         }
-        let flags = if shall_serve {
+        let flags = if serves {
             EventFlags::IN
         } else {
             EventFlags::empty()

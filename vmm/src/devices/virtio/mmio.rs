@@ -203,7 +203,7 @@ impl MmioTransport {
         let mut state = self.lock();
         if state.active {
             let result = state.device.resume();
-            self.check(&mut state, result);
+            self.retire_if_broken(&mut state, result);
             // A doorbell that rang just before the save is not saved. A spurious one is harmless.
             for doorbell in &self.doorbells {
                 let _ = doorbell.write(1);
@@ -276,7 +276,7 @@ impl MmioTransport {
         let mut state = self.lock();
         if state.active {
             let result = state.device.serve_queue(index);
-            self.check(&mut state, result);
+            self.retire_if_broken(&mut state, result);
         }
     }
 
@@ -286,7 +286,7 @@ impl MmioTransport {
         // Served also without a guest driver, or after it broke its device: host programs may connect
         // nevertheless, and need an answer.
         let result = state.device.serve_backend();
-        self.check(&mut state, result);
+        self.retire_if_broken(&mut state, result);
     }
 
     fn lock(&self) -> MutexGuard<'_, TransportState> {
@@ -295,7 +295,7 @@ impl MmioTransport {
 
     /// Takes a device out of service that its guest broke, and tells the guest, as the machine itself has not
     /// failed.
-    fn check(&self, state: &mut TransportState, result: Result<(), DeviceError>) {
+    fn retire_if_broken(&self, state: &mut TransportState, result: Result<(), DeviceError>) {
         let Err(error) = result else { return };
         if !self.is_logged.swap(true, Ordering::Relaxed) {
             let text = log::chain(&error);
@@ -327,7 +327,7 @@ impl MmioTransport {
             0x70 => {
                 let mut state = self.lock();
                 let result = state.write_status(value);
-                self.check(&mut state, result);
+                self.retire_if_broken(&mut state, result);
             }
             _ => self.lock().write(offset, value),
         }
