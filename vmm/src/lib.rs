@@ -5,6 +5,7 @@
 
 pub mod boot;
 pub mod bus;
+mod bytes;
 pub mod clock;
 pub mod command_line;
 pub mod control;

@@ -12,6 +12,7 @@ use linux_loader::loader::{self, KernelLoader};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::layout::HIGH_MEMORY;
+use crate::bytes::array_at;
 use crate::memory::regions::GAP_START;
 use crate::page::PAGE_BYTES;
 
@@ -240,13 +241,13 @@ fn is_bzimage(file: &File) -> bool {
 }
 
 fn u16_at(bytes: &[u8], offset: usize) -> u16 {
-    u16::from_le_bytes([bytes[offset], bytes[offset + 1]])
+    u16::from_le_bytes(array_at(bytes, offset))
 }
 
 fn u32_at(bytes: &[u8], offset: usize) -> u32 {
-    u32::from(u16_at(bytes, offset)) | u32::from(u16_at(bytes, offset + 2)) << 16
+    u32::from_le_bytes(array_at(bytes, offset))
 }
 
 fn u64_at(bytes: &[u8], offset: usize) -> u64 {
-    u64::from(u32_at(bytes, offset)) | u64::from(u32_at(bytes, offset + 4)) << 32
+    u64::from_le_bytes(array_at(bytes, offset))
 }

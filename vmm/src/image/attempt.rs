@@ -41,7 +41,7 @@ impl Attempt<'_> {
         }
         (self.observer)(step)
             .and_then(|()| action())
-            .map_err(|source| SaveError::at(step, path, source))
+            .map_err(|source| SaveError::of_step(step, path, source))
     }
 
     fn place(&self, name: &str) -> PathBuf {

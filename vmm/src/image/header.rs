@@ -7,6 +7,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::digest::Hex128;
 use super::format::{ImageId, VERSION};
+use crate::bytes::array_at;
 use crate::memory::file::HEADER_LEN;
 
 const MAGIC: [u8; 8] = *b"MCTLMEM\0";
@@ -62,22 +63,16 @@ impl Header {
         if page[CHECKSUM_AT..] != xxh3_64(&page[..CHECKSUM_AT]).to_le_bytes() {
             return Err(HeaderError::Checksum);
         }
-        let version = u32::from_le_bytes(field(page, 8));
+        let version = u32::from_le_bytes(array_at(page, 8));
         if version != VERSION {
             return Err(HeaderError::Version { found: version });
         }
         Ok(Self {
-            image_id: ImageId(Hex128(u128::from_le_bytes(field(page, 16)))),
-            generation: u64::from_le_bytes(field(page, 32)),
-            memory_bytes: u64::from_le_bytes(field(page, 40)),
+            image_id: ImageId(Hex128(u128::from_le_bytes(array_at(page, 16)))),
+            generation: u64::from_le_bytes(array_at(page, 32)),
+            memory_bytes: u64::from_le_bytes(array_at(page, 40)),
         })
     }
-}
-
-fn field<const N: usize>(page: &[u8; HEADER_LEN], at: usize) -> [u8; N] {
-    let mut bytes = [0; N];
-    bytes.copy_from_slice(&page[at..at + N]);
-    bytes
 }
 
 #[cfg(test)]

@@ -74,7 +74,7 @@ impl WritePlan {
             });
         }
         let mut all = data_pages(old_file, memory)
-            .map_err(|error| SaveError::at(Step::OpenMemory, &path, error))?;
+            .map_err(|error| SaveError::of_step(Step::OpenMemory, &path, error))?;
         all.insert_all(&changed);
         let sorted = memory.sort_by_content(&all, &is_cancelled)?;
         let punch = PageSet::new(memory.layout().pages());

@@ -127,7 +127,7 @@ pub enum SaveError {
 }
 
 impl SaveError {
-    pub(super) fn at(step: Step, path: &Path, source: io::Error) -> Self {
+    pub(super) fn of_step(step: Step, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         match source.kind() {
             io::ErrorKind::StorageFull => Self::NoSpace { step, path, source },

@@ -213,7 +213,7 @@ impl Save<'_> {
         let _ = directory.remove(UNFINISHED);
         (attempt.observer)(Step::SyncCommit)
             .and_then(|()| directory.sync())
-            .map_err(|source| SaveError::at(Step::SyncCommit, directory.path(), source))
+            .map_err(|source| SaveError::of_step(Step::SyncCommit, directory.path(), source))
     }
 
     /// Leaves no image behind, and frees disk space. Best effort: the caller reports why the save failed.

@@ -13,7 +13,8 @@ use virtio_bindings::bindings::virtio_blk::{
 use virtio_queue::{DescriptorChain, Reader, Writer};
 use vm_memory::GuestMemoryMmap;
 
-use super::backend::Backend;
+use super::backend::{Backend, SECTOR_BYTES};
+use crate::bytes::array_at;
 
 /// Most bytes that one request may move: twice the most that Linux asks for.
 const MAX_DATA_BYTES: u64 = 16 << 20;
@@ -82,8 +83,8 @@ fn execute(
 ) -> Result<(), Failure> {
     let mut header = [0; 16];
     reader.read_exact(&mut header)?;
-    let kind = u32::from_le_bytes(array(&header[..4]));
-    let sector = u64::from_le_bytes(array(&header[8..]));
+    let kind = u32::from_le_bytes(array_at(&header, 0));
+    let sector = u64::from_le_bytes(array_at(&header, 8));
     match kind {
         VIRTIO_BLK_T_IN => read(backend, sector, writer, buffer),
         VIRTIO_BLK_T_GET_ID => read_id(backend, writer),
@@ -145,9 +146,9 @@ fn read_id(backend: &Backend, writer: &mut Writer<'_>) -> Result<(), Failure> {
 fn zero(backend: &Backend, kind: u32, reader: &mut Reader<'_>) -> Result<(), Failure> {
     let mut segment = [0; 16];
     reader.read_exact(&mut segment)?;
-    let sector = u64::from_le_bytes(array(&segment[..8]));
-    let sectors = u32::from_le_bytes(array(&segment[8..12]));
-    let flags = u32::from_le_bytes(array(&segment[12..]));
+    let sector = u64::from_le_bytes(array_at(&segment, 0));
+    let sectors = u32::from_le_bytes(array_at(&segment, 8));
+    let flags = u32::from_le_bytes(array_at(&segment, 12));
     let discards = kind == VIRTIO_BLK_T_DISCARD;
     // virtio 1.2, 5.2.6.2: unknown flags, and unmap in a discard, are not supported.
     if flags & !UNMAP != 0 || (discards && flags != 0) {
@@ -156,7 +157,7 @@ fn zero(backend: &Backend, kind: u32, reader: &mut Reader<'_>) -> Result<(), Fai
     if reader.available_bytes() > 0 || sectors > MAX_ZERO_SECTORS {
         return Err(Failure::Io);
     }
-    let bytes = u64::from(sectors) * super::backend::SECTOR_BYTES;
+    let bytes = u64::from(sectors) * SECTOR_BYTES;
     let offset = backend.offset(sector, bytes).ok_or(Failure::Io)?;
     match (bytes, discards) {
         (0, _) => Ok(()),
@@ -170,11 +171,4 @@ fn data_offset(backend: &Backend, sector: u64, bytes: u64) -> Result<u64, Failur
         return Err(Failure::Io);
     }
     backend.offset(sector, bytes).ok_or(Failure::Io)
-}
-
-/// The array in a slice of exactly that length.
-fn array<const N: usize>(slice: &[u8]) -> [u8; N] {
-    let mut array = [0; N];
-    array.copy_from_slice(slice);
-    array
 }

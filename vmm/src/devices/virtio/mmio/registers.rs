@@ -15,6 +15,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::{MmioInterrupt, SavedTransport, TransportError};
+use crate::bytes::array_at;
 use crate::devices::virtio::device::{Activation, DeviceError, VirtioDevice};
 
 const MAGIC: u32 = 0x7472_6976;
@@ -248,19 +249,12 @@ pub(super) fn new_queues(device: &dyn VirtioDevice) -> Result<Vec<Queue>, Transp
         .collect()
 }
 
+/// A half of the features, by its page.
 fn features_word(features: u64, page: u32) -> u32 {
     let bytes = features.to_le_bytes();
-    let word = |start: usize| {
-        u32::from_le_bytes([
-            bytes[start],
-            bytes[start + 1],
-            bytes[start + 2],
-            bytes[start + 3],
-        ])
-    };
     match page {
-        0 => word(0),
-        1 => word(4),
+        0 => u32::from_le_bytes(array_at(&bytes, 0)),
+        1 => u32::from_le_bytes(array_at(&bytes, 4)),
         _ => 0,
     }
 }

@@ -8,6 +8,7 @@ use virtio_queue::DescriptorChain;
 use vm_memory::GuestMemoryMmap;
 
 use super::state::Pair;
+use crate::bytes::array_at;
 
 /// Length of a header.
 pub(super) const HEADER_BYTES: usize = 44;
@@ -110,16 +111,16 @@ impl Header {
 
     pub(super) fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Self {
         Self {
-            source_cid: u64::from_le_bytes(field(bytes, 0)),
-            destination_cid: u64::from_le_bytes(field(bytes, 8)),
-            source_port: u32::from_le_bytes(field(bytes, 16)),
-            destination_port: u32::from_le_bytes(field(bytes, 20)),
-            payload_bytes: u32::from_le_bytes(field(bytes, 24)),
-            socket_type: u16::from_le_bytes(field(bytes, 28)),
-            op: u16::from_le_bytes(field(bytes, 30)).into(),
-            flags: u32::from_le_bytes(field(bytes, 32)),
-            buffer_bytes: u32::from_le_bytes(field(bytes, 36)),
-            forwarded: u32::from_le_bytes(field(bytes, 40)),
+            source_cid: u64::from_le_bytes(array_at(bytes, 0)),
+            destination_cid: u64::from_le_bytes(array_at(bytes, 8)),
+            source_port: u32::from_le_bytes(array_at(bytes, 16)),
+            destination_port: u32::from_le_bytes(array_at(bytes, 20)),
+            payload_bytes: u32::from_le_bytes(array_at(bytes, 24)),
+            socket_type: u16::from_le_bytes(array_at(bytes, 28)),
+            op: u16::from_le_bytes(array_at(bytes, 30)).into(),
+            flags: u32::from_le_bytes(array_at(bytes, 32)),
+            buffer_bytes: u32::from_le_bytes(array_at(bytes, 36)),
+            forwarded: u32::from_le_bytes(array_at(bytes, 40)),
         }
     }
 
@@ -137,13 +138,6 @@ impl Header {
         bytes[40..44].copy_from_slice(&self.forwarded.to_le_bytes());
         bytes
     }
-}
-
-/// The `N` bytes at a fixed offset.
-fn field<const N: usize>(bytes: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
-    let mut field = [0; N];
-    field.copy_from_slice(&bytes[at..at + N]);
-    field
 }
 
 /// Why a chain on the TX queue is not a packet.
