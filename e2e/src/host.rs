@@ -14,22 +14,12 @@ use anyhow::{Context, bail};
 use client::{Client, Endpoint};
 use cycles::{Host, KvmKind};
 use kvm_host::host::{Config, Run, VirtualHost};
-use kvm_host::pack::{HostFile, Parts};
-use kvm_host::probe;
-use rootfs::cache::Cache;
+use kvm_host::pack::{self, HostFile, Parts};
+use kvm_host::{probe, rerun};
 
 use crate::artifacts::{self, GuestImage};
 use crate::output;
 
-/// Set inside a virtual host, where the probe can't tell emulated hardware from real.
-pub const VIRTUAL_ENV: &str = "MCTL_VIRTUAL_KVM";
-/// Where binaries lie inside a virtual host.
-const INSIDE_BINARIES: &str = "/usr/bin";
-/// Memory of a virtual host; guests and their images (on tmpfs) share it.
-pub const VIRTUAL_MEMORY_MIB: u32 = 8192;
-/// CPUs of a virtual host. QEMU runs them by turns (`kvm-host/src/qemu.rs` says why), so a second one would
-/// only make the first one wait.
-pub const VIRTUAL_CPUS: u32 = 1;
 /// How long a supervisor may take to answer, the boot of a virtual host included.
 const READY_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a supervisor may take to end.
@@ -73,7 +63,7 @@ pub fn kind_of_kvm() -> (KvmKind, String) {
         );
         return (KvmKind::Virtual, sentence);
     }
-    if std::env::var_os(VIRTUAL_ENV).is_some() {
+    if rerun::is_inside() {
         return (
             KvmKind::Virtual,
             format!("{found}, inside a virtual KVM host"),
@@ -168,8 +158,8 @@ impl KvmHost {
         let token = new_token();
         let host = VirtualHost::start(&Config {
             parts: parts()?,
-            memory_mib: VIRTUAL_MEMORY_MIB,
-            cpus: VIRTUAL_CPUS,
+            memory_mib: rerun::MEMORY_MIB,
+            cpus: rerun::CPUS,
             files: files_for_supervisor(folder, images)?,
             run: Run::Supervisor {
                 token: token.clone(),
@@ -288,11 +278,9 @@ fn empty_state(folder: &Path) -> anyhow::Result<PathBuf> {
     Ok(state)
 }
 
-/// What every virtual host is made of.
+/// The parts that every virtual host has.
 pub fn parts() -> anyhow::Result<Parts> {
-    let cache = Cache::of_user()?;
-    let init = artifacts::binary("kvm-host-init")?;
-    Ok(Parts::gather(&cache, &init, &output::say)?)
+    Ok(Parts::from_user_cache(&pack::find_init()?, &output::say)?)
 }
 
 /// The supervisor, its companions and the guest images, as files of a virtual host.
@@ -309,7 +297,10 @@ pub fn binaries_for_inside(names: &[&str]) -> anyhow::Result<Vec<HostFile>> {
         .iter()
         .map(|name| {
             let path = artifacts::binary(name)?;
-            Ok(HostFile::program(path, format!("{INSIDE_BINARIES}/{name}")))
+            Ok(HostFile::program(
+                path,
+                format!("{}/{name}", rerun::PROGRAMS),
+            ))
         })
         .collect()
 }

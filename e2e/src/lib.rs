@@ -15,7 +15,6 @@ pub mod counter;
 pub mod firecracker;
 pub mod host;
 pub mod host_socket;
-pub mod inside;
 pub mod machine;
 pub mod main_job;
 pub mod matrix;

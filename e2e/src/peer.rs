@@ -11,11 +11,11 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use cycles::{Interruption, LeftoverVsocks, Peer, Run, RunOptions, run_cycles};
 use kvm_host::pack::HostFile;
+use kvm_host::rerun::{EXPORT, Rerun};
 
 use crate::artifacts::GuestImage;
 use crate::firecracker::{Firecracker, FirecrackerOptions};
 use crate::host;
-use crate::inside::{self, EXPORT, Inside};
 use crate::output::{self, Progress};
 use crate::{artifacts, child};
 
@@ -119,14 +119,16 @@ pub fn measure(binary: &PeerBinary, folder: &Path, work: &Work) -> anyhow::Resul
         arguments.binary = INSIDE_BINARY.into();
         arguments.images = INSIDE_IMAGES.into();
         arguments.output = Path::new(EXPORT).join("peer.json");
-        inside::run(Inside {
+        Rerun {
+            parts: host::parts()?,
             arguments: arguments.command_line(),
             environment: Vec::new(),
             files,
             export: Some((EXPORT, &folder.join("peer"))),
-            logs: folder.join("peer-host"),
+            log_folder: folder.join("peer-host"),
             deadline: RUN_ALLOWANCE + CYCLE_ALLOWANCE * cycles,
-        })?
+        }
+        .run()?
     };
     ensure!(
         code == 0,

@@ -12,6 +12,7 @@ use anyhow::{Context, anyhow, ensure};
 use clap::Args;
 use cycles::{MachineSubject, PortPolicy, ScaleRun, Subject, on_or_off, scale_table};
 use guest_protocol::{Call, Frame, PORT, Request, encode};
+use kvm_host::rerun::{EXPORT, Rerun};
 use machine_api::{MachineState, VsockOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -20,7 +21,6 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::artifacts::GuestImage;
 use crate::host::{self, KvmHost};
-use crate::inside::{self, EXPORT, Inside};
 use crate::machine::{MachineSpec, STEP_DEADLINE, boot};
 use crate::{artifacts, child, host_socket, output};
 
@@ -130,14 +130,16 @@ fn measure_in_another_process(folder: &Path, leaked_pairs: u32) -> anyhow::Resul
     } else {
         let mut files = host::image_files(folder, &[GuestImage::Leaky], INSIDE_IMAGES)?;
         files.extend(host::binaries_for_inside(&["mctl-supervisor", "mctl-vmm"])?);
-        inside::run(Inside {
+        Rerun {
+            parts: host::parts()?,
             arguments: command(INSIDE_IMAGES, EXPORT),
             environment: Vec::new(),
             files,
             export: Some((EXPORT, &output)),
-            logs: folder.join("scale-host"),
+            log_folder: folder.join("scale-host"),
             deadline: DEADLINE,
-        })?
+        }
+        .run()?
     };
     ensure!(
         code == 0,

@@ -1,6 +1,6 @@
-//! What `mctl-kvm-host doctor` says about this host.
+//! `mctl-kvm-host doctor`: prints the kind of KVM that this host has.
 //!
-//! The measuring is done by `kvm_host::probe`.
+//! `kvm_host::probe` measures it.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,8 @@ use serde_json::json;
 
 use crate::output;
 
-/// Prints what KVM is good for and what follows; fails where no KVM at all can be used.
+/// Prints the kind of KVM and what to do about it; the exit code is a failure where Linux guests do
+/// not run on this host directly.
 pub(crate) fn report(kvm: &KvmKind, as_json: bool) -> anyhow::Result<ExitCode> {
     if as_json {
         let (kind, instructions_per_second, reason) = match kvm {

@@ -1,4 +1,4 @@
-//! Writes the files that come out of the virtual host into a folder of this one.
+//! Writes the files that a virtual host exports into a folder of this host.
 //!
 //! Names from inside are not trusted: none leads out of the folder.
 
@@ -12,15 +12,15 @@ use thiserror::Error;
 /// Why an exported file could not be written.
 #[derive(Debug, Error)]
 pub enum ExportError {
-    #[error("the virtual host exports {path:?}, which leads out of the folder")]
+    #[error("the virtual host exports {path:?}, which is outside of the exported folder")]
     Path { path: String },
-    #[error("the virtual host sends content before naming a file")]
+    #[error("the virtual host sends the content of a file before its name")]
     NoFile,
     #[error("cannot write the exported file {path}")]
     Write { path: PathBuf, source: io::Error },
 }
 
-/// The folder being filled, and the file at hand.
+/// The folder that receives the files, and the file that is being written.
 #[derive(Debug)]
 pub(crate) struct Export {
     folder: PathBuf,
@@ -35,7 +35,7 @@ impl Export {
         }
     }
 
-    /// Begins a file, which replaces an older one.
+    /// Begins a file; an older one of that name is replaced.
     pub(crate) fn begin(&mut self, name: &str, permissions: u32) -> Result<(), ExportError> {
         let only_names = Path::new(name)
             .components()
@@ -62,7 +62,7 @@ impl Export {
         Ok(())
     }
 
-    /// Appends to the file at hand.
+    /// Appends to the file that was begun last.
     pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<(), ExportError> {
         let (path, file) = self.current.as_mut().ok_or(ExportError::NoFile)?;
         file.write_all(bytes).map_err(|source| ExportError::Write {

@@ -1,7 +1,7 @@
-//! Starts a virtual host, follows what it says, and ends it.
+//! Starts a virtual host, follows its progress, and ends it.
 //!
-//! One thread reads the channel and keeps what has happened so far; callers wait on that with a
-//! deadline. What is inside beside `kvm-host-init` is up to the caller.
+//! One thread reads the channel and records the progress; callers wait for it with a deadline.
+//! Which programs are inside besides `kvm-host-init` is up to the caller.
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpListener};
@@ -27,28 +27,28 @@ pub const INSIDE_STATE_DIR: &str = "/var/lib/mctl";
 const INSIDE_TOKEN_PATH: &str = "/etc/mctl/token";
 const POWER_OFF_DEADLINE: Duration = Duration::from_secs(20);
 
-/// What a virtual host is started for.
+/// What a virtual host runs.
 #[derive(Debug, Clone)]
 pub enum Run {
-    /// `mctl-supervisor`, its API forwarded to a port of 127.0.0.1. The files must hold it in
-    /// `/usr/bin`, with what it needs.
+    /// `mctl-supervisor`, its API forwarded to a port of 127.0.0.1. The files must include it in
+    /// `/usr/bin`, and the programs that it needs.
     Supervisor {
         token: String,
-        /// A free one if not given.
+        /// The port of 127.0.0.1; a free one if not given.
         port: Option<u16>,
     },
-    /// A program that runs once. Its output appears as ours.
+    /// A program that runs once. Its output becomes the output of this process.
     Command {
         argv: Vec<String>,
         env: Vec<(String, String)>,
-        /// A folder inside that is copied to one outside at the end.
+        /// A folder inside, and the folder outside that it is copied to at the end.
         export: Option<(String, PathBuf)>,
     },
     /// A shell on this terminal.
     Shell,
 }
 
-/// A virtual host to be.
+/// How to start a virtual host.
 #[derive(Debug)]
 pub struct Config {
     pub parts: Parts,
@@ -60,14 +60,14 @@ pub struct Config {
     pub log_folder: PathBuf,
 }
 
-/// Why a virtual host could not be started or did not do what it was started for.
+/// Why a virtual host could not be started, or failed.
 #[derive(Debug, Error)]
 pub enum HostError {
     #[error(transparent)]
     Pack(#[from] PackError),
     #[error(transparent)]
     Qemu(#[from] QemuError),
-    #[error("cannot make the folder {path} for logs")]
+    #[error("cannot create the log folder {path}")]
     LogFolder { path: PathBuf, source: io::Error },
     #[error("cannot write the API token")]
     Token(#[source] io::Error),
@@ -75,31 +75,31 @@ pub enum HostError {
     NoPort(#[source] io::Error),
     #[error("cannot follow the virtual host")]
     Follow(#[source] io::Error),
-    #[error("the virtual host speaks nonsense")]
+    #[error("the virtual host sent an invalid frame")]
     Protocol(#[source] ProtocolError),
     #[error(transparent)]
     Export(#[from] ExportError),
-    #[error("the virtual host gave up: {reason} (its console is in {console}):\n{last_words}")]
+    #[error("the virtual host failed: {reason} (its console is in {console}):\n{last_lines}")]
     Failed {
         reason: String,
         console: PathBuf,
-        last_words: String,
+        last_lines: String,
     },
-    #[error("the virtual host ended before {what}:\n{last_words}")]
+    #[error("the virtual host ended before {event}:\n{last_lines}")]
     Ended {
-        what: &'static str,
-        last_words: String,
+        event: &'static str,
+        last_lines: String,
     },
-    #[error("waited {} s for {what} (the console is in {console}):\n{last_words}", .waited.as_secs())]
+    #[error("waited {} s until {event} (the console is in {console}):\n{last_lines}", .waited.as_secs())]
     Deadline {
-        what: &'static str,
+        event: &'static str,
         waited: Duration,
         console: PathBuf,
-        last_words: String,
+        last_lines: String,
     },
 }
 
-/// What the channel has said so far.
+/// What the channel has reported so far.
 #[derive(Debug, Default)]
 struct Progress {
     ready: bool,
@@ -110,7 +110,7 @@ struct Progress {
 
 #[derive(Debug)]
 enum Failure {
-    Said(String),
+    Reported(String),
     Protocol(ProtocolError),
     Export(ExportError),
     Pulse(io::Error),
@@ -133,7 +133,7 @@ impl Shared {
     }
 }
 
-/// A running virtual host. It ends when this is dropped, and with this process in any case.
+/// A running virtual host. It ends when this is dropped, and always with this process.
 #[derive(Debug)]
 pub struct VirtualHost {
     qemu: Qemu,
@@ -145,7 +145,7 @@ pub struct VirtualHost {
 }
 
 impl VirtualHost {
-    /// Packs the files and starts QEMU; returns before anything has booted.
+    /// Packs the files and starts QEMU; does not wait for the boot.
     pub fn start(config: &Config) -> Result<Self, HostError> {
         let log_folder = config.log_folder.clone();
         std::fs::create_dir_all(&log_folder).map_err(|source| HostError::LogFolder {
@@ -158,7 +158,7 @@ impl VirtualHost {
         let mut token_file = None;
         if let Run::Supervisor { token, port } = &config.run {
             api_port = Some(port.map_or_else(free_port, Ok)?);
-            let file = written_token(token).map_err(HostError::Token)?;
+            let file = write_token(token).map_err(HostError::Token)?;
             files.push(HostFile {
                 source: file.path().to_owned(),
                 inside: INSIDE_TOKEN_PATH.to_owned(),
@@ -213,27 +213,27 @@ impl VirtualHost {
         })
     }
 
-    /// Where the supervisor inside is reached, if there is one.
+    /// The address of the supervisor inside, if there is one.
     pub fn api_url(&self) -> Option<String> {
         self.api_port.map(|port| format!("http://127.0.0.1:{port}"))
     }
 
     /// Waits until the supervisor inside accepts connections.
     pub fn wait_ready(&self, timeout: Duration) -> Result<(), HostError> {
-        self.wait("the supervisor to answer", timeout, |progress| {
+        self.wait("the supervisor answered", timeout, |progress| {
             progress.ready.then_some(())
         })
     }
 
     /// Waits for the end of the command and returns its exit code.
     pub fn wait_command(&self, timeout: Duration) -> Result<i32, HostError> {
-        self.wait("the command to end", timeout, |progress| progress.exit_code)
+        self.wait("the command ended", timeout, |progress| progress.exit_code)
     }
 
-    /// Waits for the end of the host, however long that takes.
+    /// Waits for the end of the host, without a deadline.
     pub fn wait_end(mut self) -> Result<(), HostError> {
         if let Some(reader) = self.reader.take() {
-            // A panic of the reader is told by the state that it left.
+            // A panic of the reader has been printed already.
             let _ = reader.join();
         }
         match self.shared.lock().failure.take() {
@@ -242,16 +242,16 @@ impl VirtualHost {
         }
     }
 
-    /// Ends the program inside, powers off and waits for it; kills what does not end.
+    /// Ends the program inside, powers the host off and waits for that; kills it at the deadline.
     pub fn shutdown(self) {
-        // If the channel is gone, so is the host.
+        // A host whose channel is closed has ended.
         let _ = self.outbox.send(&Frame::PowerOff);
         self.qemu.wait_until(Instant::now() + POWER_OFF_DEADLINE);
     }
 
     fn wait<T>(
         &self,
-        what: &'static str,
+        event: &'static str,
         timeout: Duration,
         done: impl Fn(&Progress) -> Option<T>,
     ) -> Result<T, HostError> {
@@ -266,16 +266,16 @@ impl VirtualHost {
             }
             if progress.ended {
                 return Err(HostError::Ended {
-                    what,
-                    last_words: self.last_words(),
+                    event,
+                    last_lines: self.last_lines(),
                 });
             }
             let Some(left) = deadline.checked_duration_since(Instant::now()) else {
                 return Err(HostError::Deadline {
-                    what,
+                    event,
                     waited: timeout,
                     console: self.console(),
-                    last_words: self.last_words(),
+                    last_lines: self.last_lines(),
                 });
             };
             (progress, _) = self
@@ -288,10 +288,10 @@ impl VirtualHost {
 
     fn failed(&self, failure: Failure) -> HostError {
         match failure {
-            Failure::Said(reason) => HostError::Failed {
+            Failure::Reported(reason) => HostError::Failed {
                 reason,
                 console: self.console(),
-                last_words: self.last_words(),
+                last_lines: self.last_lines(),
             },
             Failure::Protocol(error) => HostError::Protocol(error),
             Failure::Export(error) => error.into(),
@@ -303,13 +303,13 @@ impl VirtualHost {
         self.log_folder.join("console.log")
     }
 
-    /// What QEMU complained about, else the end of the console.
-    fn last_words(&self) -> String {
-        let complaint = qemu::last_lines(&self.log_folder.join("qemu.log"), 5);
-        if complaint.is_empty() {
+    /// The end of QEMU's log, or of the console where QEMU has logged nothing.
+    fn last_lines(&self) -> String {
+        let messages = qemu::last_lines(&self.log_folder.join("qemu.log"), 5);
+        if messages.is_empty() {
             qemu::last_lines(&self.console(), 15)
         } else {
-            complaint
+            messages
         }
     }
 }
@@ -318,7 +318,7 @@ impl Drop for VirtualHost {
     fn drop(&mut self) {
         self.qemu.kill();
         if let Some(reader) = self.reader.take() {
-            // The channel ends with QEMU, and the reader with the channel.
+            // The reader ends with the channel, which ends with QEMU.
             let _ = reader.join();
         }
     }
@@ -349,7 +349,7 @@ fn plan_of(run: &Run) -> Plan {
     }
 }
 
-fn written_token(token: &str) -> io::Result<tempfile::NamedTempFile> {
+fn write_token(token: &str) -> io::Result<tempfile::NamedTempFile> {
     let mut file = tempfile::NamedTempFile::new()?;
     writeln!(file, "{token}")?;
     Ok(file)
@@ -367,10 +367,10 @@ fn free_port() -> Result<u16, HostError> {
 struct Follower {
     shared: Arc<Shared>,
     outbox: Outbox,
-    /// From the boot to the end.
+    /// Started by the host's first frame.
     pulse: Option<Pulse>,
     export: Option<Export>,
-    /// Kept open until QEMU has surely read it.
+    /// Kept open until the host has booted, as QEMU opens it by our descriptor.
     initramfs: Option<std::fs::File>,
 }
 
@@ -379,14 +379,14 @@ impl Follower {
         loop {
             match Frame::read_from(&input) {
                 Ok(Some(frame)) => {
-                    if let Err(error) = self.take(frame) {
+                    if let Err(error) = self.record(frame) {
                         self.shared
                             .update(|progress| progress.failure = Some(error));
                         break;
                     }
                 }
                 Ok(None) => break,
-                // QEMU killed in the middle of a frame is an end like any other.
+                // QEMU may be killed in the middle of a frame, which is a normal end.
                 Err(ProtocolError::Read(_) | ProtocolError::CutShort) => break,
                 Err(error) => {
                     let failure = Failure::Protocol(error);
@@ -399,7 +399,7 @@ impl Follower {
         self.shared.update(|progress| progress.ended = true);
     }
 
-    fn take(&mut self, frame: Frame) -> Result<(), Failure> {
+    fn record(&mut self, frame: Frame) -> Result<(), Failure> {
         match frame {
             Frame::Booted => {
                 self.initramfs = None;
@@ -408,7 +408,7 @@ impl Follower {
                     .map(Some)?;
             }
             Frame::Ready => self.shared.update(|progress| progress.ready = true),
-            // Our own output may be a closed pipe; the command inside goes on regardless.
+            // Our own output may be a closed pipe; the command inside continues nevertheless.
             Frame::Stdout(bytes) => drop(write_through(&mut io::stdout(), &bytes)),
             Frame::Stderr(bytes) => drop(write_through(&mut io::stderr(), &bytes)),
             Frame::File { path, permissions } => {
@@ -424,8 +424,8 @@ impl Follower {
             Frame::Exited(code) => self
                 .shared
                 .update(|progress| progress.exit_code = Some(code)),
-            Frame::Failed(reason) => return Err(Failure::Said(reason)),
-            // Only ever sent by us.
+            Frame::Failed(reason) => return Err(Failure::Reported(reason)),
+            // Sent by this end only.
             Frame::PowerOff | Frame::Beat => (),
         }
         Ok(())

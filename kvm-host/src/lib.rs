@@ -2,7 +2,8 @@
 //!
 //! `probe` tells whether it is needed. `host` starts one and talks to `kvm-host-init`, the first
 //! process inside, which is a binary of this crate and shares `plan` and `protocol` with it.
-//! Guests, their images and the supervisor are given as files; nothing here knows them.
+//! `rerun` starts one for the calling program itself. Guests, their images and the supervisor are
+//! given as files; nothing here knows them.
 
 pub mod host;
 pub mod pack;
@@ -10,6 +11,7 @@ pub mod plan;
 pub mod probe;
 pub mod protocol;
 pub mod qemu;
+pub mod rerun;
 
 mod export;
 mod pulse;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use kvm_host::host::{Config, INSIDE_STATE_DIR, Run, VirtualHost};
-use kvm_host::pack::{HostFile, Parts};
+use kvm_host::pack::{self, HostFile, Parts};
 use kvm_host::probe;
 use rootfs::cache::Cache;
 
@@ -34,7 +34,7 @@ enum Command {
     Exec(ExecArgs),
     /// Open a shell inside
     Shell(HostArgs),
-    /// Say what this host's KVM is good for
+    /// Show the kind of KVM that this host has
     Doctor {
         /// Print JSON
         #[arg(long)]
@@ -47,16 +47,16 @@ struct HostArgs {
     /// Memory of the virtual host
     #[arg(long, value_name = "MIB", default_value_t = 4096)]
     memory_mib: u32,
-    /// Processors of the virtual host; they take turns on one of this host's, so more make it no faster
+    /// Processors of the virtual host; they share one of this host's, so more do not make it faster
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u32,
-    /// File to have inside; may be given several times
+    /// File to copy inside, as an executable; may be given several times
     #[arg(long = "file", value_name = "PATH:INSIDE", value_parser = parse_file)]
     files: Vec<HostFile>,
     /// Folder for logs
     #[arg(long, value_name = "DIR", default_value = "target/kvm-host")]
     log_folder: PathBuf,
-    /// Folder for packages [default: ~/.cache/mctl]
+    /// Folder for downloaded packages [default: ~/.cache/mctl]
     #[arg(long, value_name = "DIR", env = "MCTL_CACHE")]
     cache: Option<PathBuf>,
     /// First process inside [default: `kvm-host-init` beside this program]
@@ -83,7 +83,7 @@ struct RunArgs {
 struct ExecArgs {
     #[command(flatten)]
     host: HostArgs,
-    /// Seconds that the program may take
+    /// Longest that the program may take, in seconds
     #[arg(long, value_name = "S", default_value_t = 600)]
     timeout_s: u64,
     /// Folder inside to copy out at the end
@@ -136,8 +136,10 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     )?;
     let host = VirtualHost::start(&config)?;
     host.wait_ready(Duration::from_secs(120))?;
-    let url = host.api_url().context("no port leads to the supervisor")?;
-    // With the programs in the path, a plain `mctl` is the one of this build.
+    let url = host
+        .api_url()
+        .context("the virtual host has no API address")?;
+    // With the programs in PATH, a plain `mctl` is the one of this build.
     let path = format!("PATH='{}':\"$PATH\"", programs.display());
     let export = format!("export MCTL_HOST={url} MCTL_TOKEN={token} {path}");
     write_private(&env_path, &export)?;
@@ -176,7 +178,7 @@ fn config(args: HostArgs, run: Run) -> anyhow::Result<Config> {
     };
     let init = match args.init {
         Some(path) => path,
-        None => existing(&own_folder()?, "kvm-host-init")?,
+        None => pack::find_init()?,
     };
     Ok(Config {
         parts: Parts::gather(&cache, &init, &output::step)?,
@@ -189,14 +191,14 @@ fn config(args: HostArgs, run: Run) -> anyhow::Result<Config> {
 }
 
 fn own_folder() -> anyhow::Result<PathBuf> {
-    let program = std::env::current_exe().context("cannot find out where this program is")?;
+    let program = std::env::current_exe().context("cannot find this program's own path")?;
     Ok(program.parent().unwrap_or(&program).to_owned())
 }
 
 fn existing(folder: &Path, name: &str) -> anyhow::Result<PathBuf> {
     let path = folder.join(name);
     if !path.is_file() {
-        bail!("{} is not there (build it first)", path.display());
+        bail!("{} does not exist; build it first", path.display());
     }
     Ok(path)
 }
@@ -225,5 +227,5 @@ fn parse_export(text: &str) -> Result<(String, PathBuf), String> {
 
 fn split_pair(text: &str) -> Result<(&str, &str), String> {
     text.split_once(':')
-        .ok_or_else(|| "two paths with a colon between them are wanted".to_owned())
+        .ok_or_else(|| "expected two paths with a colon between them".to_owned())
 }

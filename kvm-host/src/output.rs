@@ -1,4 +1,4 @@
-//! The only printer of `mctl-kvm-host`: data to stdout, talk to stderr.
+//! The only printer of `mctl-kvm-host`: data to stdout, messages to stderr.
 
 #![expect(
     clippy::print_stdout,

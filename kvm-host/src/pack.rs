@@ -1,14 +1,14 @@
 //! The initramfs of the virtual host: `kvm-host-init`, KVM's modules, a plan and given files.
 //!
-//! Built anew for each start, in memory or an unnamed file, so nothing of it is left behind.
-//! Where its parts come from is decided by the caller.
+//! Built anew for each start, in an unnamed file, so nothing of it is left behind. What runs inside
+//! is the caller's choice.
 
 use std::fs::File;
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 
 use rootfs::Report;
-use rootfs::cache::Cache;
+use rootfs::cache::{Cache, CacheError};
 use rootfs::cpio::CpioError;
 use rootfs::initramfs::{self, Busybox, InitramfsError};
 use rootfs::kernel::{Freshness, Kernel, SourceError};
@@ -31,6 +31,12 @@ const MODULES: [&str; 6] = [
 /// Why there is no initramfs for the virtual host.
 #[derive(Debug, Error)]
 pub enum PackError {
+    #[error("cannot find this program's own path")]
+    OwnPath(#[source] io::Error),
+    #[error("{path} does not exist; build it with `cargo build --release`, or let ./just do it")]
+    NoInit { path: PathBuf },
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     #[error(transparent)]
     Source(#[from] SourceError),
     #[error(transparent)]
@@ -45,7 +51,21 @@ pub enum PackError {
     File(#[source] io::Error),
 }
 
-/// What every virtual host is made of.
+/// The `kvm-host-init` of this build: beside this program, or one folder up for a test executable.
+pub fn find_init() -> Result<PathBuf, PackError> {
+    let this = std::env::current_exe().map_err(PackError::OwnPath)?;
+    let mut folder = this.parent().unwrap_or(&this);
+    if folder.ends_with("deps") {
+        folder = folder.parent().unwrap_or(folder);
+    }
+    let path = folder.join("kvm-host-init");
+    if !path.is_file() {
+        return Err(PackError::NoInit { path });
+    }
+    Ok(path)
+}
+
+/// The parts that every virtual host has: kernel, busybox and the first process.
 #[derive(Debug)]
 pub struct Parts {
     kernel: Kernel,
@@ -54,8 +74,13 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Takes kernel and busybox as the environment names them, else Debian's from the cache, fetching
-    /// them the first time; `init` is the `kvm-host-init` binary.
+    /// As [`Self::gather`], with the user's own cache.
+    pub fn from_user_cache(init: &Path, report: Report) -> Result<Self, PackError> {
+        Self::gather(&Cache::of_user()?, init, report)
+    }
+
+    /// Takes kernel and busybox as the environment names them, else Debian's from the cache, which
+    /// fetches them the first time; `init` is the `kvm-host-init` binary.
     pub fn gather(cache: &Cache, init: &Path, report: Report) -> Result<Self, PackError> {
         let sources = Sources::from_environment()?;
         let kernel = sources.kernel(cache, Freshness::Cached, report)?;
@@ -85,17 +110,17 @@ impl Parts {
     }
 }
 
-/// A file of this host that the virtual one shall have.
+/// A file of this host that is copied into the virtual one.
 #[derive(Debug, Clone)]
 pub struct HostFile {
     pub source: PathBuf,
-    /// Its absolute path there.
+    /// Its absolute path inside.
     pub inside: String,
     pub permissions: u32,
 }
 
 impl HostFile {
-    /// A program that may be run.
+    /// An executable file.
     pub fn program(source: impl Into<PathBuf>, inside: impl Into<String>) -> Self {
         Self {
             source: source.into(),
@@ -104,7 +129,7 @@ impl HostFile {
         }
     }
 
-    /// A file to be read.
+    /// A file that is only read.
     pub fn data(source: impl Into<PathBuf>, inside: impl Into<String>) -> Self {
         Self {
             source: source.into(),

@@ -1,6 +1,6 @@
-//! What `kvm-host-init` shall do once the virtual host has booted.
+//! The plan: what `kvm-host-init` does once the virtual host has booted.
 //!
-//! Written into the initramfs by `pack`, read by PID 1. How it does it is PID 1's business.
+//! The packer writes it into the initramfs, PID 1 reads it and carries it out.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,17 +15,17 @@ pub const INSIDE_ADDRESS: &str = "10.0.2.15/24";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Plan {
-    /// Runs for ever and is started again when it ends. Its output goes to the console.
+    /// Runs until the host ends, and is restarted whenever it ends. Its output goes to the console.
     Service {
         argv: Vec<String>,
-        /// It is ready when it accepts TCP connections here.
+        /// The TCP port on which it accepts connections once it is ready.
         ready_port: u16,
     },
     /// Runs once; the host ends with it. Its output goes through the channel.
     Command {
         argv: Vec<String>,
         env: Vec<(String, String)>,
-        /// A folder that is sent out at the end.
+        /// A folder whose files are sent out at the end.
         export: Option<String>,
     },
     /// A shell on the console; the host ends with it.

@@ -1,8 +1,8 @@
-//! Whether this host's KVM can run a Linux guest, found out by running a few instructions.
+//! Whether this host's KVM can run a Linux guest, measured by running a few instructions.
 //!
-//! `/dev/kvm` alone tells too little: some hosts offer a KVM whose guest kernel mode is
-//! interpreted (about a million instructions a second), on which a stock kernel does not come
-//! up. What to do about it is the caller's decision.
+//! That `/dev/kvm` exists is not enough: some hosts offer a KVM that interprets guest kernel code
+//! (about a million instructions a second), on which a stock kernel does not boot. What to do about
+//! it is the caller's decision.
 
 use std::fmt;
 use std::fs;
@@ -23,12 +23,12 @@ const INTERPRETED_BELOW_PER_SECOND: u64 = 20_000_000;
 const LOOPS: u16 = 20_000;
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// What the KVM of this host is good for.
+/// The kind of KVM that this host has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KvmKind {
-    /// Runs whole machines: the CPU's own virtualisation, or a faithful emulation of it.
+    /// Runs Linux guests: the CPU's own virtualisation, or a faithful emulation of it.
     Hardware { instructions_per_second: u64 },
-    /// Opens and answers, but interprets the guest's kernel mode.
+    /// Works, but interprets guest kernel code.
     Software { instructions_per_second: u64 },
     /// Cannot be used at all.
     Missing { reason: String },
@@ -43,7 +43,7 @@ impl KvmKind {
 
 impl fmt::Display for KvmKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // One decimal, for those below a million.
+        // One decimal, since interpreters may stay below one million.
         let millions = |rate: &u64| format!("{}.{}", rate / 1_000_000, rate / 100_000 % 10);
         match self {
             Self::Hardware {
@@ -67,42 +67,42 @@ impl fmt::Display for KvmKind {
     }
 }
 
-/// Why the measurement could not be made.
+/// Why the measurement failed.
 #[derive(Debug, Error)]
 enum ProbeError {
     #[error("cannot open /dev/kvm")]
     Open(#[source] kvm_ioctls::Error),
-    #[error("KVM_GET_API_VERSION answers {found}, 12 is the only one in use")]
+    #[error("KVM_GET_API_VERSION returned {found} instead of 12")]
     ApiVersion { found: i32 },
     #[error("cannot set up a machine of one page: {step}")]
     SetUp {
         step: &'static str,
         source: kvm_ioctls::Error,
     },
-    #[error("cannot get memory for a guest")]
+    #[error("cannot map memory for a guest")]
     Memory(#[source] io::Error),
     #[error("cannot run the guest")]
     Run(#[source] kvm_ioctls::Error),
     #[error("the guest ended with {exit} instead of halting")]
     UnexpectedExit { exit: String },
-    #[error("a loop of {LOOPS} rounds has not ended after {} s", DEADLINE.as_secs())]
+    #[error("a guest's loop of {LOOPS} rounds did not end within {} s", DEADLINE.as_secs())]
     Deadline,
 }
 
-/// Looks at `/dev/kvm` and the CPU, and runs a short guest loop in kernel mode. Takes some
-/// milliseconds, and no more than five seconds.
+/// Checks `/dev/kvm` and the CPU, and runs a short guest loop in kernel mode. Takes some
+/// milliseconds, and five seconds at most.
 pub fn detect() -> KvmKind {
     match measure_with_deadline() {
-        Ok(rate) => judge(cpu_has_virtualisation(), rate),
+        Ok(rate) => classify(cpu_has_virtualisation(), rate),
         Err(error) => KvmKind::Missing {
             reason: chain(&error),
         },
     }
 }
 
-/// The CPU flag goes first: under an emulated CPU the loop is short against the cost of entering
-/// a guest. A KVM without the flag must show its speed.
-fn judge(cpu_has_virtualisation: bool, instructions_per_second: u64) -> KvmKind {
+/// The CPU flag decides first: on an emulated CPU, entering the guest takes longer than the loop, so
+/// the speed says nothing. Without the flag the speed decides.
+fn classify(cpu_has_virtualisation: bool, instructions_per_second: u64) -> KvmKind {
     if cpu_has_virtualisation || instructions_per_second >= INTERPRETED_BELOW_PER_SECOND {
         KvmKind::Hardware {
             instructions_per_second,
@@ -131,8 +131,8 @@ fn has_virtualisation_flag(cpuinfo: &str) -> bool {
 
 fn measure_with_deadline() -> Result<u64, ProbeError> {
     let (sender, receiver) = mpsc::channel();
-    // A broken KVM may never come back from KVM_RUN. The thread is then left behind, since
-    // nothing but the end of the process is sure to end it.
+    // A broken KVM may never return from KVM_RUN. The thread is then left behind, since only the
+    // end of the process is sure to end it.
     std::thread::spawn(move || sender.send(measure()));
     receiver
         .recv_timeout(DEADLINE)
@@ -208,13 +208,13 @@ mod tests {
 
     #[test]
     fn a_cpu_with_virtualisation_is_hardware_however_slow_the_loop() {
-        assert!(judge(true, 3_000_000).runs_linux());
+        assert!(classify(true, 3_000_000).runs_linux());
     }
 
     #[test]
     fn without_the_flag_the_speed_decides() {
-        assert!(judge(false, 1_000_000_000).runs_linux());
-        assert!(!judge(false, 1_000_000).runs_linux());
+        assert!(classify(false, 1_000_000_000).runs_linux());
+        assert!(!classify(false, 1_000_000).runs_linux());
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The frames between the two ends of the channel, `host` outside and `kvm-host-init` inside.
 //!
 //! A frame is its kind (one byte), the length of its payload (four bytes, little-endian) and
-//! the payload. Both ends are of the same build, so there is no version. What a frame means for
-//! either end is not decided here.
+//! the payload. Both ends are of the same build, so there is no version. What either end does with a
+//! frame is decided there.
 
 use std::io::{self, Read, Write};
 
@@ -22,7 +22,7 @@ pub enum ProtocolError {
     TooLong { bytes: usize },
     #[error("there is no frame of kind {kind}")]
     UnknownKind { kind: u8 },
-    #[error("a frame of kind {kind} has a payload of {bytes} bytes that it cannot have")]
+    #[error("a frame of kind {kind} has an invalid payload of {bytes} bytes")]
     BadPayload { kind: u8, bytes: usize },
 }
 
@@ -33,7 +33,7 @@ pub enum Frame {
     Booted,
     /// Outwards: the service accepts connections.
     Ready,
-    /// Outwards: what the command wrote.
+    /// Outwards: output of the command.
     Stdout(Vec<u8>),
     Stderr(Vec<u8>),
     /// Outwards: a file of the exported folder begins.
@@ -41,16 +41,16 @@ pub enum Frame {
         path: String,
         permissions: u32,
     },
-    /// Outwards: more content of that file.
+    /// Outwards: the next bytes of that file.
     FileData(Vec<u8>),
-    /// Outwards: the command has ended with this exit code, 128 and the signal if killed. All
-    /// its output and files came before.
+    /// Outwards: the command has ended with this exit code, or with 128 plus the number of the
+    /// signal that killed it. All its output and files came before.
     Exited(i32),
     /// Outwards: the plan cannot be carried out.
     Failed(String),
     /// Inwards: end the program and power off.
     PowerOff,
-    /// Inwards: nothing but the interrupt that it causes.
+    /// Inwards: has no content; its arrival causes an interrupt.
     Beat,
 }
 
@@ -66,7 +66,7 @@ const POWER_OFF: u8 = 9;
 const BEAT: u8 = 10;
 
 impl Frame {
-    /// Writes the frame with as few writes as possible, since each one costs an emulated exit.
+    /// Writes the frame in one piece, since each write costs an emulated exit.
     pub fn write_to(&self, mut out: impl Write) -> io::Result<()> {
         let (kind, payload) = self.encode();
         let length = u32::try_from(payload.len())
@@ -81,7 +81,7 @@ impl Frame {
         out.flush()
     }
 
-    /// Reads the next frame; `None` where the channel ends between two.
+    /// Reads the next frame; `None` if the channel ends before it.
     pub fn read_from(mut input: impl Read) -> Result<Option<Self>, ProtocolError> {
         let mut kind = [0];
         match input.read_exact(&mut kind) {
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn payloads_that_cannot_be_are_refused() {
+    fn invalid_payloads_are_refused() {
         for frame in [
             &[BOOTED, 1, 0, 0, 0, 0][..],
             &[EXITED, 2, 0, 0, 0, 0, 0],

@@ -1,13 +1,13 @@
-//! Keeps interrupts coming, so that a virtual host which lost one goes on.
+//! Sends interrupts to a virtual host regularly, so that it recovers from one that QEMU lost.
 //!
 //! QEMU's emulation of SVM clears a bit of the processor's pending interrupts at every exit of a
 //! nested guest without holding its lock (svm_helper.c: do_vmexit, before "treewide: clear bits of
-//! cs->interrupt_request with cpu_reset_interrupt()", 2025). An interrupt that a device raises in
-//! that very moment is lost. Mostly another follows soon, and both are served. But if it was the
-//! timer's and nothing else goes on, then the kernel inside waits for a timer that it need not set
-//! anew, and the host stands still until something else interrupts it: it was seen to take more
-//! than five minutes, once in some hundred boots of a guest. Any interrupt ends that, and so the
-//! outside sends one now and then, as an empty frame.
+//! cs->interrupt_request with cpu_reset_interrupt()", 2025). An interrupt that a device raises at
+//! that moment is lost. Usually another follows soon, and both are served. But if it was the
+//! timer's and nothing else happens, the kernel inside waits for a timer that it does not set
+//! again, and the host stops until something else interrupts it: for more than five minutes, once
+//! in some hundred boots of a guest. Any interrupt ends that, so the outside sends an empty frame
+//! regularly.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -18,12 +18,12 @@ use std::time::Duration;
 
 use crate::protocol::Frame;
 
-/// Longest that a virtual host stands still. Short beside what is measured inside, and rare
-/// enough to cost an emulated processor far below a hundredth of its time.
+/// Longest that a virtual host stops after a lost interrupt. Short compared to the times measured
+/// inside, and rare enough to cost an emulated processor far below one per cent of its time.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long the inside may leave what it was sent unread before a sender gives up.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a frame may wait for the inside to read before its sender gives up.
+const SEND_DEADLINE: Duration = Duration::from_secs(1);
 
 /// The sending half of the channel. Frames of several threads stay whole.
 #[derive(Debug, Clone)]
@@ -31,7 +31,7 @@ pub(crate) struct Outbox(Arc<Mutex<UnixStream>>);
 
 impl Outbox {
     pub(crate) fn new(channel: UnixStream) -> io::Result<Self> {
-        channel.set_write_timeout(Some(PATIENCE))?;
+        channel.set_write_timeout(Some(SEND_DEADLINE))?;
         Ok(Self(Arc::new(Mutex::new(channel))))
     }
 
@@ -41,7 +41,7 @@ impl Outbox {
     }
 }
 
-/// Beats until dropped, or until nobody listens.
+/// Sends beats until it is dropped, or until the other end is closed.
 #[derive(Debug)]
 pub(crate) struct Pulse {
     /// Dropped to end the thread.
@@ -57,7 +57,7 @@ impl Pulse {
             .spawn(move || {
                 while ended.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
                     match outbox.send(&Frame::Beat) {
-                        // Many beats wait to be read: no further one is needed for now.
+                        // Many unread beats are queued, so no further one is needed.
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                         Err(_) => break,
                         Ok(()) => {}
@@ -75,7 +75,7 @@ impl Drop for Pulse {
     fn drop(&mut self) {
         self.alive = None;
         if let Some(thread) = self.thread.take() {
-            // It waits for no longer than a write takes.
+            // The thread ends after one write at most.
             let _ = thread.join();
         }
     }
@@ -94,7 +94,7 @@ mod tests {
         }
         drop(pulse);
         let rest = std::iter::from_fn(|| Frame::read_from(&theirs).unwrap());
-        assert!(rest.take(1_000).count() < 1_000, "it goes on");
+        assert!(rest.take(1_000).count() < 1_000, "the beats continue");
     }
 
     #[test]

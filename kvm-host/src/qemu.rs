@@ -1,7 +1,7 @@
 //! The QEMU process: its command line, and a keeper that makes sure it never outlives us.
 //!
-//! QEMU emulates an AMD CPU with SVM and nested paging; `kvm_amd` inside takes it for real. What
-//! runs inside, and what the channel says, is not known here.
+//! QEMU emulates an AMD CPU with SVM and nested paging, on which `kvm_amd` inside works. This file
+//! knows neither the programs inside nor the frames on the channel.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -21,17 +21,29 @@ use crate::sys;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
-/// Why QEMU does not run.
+/// Why QEMU could not be run.
 #[derive(Debug, Error)]
 pub enum QemuError {
-    #[error("cannot run {PROGRAM} (Debian has it in the package qemu-system-x86)")]
+    #[error("cannot run {PROGRAM} (Debian's package qemu-system-x86 has it)")]
     Spawn(#[source] io::Error),
-    #[error("cannot make the channel")]
+    #[error("cannot create the socket pair of the channel")]
     Channel(#[source] io::Error),
     #[error("cannot write {path}")]
     Log { path: PathBuf, source: io::Error },
     #[error("cannot watch QEMU")]
     Watch(#[source] io::Error),
+}
+
+/// Checks that QEMU is installed.
+pub fn check_installed() -> Result<(), QemuError> {
+    Command::new(PROGRAM)
+        .arg("-version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .map(drop)
+        .map_err(QemuError::Spawn)
 }
 
 /// Where the console of the machine goes.
@@ -42,7 +54,7 @@ pub(crate) enum Console {
     Terminal,
 }
 
-/// A machine for QEMU to emulate.
+/// The machine that QEMU emulates.
 #[derive(Debug)]
 pub(crate) struct Machine<'a> {
     pub(crate) kernel: &'a Path,
@@ -52,7 +64,7 @@ pub(crate) struct Machine<'a> {
     /// A port of 127.0.0.1 that leads to one inside.
     pub(crate) forward: Option<(u16, u16)>,
     pub(crate) console: &'a Console,
-    /// QEMU's own complaints.
+    /// Where QEMU's own messages go.
     pub(crate) log: &'a Path,
 }
 
@@ -60,10 +72,10 @@ impl Machine<'_> {
     fn arguments(&self, channel: &OwnedFd) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = Vec::new();
         let mut add = |text: &[&str]| arguments.extend(text.iter().map(OsString::from));
-        // One thread for all processors: before version 8.1, QEMU could go on running its old
-        // translation of an instruction that another processor's thread changed meanwhile. Linux changes its
-        // own code each time KVM comes into use or goes out of it, so that one resume in some
-        // dozens left both processors in an endless loop of breakpoint exceptions.
+        // One thread for all processors: before version 8.1, QEMU could keep running its old
+        // translation of an instruction that another processor's thread had changed. Linux changes
+        // its own code each time KVM is first used or last released. One resume in some dozens
+        // left both processors in an endless loop of breakpoint exceptions.
         add(&["-accel", "tcg,thread=single", "-cpu", "EPYC,+svm,+npt"]);
         add(&[
             "-smp",
@@ -78,7 +90,7 @@ impl Machine<'_> {
             "-display",
             "none",
         ]);
-        // The initramfs has no name; QEMU opens it through us.
+        // The initramfs has no name; QEMU opens it through our descriptor.
         let initramfs = format!(
             "/proc/{}/fd/{}",
             std::process::id(),
@@ -102,7 +114,7 @@ impl Machine<'_> {
             "-device",
             &format!("virtserialport,chardev=channel,name={CHANNEL_NAME}"),
         ]);
-        // `restrict`: nothing inside reaches the outside, except over the forwarded port.
+        // `restrict`: nothing inside reaches the outside, except through the forwarded port.
         let forward = self.forward.map_or_else(String::new, |(outside, inside)| {
             format!(",hostfwd=tcp:127.0.0.1:{outside}-:{inside}")
         });
@@ -159,7 +171,7 @@ impl Qemu {
         if matches!(machine.console, Console::Terminal) {
             command.stdout(Stdio::inherit());
         } else {
-            // Ctrl-C is for us; QEMU ends when we do.
+            // Ctrl-C is for this process; QEMU ends with it.
             command.stdin(Stdio::null());
             std::os::unix::process::CommandExt::process_group(&mut command, 0);
         }
@@ -199,12 +211,12 @@ impl Drop for Qemu {
     }
 }
 
-/// Spawns QEMU from a thread of its own, which then waits for it. QEMU dies with that thread,
-/// and the thread ends only after QEMU or with our whole process, so QEMU never outlives us, no
-/// matter which thread asked for it.
+/// Spawns QEMU from a thread of its own, which then waits for it. QEMU dies with that thread, and
+/// the thread ends only after QEMU or with this whole process. So QEMU never outlives this process,
+/// whichever thread asked for it.
 fn keep(mut command: Command, channel: OwnedFd) -> Result<Qemu, QemuError> {
     let end = Arc::new(End::default());
-    let end_seen_by_keeper = Arc::clone(&end);
+    let keeper_end = Arc::clone(&end);
     let (sender, receiver) = mpsc::channel();
     std::thread::Builder::new()
         .name("qemu-keeper".to_owned())
@@ -223,11 +235,11 @@ fn keep(mut command: Command, channel: OwnedFd) -> Result<Qemu, QemuError> {
                 .map_err(|errno| QemuError::Watch(errno.into()));
             let _ = sender.send(pidfd);
             let status = child.wait().ok();
-            *end_seen_by_keeper
+            *keeper_end
                 .status
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner) = status;
-            end_seen_by_keeper.changed.notify_all();
+            keeper_end.changed.notify_all();
         })
         .map_err(QemuError::Watch)?;
     let pidfd = receiver
@@ -236,10 +248,10 @@ fn keep(mut command: Command, channel: OwnedFd) -> Result<Qemu, QemuError> {
     Ok(Qemu { pidfd, end })
 }
 
-/// The frequency of this CPU's time-stamp counter, which QEMU hands through as it is.
+/// The frequency of this CPU's time-stamp counter, which QEMU passes through unchanged.
 ///
-/// The kernel inside would measure it against emulated timers, and on a busy machine find a third
-/// of the truth: its clock, and with it every latency measured inside, would run threefold.
+/// The kernel inside would measure it against emulated timers, and on a busy machine get a third of
+/// the real value: its clock, and every latency measured inside, would run three times too fast.
 fn time_stamp_khz() -> u64 {
     const SPAN: Duration = Duration::from_millis(20);
     let (start_time, start) = simultaneous_readings();
@@ -250,7 +262,7 @@ fn time_stamp_khz() -> u64 {
     u64::try_from(khz).unwrap_or(u64::MAX)
 }
 
-/// Both clocks at once: of some tries, the one in which the least time passed.
+/// A reading of both clocks, taken in the shortest of twenty attempts.
 fn simultaneous_readings() -> (Instant, u64) {
     let readings = (0..20).map(|_| {
         let before = sys::time_stamp();
@@ -258,15 +270,15 @@ fn simultaneous_readings() -> (Instant, u64) {
         let after = sys::time_stamp();
         (after.wrapping_sub(before), time, before)
     });
-    // There are twenty, so there is a least one.
+    // Of twenty readings there is always a shortest.
     let (_, time, stamp) = readings
         .min_by_key(|(passed, ..)| *passed)
         .unwrap_or_else(|| (0, Instant::now(), sys::time_stamp()));
     (time, stamp)
 }
 
-/// The last lines of a log file, for an error message. QEMU's list of the CPU features that it
-/// leaves out is the same each time and left out here.
+/// The last lines of a log file, for an error message. Leaves out QEMU's warnings about CPU features
+/// that TCG does not support, which are the same each time.
 pub(crate) fn last_lines(path: &Path, lines: usize) -> String {
     let bytes = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
@@ -291,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn the_features_that_qemu_leaves_out_are_no_last_words() {
+    fn last_lines_leave_out_warnings_about_cpu_features() {
         let log = tempfile::NamedTempFile::new().unwrap();
         let text = "qemu: cannot listen\n\nqemu: warning: TCG doesn't support requested feature\n";
         fs::write(log.path(), text).unwrap();

@@ -1,7 +1,7 @@
-//! Every unsafe block of this crate: a child tied to its parent, guest memory given to KVM, the
-//! time-stamp counter.
+//! Every unsafe block of this crate: a child that dies with its parent, guest memory given to KVM,
+//! the time-stamp counter.
 //!
-//! Nothing here decides anything.
+//! Mechanism only; the callers decide when to use it.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,8 +16,8 @@ use rustix::process::Signal;
 /// Makes the child die with the *thread* that spawns it, and keep `inherited` open under its
 /// number.
 ///
-/// The kernel ties the child to the spawning thread, not to its process, so that thread must
-/// live as long as the child shall.
+/// The kernel ties the child to the spawning thread, not to the process, so that thread must
+/// live as long as the child.
 pub(crate) fn tie_to_this_thread(command: &mut Command, inherited: OwnedFd) {
     let parent = rustix::process::getpid();
     let between_fork_and_exec = move || -> io::Result<()> {

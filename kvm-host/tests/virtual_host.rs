@@ -1,6 +1,7 @@
 //! Virtual hosts that really boot: what goes in, what comes out, and that none is left behind.
 //!
-//! Needs QEMU and, the first time, the network for Debian's kernel; skips without QEMU.
+//! Needs QEMU and, the first time, the network for Debian's kernel. Without QEMU the tests are
+//! ignored, with the reason.
 
 #![expect(
     clippy::unwrap_used,
@@ -12,32 +13,49 @@ use std::fs;
 use std::io::Read;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use kvm_host::host::{Config, HostError, Run, VirtualHost};
 use kvm_host::pack::{HostFile, Parts};
-use rootfs::cache::Cache;
+use kvm_host::qemu;
+use libtest_mimic::{Arguments, Trial};
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
-fn qemu_is_missing() -> bool {
-    let missing = Command::new("qemu-system-x86_64")
-        .arg("-version")
-        .stdout(Stdio::null())
-        .status()
-        .is_err();
-    if missing {
-        println!("skipped: there is no qemu-system-x86_64 on this machine");
+/// Makes a list of trials from test functions.
+macro_rules! trials {
+    ($($name:ident),+ $(,)?) => {
+        vec![$(Trial::test(stringify!($name), || {
+            $name();
+            Ok(())
+        })),+]
+    };
+}
+
+fn main() -> ExitCode {
+    let mut trials = trials![
+        a_command_sees_kvm_and_its_exit_code_and_files_come_out,
+        an_idle_host_gets_interrupts_from_outside,
+        a_program_that_is_not_there_is_named,
+        a_supervisor_is_reached_through_the_forwarded_port_and_started_again_when_it_ends,
+        a_supervisor_that_does_not_come_up_is_reported_at_once,
+        qemu_does_not_outlive_an_owner_that_was_killed,
+    ];
+    if let Err(error) = qemu::check_installed() {
+        let reason = error.to_string();
+        trials = trials
+            .into_iter()
+            .map(|trial| trial.with_kind(&reason).with_ignored_flag(true))
+            .collect();
     }
-    missing
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
 fn config(folder: &Path, run: Run) -> Config {
-    let cache = Cache::of_user().unwrap();
     let init = Path::new(env!("CARGO_BIN_EXE_kvm-host-init"));
     Config {
-        parts: Parts::gather(&cache, init, &|step| println!("{step}")).unwrap(),
+        parts: Parts::from_user_cache(init, &|step| println!("{step}")).unwrap(),
         memory_mib: 512,
         cpus: 2,
         files: Vec::new(),
@@ -85,11 +103,7 @@ fn is_running(text: &str) -> bool {
         })
 }
 
-#[test]
 fn a_command_sees_kvm_and_its_exit_code_and_files_come_out() {
-    if qemu_is_missing() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let input = folder.path().join("input");
     fs::write(&input, "from outside").unwrap();
@@ -113,11 +127,7 @@ fn a_command_sees_kvm_and_its_exit_code_and_files_come_out() {
     assert!(!is_running(&folder.path().display().to_string()));
 }
 
-#[test]
 fn an_idle_host_gets_interrupts_from_outside() {
-    if qemu_is_missing() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     // Nothing inside uses the channel meanwhile, so only the outside's beats raise its interrupts.
     let script = "count() { awk '/virtio/ { sum += $2 } END { print sum + 0 }' /proc/interrupts; }
@@ -135,11 +145,7 @@ fn an_idle_host_gets_interrupts_from_outside() {
     assert_eq!(host.wait_command(DEADLINE).unwrap(), 0);
 }
 
-#[test]
 fn a_program_that_is_not_there_is_named() {
-    if qemu_is_missing() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let run = Run::Command {
         argv: vec!["/nowhere".to_owned()],
@@ -154,11 +160,7 @@ fn a_program_that_is_not_there_is_named() {
     );
 }
 
-#[test]
 fn a_supervisor_is_reached_through_the_forwarded_port_and_started_again_when_it_ends() {
-    if qemu_is_missing() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     // Serves one connection and ends. The check of its readiness is the first, so an answer to
     // us is that of the second.
@@ -195,11 +197,7 @@ fn a_supervisor_is_reached_through_the_forwarded_port_and_started_again_when_it_
     assert!(!is_running(&folder.path().display().to_string()));
 }
 
-#[test]
 fn a_supervisor_that_does_not_come_up_is_reported_at_once() {
-    if qemu_is_missing() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let run = Run::Supervisor {
         token: "secret".to_owned(),
@@ -218,11 +216,7 @@ fn a_supervisor_that_does_not_come_up_is_reported_at_once() {
     );
 }
 
-#[test]
 fn qemu_does_not_outlive_an_owner_that_was_killed() {
-    if qemu_is_missing() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let marker = folder.path().display().to_string();
     let mut owner = Command::new(env!("CARGO_BIN_EXE_mctl-kvm-host"))

@@ -1,6 +1,6 @@
 //! What saving and opening images costs, as figures and as ratios within one run.
 //!
-//! Plays the guest by writing to the mapped memory; no KVM. Run with
+//! Acts as the guest by writing to the mapped memory; no KVM. Run with
 //! `cargo bench -p vmm --bench image`; `IMAGE_BENCH_DIR` chooses the disk.
 
 use std::path::Path;
@@ -11,12 +11,11 @@ use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::image::{CpuIdentity, Expectation, OpenImage, SaveRequest, open, save};
 use vmm::memory::MachineMemory;
+use vmm::page::{PAGE_BYTES, PAGE_LEN};
 use vmm_control::SuspendFigures;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-const PAGE_LEN: usize = 4096;
-const PAGE: u64 = PAGE_LEN as u64;
 const LARGE_MIB: u32 = 1024;
 const SMALL_MIB: u32 = 256;
 /// What an idle guest changes between two suspends: 8 MiB, in scattered pages.
@@ -118,7 +117,7 @@ fn large_machine(parent: &Path) -> Outcome<Vec<Verdict>> {
         source.name()
     );
 
-    let touched = pages * PAGE;
+    let touched = pages * PAGE_BYTES;
     Ok(vec![
         Verdict {
             what: "later suspend to full write",
@@ -171,7 +170,7 @@ fn small_machine(parent: &Path) -> Outcome<Vec<Verdict>> {
         verified.duration
     );
 
-    let touched = touched.len() as u64 * PAGE;
+    let touched = touched.len() as u64 * PAGE_BYTES;
     Ok(vec![
         Verdict {
             what: "open, check and map 256 MiB to 1 ms",
@@ -192,7 +191,7 @@ fn touch(memory: &MachineMemory, pages: impl Iterator<Item = u64>, mark: u64) ->
         bytes[..8].copy_from_slice(&(page ^ (mark << 40)).to_le_bytes());
         memory
             .guest
-            .write_slice(&bytes, GuestAddress(page * PAGE))?;
+            .write_slice(&bytes, GuestAddress(page * PAGE_BYTES))?;
     }
     Ok(())
 }

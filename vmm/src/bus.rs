@@ -1,6 +1,6 @@
-//! Which device answers at an address; one bus for ports, one for memory-mapped registers.
+//! Dispatches accesses to the device at an address; one bus for ports, one for memory-mapped registers.
 //!
-//! vCPU threads reach devices through here only. Locks are the devices' own, so accesses to
+//! vCPU threads reach devices only through a bus. Each device has its own lock, so accesses to
 //! different devices never wait for each other.
 
 use std::sync::Arc;
@@ -66,8 +66,8 @@ impl Bus {
         Ok(())
     }
 
-    /// Reads; an address that nobody owns, or an access across a range's end, reads as all ones,
-    /// as on a real bus without a responder.
+    /// Reads. An address without a device, or an access across the end of a range, reads as all ones, as
+    /// on a real bus without a responder.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         match self.find(address, data.len()) {
             Some((range, offset)) => range.device.read(offset, data),
@@ -75,7 +75,7 @@ impl Bus {
         }
     }
 
-    /// Writes; dropped where nobody owns the address.
+    /// Writes; ignored at an address without a device.
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some((range, offset)) = self.find(address, data.len()) {
             range.device.write(offset, data);
@@ -130,7 +130,7 @@ mod tests {
         bus.read(0x1006, &mut data);
         assert_eq!(
             data, [0xff; 4],
-            "an access across the end belongs to nobody"
+            "an access across the end reaches no device"
         );
         bus.read(0x10, &mut data);
         assert_eq!(data, [0xff; 4]);

@@ -1,6 +1,6 @@
-//! The one clock whose readings leave this process: CLOCK_MONOTONIC in nanoseconds.
+//! The clock whose readings leave this process: CLOCK_MONOTONIC in nanoseconds.
 //!
-//! `std::time::Instant` hides its number; the supervisor puts our marks on one line with its own.
+//! `std::time::Instant` hides its number, and the supervisor combines the VMM's times with its own.
 
 use rustix::time::{ClockId, clock_gettime};
 

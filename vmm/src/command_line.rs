@@ -22,7 +22,7 @@ pub struct CommandLine {
 pub enum Command {
     /// Boot a machine from a kernel
     Boot(BootArgs),
-    /// Restore a machine from its image and let it go on
+    /// Restore a machine from its image and continue it
     Restore(RestoreArgs),
 }
 
@@ -60,7 +60,7 @@ pub struct RestoreArgs {
     /// Image directory
     #[arg(long, value_name = "DIR")]
     pub image: PathBuf,
-    /// Refuse an image that another generation was suspended into
+    /// Generation of the machine that was suspended; an image of another one is refused
     #[arg(long, value_name = "N")]
     pub expect_generation: Option<u64>,
     /// When to compare the checksums of guest memory
@@ -77,7 +77,7 @@ pub struct CommonArgs {
     /// Identity of the machine
     #[arg(long, value_name = "ID")]
     pub machine_id: String,
-    /// Generation of the machine that this process gives it
+    /// Generation of the machine in this process
     #[arg(long, value_name = "N")]
     pub generation: u64,
     /// Path of the control socket
@@ -108,7 +108,7 @@ pub struct CommonArgs {
     #[arg(long, value_name = "MS", default_value = "2000")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub vsock_request_timeout_ms: u32,
-    /// Disk: a raw file or block device, `:ro` behind it makes it read-only
+    /// Disk: a raw file or block device, read-only with `:ro` appended
     #[arg(long = "disk", value_name = "PATH[:ro]", value_parser = parse_disk)]
     pub disks: Vec<Disk>,
     /// Run without system call filters
@@ -121,7 +121,7 @@ pub struct CommonArgs {
 pub enum VerifyArg {
     /// Before the guest runs
     Full,
-    /// Behind its back
+    /// While the guest runs
     Background,
     /// Never
     Off,
@@ -140,7 +140,7 @@ impl From<VerifyArg> for Verify {
 /// `--vsock-port-policy`.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum PortPolicyArg {
-    /// From a random port, drawn at each start
+    /// From a new random port at each start
     Random,
     /// From the saved last port
     Continue,

@@ -1,14 +1,14 @@
 //! The log: one line per message on standard error, which the supervisor appends to `vmm.log`.
 //!
-//! No levels and no filters: a VMM says only what someone who looks into a failure needs.
-//! Guest-triggered messages must be bounded by their caller.
+//! No levels and no filters: a VMM logs only what helps to investigate a failure. Callers must bound
+//! messages that a guest can trigger.
 
 use std::fmt::Arguments;
 use std::io::Write;
 
 use crate::clock::monotonic_ns;
 
-/// Writes one line. A log that can't be written must not stop the machine, so failures are dropped.
+/// Writes one line. Ignores failures, since the machine must not stop because of its log.
 pub fn line(message: Arguments<'_>) {
     let now = monotonic_ns();
     let text = format!(

@@ -15,14 +15,13 @@ use vmm::log;
 use vmm::machine::build::{BootSource, boot};
 use vmm::machine::configuration::{HostSide, Identity, MachineConfiguration, VsockHost};
 use vmm::machine::ending::{Ending, write_report};
-use vmm::machine::phases::Phases;
 use vmm::machine::restore::{RestoreSource, restore};
 use vmm::machine::run::run;
+use vmm::phases::Phases;
 use vmm::process::{PreparationError, prepare};
 use vmm_control::ExitReason;
 
-/// Without `--vsock-cid`. The address only has to be unique among the machines of one VMM, of which
-/// there is one.
+/// The address without `--vsock-cid`. It has to be unique among the machines of one VMM, which has one.
 const DEFAULT_VSOCK_CID: u32 = 3;
 
 fn main() -> ExitCode {
@@ -52,7 +51,7 @@ fn finish(identity: &Identity, ending: &Ending, exit_file: Option<PathBuf>) -> E
     {
         log::line(format_args!("cannot write {}: {error}", path.display()));
     }
-    // Nothing of what the process still holds needs an orderly end.
+    // The process holds nothing that needs an orderly end.
     std::process::exit(ending.exit_code())
 }
 
@@ -106,7 +105,7 @@ fn restore_and_run(identity: Identity, args: RestoreArgs, phases: Phases) -> End
     }
 }
 
-/// What both commands need of the host before anything else.
+/// Prepares the process and opens what both commands need of the host.
 fn host_side(
     common: &CommonArgs,
 ) -> Result<(Option<ControlListener>, HostSide), Box<dyn std::error::Error>> {

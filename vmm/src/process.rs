@@ -1,4 +1,4 @@
-//! What the process arranges for itself before there is a machine.
+//! Preparations of the process before there is a machine: panics, limits, signals.
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use vmm_sys_util::errno;
@@ -17,12 +17,12 @@ pub enum PreparationError {
     Signal(#[source] errno::Error),
 }
 
-/// Prepares the process. Once, before any thread.
+/// Prepares the process; once, before any thread is started.
 ///
 /// # Errors
 /// [`PreparationError`].
 pub fn prepare() -> Result<(), PreparationError> {
-    // A panic in one thread would leave a machine with a dead part. It is a bug of ours: better to end.
+    // After a panic, a bug, one thread is missing and the machine can't work, so the process ends.
     let default_hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         default_hook(info);
@@ -32,7 +32,7 @@ pub fn prepare() -> Result<(), PreparationError> {
     install_kick_handler().map_err(PreparationError::Signal)
 }
 
-/// A thousand vsock connections need a descriptor each, and the usual soft limit is 1024.
+/// Each vsock connection needs a descriptor, and the usual soft limit is 1024.
 fn raise_descriptor_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {

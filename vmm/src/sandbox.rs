@@ -1,9 +1,9 @@
-//! System call filters: what each kind of thread may ask the kernel for once the machine is set up.
+//! System call filters: which calls each kind of thread may make once the machine is set up.
 //!
-//! A guest that took a vCPU thread over could then neither open a file nor start a program. The event
-//! loop and the threads that it starts (saving and checking an image) may open files, as an image's
-//! path comes with the request, but not start programs or reach a network. A forbidden call ends the
-//! process at once, after a line in the log that names it (see `sys::violation`).
+//! A guest that takes over a vCPU thread can neither open a file nor start a program. The event loop
+//! and the threads that it starts (which save and check an image) may open files, as an image's path
+//! comes with the request, but not start programs or use a network. A forbidden call ends the process
+//! at once, after a line in the log that names it (see `sys::violation`).
 
 use std::collections::BTreeMap;
 
@@ -13,12 +13,12 @@ use seccompiler::{
 };
 use vmm_sys_util::errno;
 
-use crate::sys::violation::install_violation_handler;
+use crate::sys::violation;
 
 /// Why threads can't be confined.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// Our own rules don't compile.
+    /// The rules don't compile.
     #[error("cannot compile the system call filter")]
     Compile(#[source] seccompiler::BackendError),
     /// The kernel refuses.
@@ -47,12 +47,12 @@ impl ThreadKind {
     }
 }
 
-/// Prepares to report violations; once, before any thread is confined.
+/// Installs the signal handler that reports violations; once, before any thread is confined.
 ///
 /// # Errors
 /// [`SandboxError::Handler`].
-pub fn prepare() -> Result<(), SandboxError> {
-    install_violation_handler().map_err(SandboxError::Handler)
+pub fn install_violation_handler() -> Result<(), SandboxError> {
+    violation::install_handler().map_err(SandboxError::Handler)
 }
 
 /// Compiles the filter of a kind of thread.
@@ -63,7 +63,7 @@ pub fn filter(kind: ThreadKind) -> Result<BpfProgram, SandboxError> {
     compile(kind.groups(), SeccompAction::Trap)
 }
 
-/// Confines the calling thread, and all threads that it starts from now on.
+/// Confines the calling thread and all threads that it starts later.
 ///
 /// # Errors
 /// [`SandboxError::Install`].
@@ -71,7 +71,7 @@ pub fn confine(filter: &BpfProgram) -> Result<(), SandboxError> {
     seccompiler::apply_filter(filter).map_err(SandboxError::Install)
 }
 
-/// Memory, locks, signals, the end: what the language's runtime needs anywhere.
+/// Memory, locks, signals, exit: the calls that the language's runtime needs in any thread.
 const RUNTIME: &[i64] = &[
     libc::SYS_brk,
     libc::SYS_clock_gettime,
@@ -107,8 +107,8 @@ const RUNTIME: &[i64] = &[
     libc::SYS_writev,
 ];
 
-/// Open descriptors and local sockets. vCPU threads need them too: a guest's register access may reset
-/// a device, which ends its connections.
+/// Calls on open descriptors and local sockets. vCPU threads need them too: a guest's register access
+/// may reset a device, which ends its connections.
 const DEVICES: &[i64] = &[
     libc::SYS_accept4,
     libc::SYS_connect,
@@ -136,7 +136,7 @@ const DEVICES: &[i64] = &[
     libc::SYS_timerfd_settime,
 ];
 
-/// An image's directory, and the exit report.
+/// Calls on an image's directory and the exit report.
 const FILES: &[i64] = &[
     libc::SYS_fadvise64,
     libc::SYS_flock,
@@ -159,8 +159,8 @@ const FILES: &[i64] = &[
     libc::SYS_unlinkat,
 ];
 
-/// Threads of our own. Their flags lie in memory, which a filter can't read; a new process could do no
-/// more than its parent, though.
+/// Calls that start threads. Their flags may be in memory, which a filter can't read; but a new process
+/// could do no more than its parent.
 const THREADS: &[i64] = &[
     libc::SYS_clone,
     libc::SYS_clone3,
@@ -168,16 +168,16 @@ const THREADS: &[i64] = &[
     libc::SYS_setpriority,
 ];
 
-/// ioctl groups (the second byte of the number).
+/// Selects the group of an ioctl, the second byte of its number.
 const IOCTL_GROUP_MASK: u64 = 0xff00;
 /// KVM's.
 const IOCTL_KVM: u64 = 0xae00;
-/// Of procfs, whose PAGEMAP_SCAN tells which pages have changed.
+/// That of procfs, whose PAGEMAP_SCAN finds the changed pages.
 const IOCTL_FILES: u64 = 0x6600;
 /// Makes a socket non-blocking.
 const FIONBIO: u64 = 0x5421;
 
-fn compile(groups: &[&[i64]], otherwise: SeccompAction) -> Result<BpfProgram, SandboxError> {
+fn compile(groups: &[&[i64]], denied: SeccompAction) -> Result<BpfProgram, SandboxError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = groups
         .iter()
         .flat_map(|group| group.iter())
@@ -204,7 +204,7 @@ fn compile(groups: &[&[i64]], otherwise: SeccompAction) -> Result<BpfProgram, Sa
         libc::SYS_socket,
         any_of(vec![condition(0, SeccompCmpOp::Eq, local)?])?,
     );
-    SeccompFilter::new(rules, otherwise, SeccompAction::Allow, TargetArch::x86_64)
+    SeccompFilter::new(rules, denied, SeccompAction::Allow, TargetArch::x86_64)
         .and_then(BpfProgram::try_from)
         .map_err(SandboxError::Compile)
 }

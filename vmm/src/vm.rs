@@ -1,6 +1,6 @@
-//! The virtual machine as KVM sees it: memory slots, interrupt controllers, timer, clock.
+//! KVM's virtual machine: memory slots, interrupt controllers, timer, clock.
 //!
-//! Order of calls as Documentation/virt/kvm/api.rst asks for it. vCPUs are in `vcpu`.
+//! The calls are in the order that Documentation/virt/kvm/api.rst requires. vCPUs are in `vcpu`.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ pub enum VmError {
     /// Another KVM API than the stable one.
     #[error("KVM API version {found} is not {KVM_API_VERSION}")]
     ApiVersion {
-        /// What the kernel said.
+        /// The kernel's version.
         found: i32,
     },
     /// This kernel's KVM is too old.
@@ -52,7 +52,7 @@ pub enum VmError {
 }
 
 impl VmError {
-    /// For `map_err`: names the call that failed.
+    /// For `map_err`: an error of that call.
     pub(crate) fn call(call: &'static str) -> impl FnOnce(errno::Error) -> Self {
         move |source| Self::Call { call, source }
     }
@@ -72,7 +72,7 @@ pub fn open_kvm() -> Result<Kvm, VmError> {
     Ok(kvm)
 }
 
-/// What this host's KVM offers beyond the required.
+/// Optional capabilities of this host's KVM.
 #[derive(Debug, Clone, Copy)]
 pub struct Capabilities {
     /// Bytes of an xsave area; 0 where only KVM_GET_XSAVE exists.
@@ -85,7 +85,7 @@ pub struct Capabilities {
     pub kvmclock_ctrl: bool,
 }
 
-/// What this host's KVM offers to any VM.
+/// The capabilities of this host's KVM for any VM.
 #[must_use]
 pub fn host_capabilities(kvm: &Kvm) -> Capabilities {
     Capabilities {
@@ -102,7 +102,7 @@ pub struct Vm {
     kvm: Kvm,
     fd: Arc<VmFd>,
     capabilities: Capabilities,
-    // Memory slots point into it.
+    // The memory slots refer to it.
     _memory: GuestMemoryMmap,
 }
 
@@ -134,7 +134,7 @@ impl Vm {
             }
         }
         let capabilities = Capabilities {
-            // Asked of the VM, where it may be larger (api.rst, KVM_GET_XSAVE2).
+            // The VM's value may be larger than the host's (api.rst, KVM_GET_XSAVE2).
             xsave2_bytes: usize::try_from(fd.check_extension_int(Cap::Xsave2)).unwrap_or(0),
             ..host_capabilities(&kvm)
         };
@@ -165,7 +165,7 @@ impl Vm {
         })
     }
 
-    /// What this host's KVM offers.
+    /// The capabilities of this VM.
     #[must_use]
     pub fn capabilities(&self) -> Capabilities {
         self.capabilities
@@ -212,7 +212,7 @@ impl Vm {
             .map_err(VmError::call("KVM_IOEVENTFD"))
     }
 
-    /// Reads the clock; do it right after the vCPUs have stopped.
+    /// Reads the clock; to be called right after the vCPUs have stopped.
     ///
     /// # Errors
     /// [`VmError::Call`].
@@ -220,8 +220,8 @@ impl Vm {
         self.fd.get_clock().map_err(VmError::call("KVM_GET_CLOCK"))
     }
 
-    /// Collects state; vCPUs are halted and have saved theirs (KVM_GET_MP_STATE may still move
-    /// an interrupt). `clock` was read when they stopped.
+    /// Reads state, once the halted vCPUs have saved theirs (until then, KVM_GET_MP_STATE may move an
+    /// interrupt). `clock` was read when they stopped.
     ///
     /// # Errors
     /// [`VmError::Call`].
@@ -241,8 +241,8 @@ impl Vm {
         })
     }
 
-    /// Puts saved state in place, once the vCPUs have theirs: pending lines of the I/O APIC reach the
-    /// LAPICs at once.
+    /// Writes saved state, once the vCPUs have theirs, since pending lines of the I/O APIC reach the LAPICs
+    /// at once.
     ///
     /// # Errors
     /// [`VmError::Call`].
@@ -259,9 +259,9 @@ impl Vm {
                 .set_irqchip(&chip)
                 .map_err(VmError::call("KVM_SET_IRQCHIP"))?;
         }
-        // Without flags (KVM_CLOCK_REALTIME above all) the clock continues where it stood: the guest's monotonic time
-        // must not contain the time for which it was suspended, or every timeout and watchdog in it
-        // fires at once. guest-init steps the wall clock.
+        // Without flags, above all KVM_CLOCK_REALTIME, the clock continues where it stopped. The guest's
+        // monotonic time must not include the time for which it was suspended, or all its timeouts and
+        // watchdogs fire at once. guest-init steps the wall clock.
         let clock = kvm_clock_data {
             clock: state.clock.clock,
             ..kvm_clock_data::default()
@@ -273,8 +273,8 @@ impl Vm {
 }
 
 /// Counters belong to the host that they ran on, so guests have none (`vcpu/cpuid.rs` hides them). The
-/// oldest ones of AMD processors need no CPUID bit to be used; KVM has to refuse them itself, and must be
-/// told before the first vCPU (api.rst, KVM_CAP_PMU_CAPABILITY). Kernels before 5.18 can't.
+/// oldest ones of AMD processors can be used without a CPUID bit, so KVM has to refuse them, which must be
+/// enabled before the first vCPU (api.rst, KVM_CAP_PMU_CAPABILITY). Kernels before 5.18 can't.
 fn disable_performance_counters(fd: &VmFd) -> Result<(), VmError> {
     let offered = fd.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
     if offered & KVM_PMU_CAP_DISABLE.cast_signed() == 0 {

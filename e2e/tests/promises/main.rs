@@ -28,11 +28,11 @@ use std::time::Duration;
 
 use cycles::KvmKind;
 use kvm_host::pack::HostFile;
+use kvm_host::rerun::{EXPORT, Rerun};
 use libtest_mimic::{Arguments, Trial};
 
 use e2e::artifacts::GuestImage;
 use e2e::host;
-use e2e::inside::{self, EXPORT, Inside};
 use peer::FIRECRACKER_ENV;
 use stage::{IMAGES_ENV, Stage};
 
@@ -81,14 +81,16 @@ fn rerun_inside() -> anyhow::Result<ExitCode> {
         files.push(HostFile::program(binary, INSIDE_FIRECRACKER));
         environment.push((FIRECRACKER_ENV.to_owned(), INSIDE_FIRECRACKER.to_owned()));
     }
-    let code = inside::run(Inside {
+    let code = Rerun {
+        parts: host::parts()?,
         arguments: std::env::args().skip(1).collect(),
         environment,
         files,
         export: Some((EXPORT, &folder.join("logs"))),
-        logs: folder.clone(),
+        log_folder: folder.clone(),
         deadline: DEADLINE,
-    })?;
+    }
+    .run()?;
     Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 

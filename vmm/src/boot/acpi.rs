@@ -1,8 +1,8 @@
 //! ACPI tables: processors, interrupt controllers, serial port, virtio devices, power-off, reset.
 //!
-//! Hardware-reduced ACPI (ACPI 6.5, 4.1): no fixed power-management hardware has to be there, sleep and
-//! reset are single registers. Interrupt lines need no overrides, since in KVM's default routing line n
-//! is input n of the I/O APIC.
+//! Hardware-reduced ACPI (ACPI 6.5, 4.1) needs no fixed power-management hardware: sleep and reset are
+//! single registers. Interrupt lines need no overrides, since in KVM's default routing line n is input
+//! n of the I/O APIC.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
@@ -32,7 +32,7 @@ const DSDT_REVISION: u8 = 2;
 /// IAPC_BOOT_ARCH (ACPI 6.5, table 5.10): no VGA, no MSI, no CMOS clock; no 8042 either, its flag is clear.
 const BOOT_ARCH: u16 = 1 << 2 | 1 << 3 | 1 << 5;
 
-/// Why tables can't be written.
+/// Why the tables can't be written.
 #[derive(Debug, thiserror::Error)]
 pub enum AcpiError {
     /// More devices and processors than the area below 1 MiB describes.
@@ -41,12 +41,12 @@ pub enum AcpiError {
         /// Their size.
         bytes: u64,
     },
-    /// Memory is missing there.
+    /// There is no guest memory at their address.
     #[error("cannot write ACPI tables into guest memory")]
     Write(#[from] GuestMemoryError),
 }
 
-/// What the tables describe.
+/// The hardware that the tables describe.
 #[derive(Debug, Clone, Copy)]
 pub struct Hardware {
     /// Number of processors.
@@ -82,13 +82,13 @@ pub fn write(memory: &GuestMemoryMmap, hardware: Hardware) -> Result<(), AcpiErr
 
 const ALIGNMENT: usize = 16;
 
-/// The tables, one behind the other.
+/// The tables, one after the other.
 struct Area {
     bytes: Vec<u8>,
 }
 
 impl Area {
-    /// Returns the table's guest-physical address.
+    /// Appends a table and returns its guest-physical address.
     fn append(&mut self, table: &[u8]) -> u64 {
         let address = ACPI + self.bytes.len() as u64;
         self.bytes.extend_from_slice(table);

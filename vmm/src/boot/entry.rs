@@ -5,7 +5,8 @@ use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::layout::{GDT, IDT, PAGE_DIRECTORIES, PDPT, PML4, STACK_TOP, ZERO_PAGE};
-use crate::vcpu::thread::Entry;
+use crate::page::PAGE_BYTES;
+use crate::vcpu::registers::EntryState;
 
 const CR0_PE: u64 = 1 << 0;
 const CR0_ET: u64 = 1 << 4;
@@ -22,17 +23,17 @@ const LARGE_PAGE_BYTES: u64 = 2 << 20;
 const ENTRIES: u64 = 512;
 const DIRECTORIES: u64 = 4;
 
-/// Selectors that the boot protocol asks for.
+/// Selectors that the boot protocol requires.
 const BOOT_CS: u16 = 0x10;
 const BOOT_DS: u16 = 0x18;
 /// Null, null, 64-bit code, data: present, ring 0, 4 GiB limit in pages (Intel SDM vol. 3A, 3.4.5).
 const DESCRIPTORS: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 
-/// Writes descriptor and page tables and returns the registers that go with them.
+/// Writes descriptor and page tables and returns the registers that refer to them.
 ///
 /// # Errors
 /// Where guest memory is too small for them.
-pub fn prepare(memory: &GuestMemoryMmap, rip: u64) -> Result<Entry, GuestMemoryError> {
+pub fn prepare(memory: &GuestMemoryMmap, rip: u64) -> Result<EntryState, GuestMemoryError> {
     for (address, descriptor) in (GDT..).step_by(8).zip(DESCRIPTORS) {
         memory.write_obj(descriptor, GuestAddress(address))?;
     }
@@ -46,7 +47,7 @@ pub fn prepare(memory: &GuestMemoryMmap, rip: u64) -> Result<Entry, GuestMemoryE
         rflags: RFLAGS_RESERVED,
         ..kvm_regs::default()
     };
-    Ok(Entry {
+    Ok(EntryState {
         regs,
         sregs: set_long_mode,
     })
@@ -55,7 +56,7 @@ pub fn prepare(memory: &GuestMemoryMmap, rip: u64) -> Result<Entry, GuestMemoryE
 fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
     memory.write_obj(PDPT | PRESENT_WRITABLE, GuestAddress(PML4))?;
     for directory in 0..DIRECTORIES {
-        let table = PAGE_DIRECTORIES + directory * 0x1000;
+        let table = PAGE_DIRECTORIES + directory * PAGE_BYTES;
         memory.write_obj(table | PRESENT_WRITABLE, GuestAddress(PDPT + directory * 8))?;
     }
     let mut entries = Vec::new();

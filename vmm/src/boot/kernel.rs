@@ -1,7 +1,7 @@
 //! Puts kernel and initramfs into guest memory.
 //!
-//! Files are not trusted: what linux-loader would misunderstand or answer with a vague error is checked
-//! before, and nothing may land where the boot tables go.
+//! Files are not trusted: this file checks beforehand what linux-loader would misread or report with a
+//! vague error, and that nothing overwrites the boot tables.
 
 use std::fs::File;
 use std::io::Read;
@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 use linux_loader::loader::{self, KernelLoader};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use super::layout::{GAP_START, HIGH_MEMORY};
+use super::layout::HIGH_MEMORY;
+use crate::bytes::array_at;
+use crate::memory::regions::GAP_START;
+use crate::page::PAGE_BYTES;
 
-const PAGE_BYTES: u64 = 4096;
 const ELF_HEADER_BYTES: usize = 64;
 const PROGRAM_HEADER_BYTES: usize = 56;
 const PT_LOAD: u32 = 1;
@@ -23,7 +25,7 @@ const ELF_CLASS_64: u8 = 2;
 /// Why a machine can't boot from these files.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    /// The file system says no.
+    /// The file can't be read.
     #[error("cannot read {path}")]
     Read {
         /// Which file.
@@ -39,7 +41,7 @@ pub enum KernelError {
         /// Which file.
         path: PathBuf,
     },
-    /// No kernel at all.
+    /// No kernel.
     #[error("{path} is not a 64-bit x86 ELF kernel: {what}")]
     NotAKernel {
         /// Which file.
@@ -47,7 +49,7 @@ pub enum KernelError {
         /// What is wrong.
         what: &'static str,
     },
-    /// It parses, but doesn't load.
+    /// linux-loader refused it.
     #[error("cannot load kernel {path}")]
     Load {
         /// Which file.
@@ -55,19 +57,19 @@ pub enum KernelError {
         /// Why.
         source: loader::Error,
     },
-    /// Too large.
+    /// Larger than guest memory.
     #[error(
         "{path} needs {needed_mib} MiB of memory, the machine has {memory_mib} MiB below 3 GiB"
     )]
     DoesNotFit {
         /// Which file.
         path: PathBuf,
-        /// With everything below it.
+        /// Including everything below it.
         needed_mib: u64,
         /// Available.
         memory_mib: u64,
     },
-    /// Writing into memory.
+    /// Writing it into guest memory failed.
     #[error("cannot copy {path} into guest memory")]
     Copy {
         /// Which file.
@@ -77,7 +79,7 @@ pub enum KernelError {
     },
 }
 
-/// Where the kernel lies.
+/// Where the kernel is in guest memory.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadedKernel {
     /// First instruction.
@@ -86,7 +88,7 @@ pub struct LoadedKernel {
     pub end: u64,
 }
 
-/// Where the initramfs lies.
+/// Where the initramfs is in guest memory.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadedInitramfs {
     /// Guest-physical.
@@ -134,7 +136,7 @@ pub fn load_kernel(memory: &GuestMemoryMmap, path: &Path) -> Result<LoadedKernel
     })
 }
 
-/// Loads an initramfs as high as possible, so that a kernel which spreads can't reach it.
+/// Loads an initramfs as high as possible, out of reach of a kernel that unpacks itself or moves.
 ///
 /// # Errors
 /// [`KernelError`].
@@ -171,12 +173,12 @@ pub fn load_initramfs(
     Ok(LoadedInitramfs { address, length })
 }
 
-/// Memory below the device hole; the boot protocol's 32-bit fields end there.
+/// Memory below the gap for devices, which the boot protocol's 32-bit fields can address.
 fn low_memory_bytes(memory: &GuestMemoryMmap) -> u64 {
     (memory.last_addr().raw_value() + 1).min(GAP_START)
 }
 
-/// Checks headers and returns the address behind the highest segment.
+/// Checks the headers and returns the address behind the highest segment.
 fn check_elf(file: &File, path: &Path) -> Result<u64, KernelError> {
     let wrong = |what| KernelError::NotAKernel {
         path: path.into(),
@@ -238,14 +240,14 @@ fn is_bzimage(file: &File) -> bool {
     file.read_exact_at(&mut magic, 0x202).is_ok() && magic == *b"HdrS"
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+fn u16_at(bytes: &[u8], offset: usize) -> u16 {
+    u16::from_le_bytes(array_at(bytes, offset))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
+fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+    u32::from_le_bytes(array_at(bytes, offset))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+    u64::from_le_bytes(array_at(bytes, offset))
 }

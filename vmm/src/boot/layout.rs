@@ -1,8 +1,8 @@
-//! The guest-physical address map.
+//! The guest-physical addresses and I/O ports of everything but memory itself.
 //!
-//! Low memory up to 3 GiB, a hole for devices up to 4 GiB, the rest of memory above it.
+//! `memory::regions` places memory: up to 3 GiB, and on from 4 GiB. Devices lie in the gap between.
 
-/// Boot processor's descriptor table.
+/// The boot processor's global descriptor table.
 pub const GDT: u64 = 0x500;
 /// An empty interrupt descriptor table.
 pub const IDT: u64 = 0x520;
@@ -24,22 +24,18 @@ pub const CMDLINE_MAX_BYTES: usize = 2048;
 pub const CONVENTIONAL_END: u64 = 0x9_fc00;
 /// RSDP and all other ACPI tables; the area that a BIOS keeps them in (ACPI 6.5, 5.2.5.1).
 pub const ACPI: u64 = 0xe_0000;
-/// Where memory goes on; kernels are loaded above.
+/// Where memory continues behind the legacy area; kernels are loaded above.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 
-/// Begin of the hole for devices.
-pub const GAP_START: u64 = 3 << 30;
-/// End of it.
-pub const GAP_END: u64 = 4 << 30;
 /// Register windows of virtio devices, one after the other.
 pub const VIRTIO_START: u32 = 0xd000_0000;
 /// Size of each.
 pub const VIRTIO_BYTES: u32 = 0x1000;
 /// Interrupt line of the first; the others follow.
 pub const VIRTIO_FIRST_GSI: u32 = 5;
-/// As many as there are lines on the I/O APIC.
+/// Most virtio devices: the I/O APIC has no more interrupt lines.
 pub const VIRTIO_MAX_DEVICES: usize = 19;
-/// I/O APIC (KVM has it there, fixed).
+/// I/O APIC; KVM fixes this address.
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// Local APICs.
 pub const LAPIC: u32 = 0xfee0_0000;
@@ -50,7 +46,7 @@ pub const COM1_PORT: u16 = 0x3f8;
 pub const COM1_PORTS: u8 = 8;
 /// Its interrupt line.
 pub const COM1_GSI: u32 = 4;
-/// Keyboard controller; only its reset line is there.
+/// Keyboard controller, of which only the reset line exists.
 pub const I8042_PORT: u16 = 0x60;
 /// Its ports 0x60 to 0x64.
 pub const I8042_PORTS: u8 = 5;

@@ -1,8 +1,8 @@
-//! Everything that firmware would do: load the kernel, describe the machine, set the entry state.
+//! The work of firmware: loads the kernel, describes the machine, sets the entry state.
 //!
 //! Linux 64-bit boot protocol (Documentation/arch/x86/boot.rst, section "64-bit Boot Protocol").
-//! It was preferred to PVH because the kernel is entered in the mode that it runs in, so that
-//! its 32-bit entry code need not be emulated anywhere.
+//! It enters the kernel in the mode in which it runs. PVH would enter its 32-bit code, which some KVMs
+//! would have to emulate.
 
 pub mod acpi;
 pub mod entry;

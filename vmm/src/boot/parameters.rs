@@ -8,14 +8,13 @@ use linux_loader::loader::{self, load_cmdline};
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::kernel::LoadedInitramfs;
-use super::layout::{
-    ACPI, CMDLINE, CMDLINE_MAX_BYTES, CONVENTIONAL_END, GAP_START, HIGH_MEMORY, ZERO_PAGE,
-};
+use super::layout::{ACPI, CMDLINE, CMDLINE_MAX_BYTES, CONVENTIONAL_END, HIGH_MEMORY, ZERO_PAGE};
+use crate::memory::regions::GAP_START;
 
-/// What every guest gets; `--cmdline` is appended, so that its words win.
+/// The command line of every guest; `--cmdline` is appended, so that its words take precedence.
 ///
-/// `reboot=k` resets through the keyboard controller and `panic=-1` does so at once after a panic: a
-/// dead guest must not look alive.
+/// `reboot=k` resets through the keyboard controller, and `panic=-1` does so at once after a panic, so
+/// that a dead guest is noticed.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1 quiet";
 
 const E820_RAM: u32 = 1;
@@ -25,16 +24,16 @@ const HEADER_MAGIC: u32 = 0x5372_6448;
 const LOADER_UNDEFINED: u8 = 0xff;
 const KERNEL_ALIGNMENT: u32 = 0x100_0000;
 
-/// Why the kernel can't be told what it needs.
+/// Why the kernel's parameters can't be written.
 #[derive(Debug, thiserror::Error)]
 pub enum ParametersError {
     /// Too long, or not printable.
-    #[error("the kernel command line can't be used (at most {} characters)", CMDLINE_MAX_BYTES - 1)]
+    #[error("cannot use the kernel command line (at most {} characters)", CMDLINE_MAX_BYTES - 1)]
     Cmdline(#[source] linux_loader::cmdline::Error),
-    /// Does not go into memory.
+    /// Writing the command line failed.
     #[error("cannot write the kernel command line into guest memory")]
     LoadCmdline(#[source] loader::Error),
-    /// Does not go into memory.
+    /// Writing the boot parameters failed.
     #[error("cannot write the boot parameters into guest memory")]
     ZeroPage(#[source] configurator::Error),
 }
@@ -81,7 +80,7 @@ pub fn write(
     LinuxBootConfigurator::write_bootparams(&params, memory).map_err(ParametersError::ZeroPage)
 }
 
-/// All addresses and lengths here lie below the device hole, thus below 4 GiB.
+/// All addresses and lengths here are below the gap for devices, so below 4 GiB.
 fn low(value: u64) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
@@ -101,7 +100,7 @@ fn e820(memory: &GuestMemoryMmap) -> Vec<boot_e820_entry> {
             region.start_addr().raw_value(),
             region.last_addr().raw_value(),
         );
-        // The first region begins at 0, of which the first MiB is described above.
+        // The first region begins at 0, and the entries above describe its first MiB.
         let start = if start < GAP_START {
             HIGH_MEMORY
         } else {

@@ -4,20 +4,16 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::event::Timespec;
-use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use vmm_control::{Message, Request};
 
 use super::connection::Connection;
 use super::{ControlListener, MAX_CONNECTIONS};
+use crate::epoll::ready_now;
 
 const LISTENER: u64 = 0;
-const IMMEDIATELY: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 0,
-};
 
-/// Names a client as long as it is connected, and nobody afterwards.
+/// Identifies a client; never used again once it has disconnected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ClientId(u64);
 
@@ -31,7 +27,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// No client yet, and none ever without a listener.
+    /// No clients yet; without a listener there never are any.
     ///
     /// # Errors
     /// Where the host gives no epoll.
@@ -58,14 +54,8 @@ impl Clients {
     /// # Errors
     /// Where epoll fails.
     pub fn serve(&mut self, hello: impl Fn() -> Message) -> io::Result<Vec<(ClientId, Request)>> {
-        let mut ready: Vec<Event> = Vec::with_capacity(MAX_CONNECTIONS + 1);
-        let spare = rustix::buffer::spare_capacity(&mut ready);
-        match epoll::wait(&self.epoll, spare, Some(&IMMEDIATELY)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
         let mut requests = Vec::new();
-        for event in &ready {
+        for event in ready_now(&self.epoll, MAX_CONNECTIONS + 1)? {
             match event.data.u64() {
                 LISTENER => self.accept(&hello)?,
                 id => self.serve_client(ClientId(id), &mut requests)?,
@@ -74,7 +64,7 @@ impl Clients {
         Ok(requests)
     }
 
-    /// Sends to one client. One that has gone or does not read gets nothing.
+    /// Sends to one client. Ignored if it has disconnected; one that does not read is disconnected.
     pub fn send(&mut self, id: ClientId, message: &Message) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
@@ -82,7 +72,7 @@ impl Clients {
         if !connection.send(message) {
             self.connections.remove(&id);
         }
-        // A client that can't be waited for gets the rest with the next message.
+        // If this fails, the client gets the rest together with the next message.
         let _ = self.update_interest(id);
     }
 
@@ -98,7 +88,7 @@ impl Clients {
         let Some(mut connection) = self.listener.as_ref().and_then(ControlListener::accept) else {
             return Ok(());
         };
-        // Beyond the limit it is closed at once, which its client sees.
+        // A connection beyond the limit is closed at once.
         if self.connections.len() < MAX_CONNECTIONS && connection.send(&hello()) {
             let id = ClientId(self.next_id);
             self.next_id += 1;
@@ -126,13 +116,13 @@ impl Clients {
         let received = connection.receive();
         requests.extend(received.requests.into_iter().map(|request| (id, request)));
         if !writable || received.ended {
-            // Closing removes it from the epoll.
+            // The drop closes the socket, which removes it from the epoll.
             self.connections.remove(&id);
         }
         self.update_interest(id)
     }
 
-    /// Waits for room in a client's socket only while something waits to go there.
+    /// Watches for room in a client's socket only while output waits for it.
     fn update_interest(&self, id: ClientId) -> io::Result<()> {
         let Some(connection) = self.connections.get(&id) else {
             return Ok(());

@@ -15,21 +15,21 @@ pub struct Connection {
     stream: UnixStream,
     inbox: Vec<u8>,
     outbox: Vec<u8>,
-    /// Nothing more is read; it closes once everything is written.
+    /// No more is read; the connection closes once all output is written.
     ending: bool,
 }
 
-/// What came in.
+/// What was received.
 #[derive(Debug, Default)]
 pub struct Received {
     /// Whole requests.
     pub requests: Vec<Request>,
-    /// The client has gone, or is sent away once its replies are written.
+    /// The client has disconnected, or the connection is to be closed.
     pub ended: bool,
 }
 
 impl Connection {
-    /// Takes a stream.
+    /// Makes a connection of a stream.
     ///
     /// # Errors
     /// Where it can't be made non-blocking.
@@ -43,7 +43,7 @@ impl Connection {
         })
     }
 
-    /// Reads what is there. A line that is no request is answered and ends the connection.
+    /// Reads all that is there. A line that is no request gets a reply and ends the connection.
     pub fn receive(&mut self) -> Received {
         let mut received = Received::default();
         if self.ending {
@@ -75,10 +75,10 @@ impl Connection {
         }
     }
 
-    /// Queues a message and writes what goes out at once. False: the connection is of no more use.
+    /// Queues a message and writes as much as possible at once. False if the connection is to be closed.
     #[must_use]
     pub fn send(&mut self, message: &Message) -> bool {
-        // Plain data without maps: it always has a JSON form.
+        // Cannot fail: the message is plain data without maps.
         let Ok(mut line) = serde_json::to_vec(message) else {
             return true;
         };
@@ -90,7 +90,7 @@ impl Connection {
         self.flush()
     }
 
-    /// Writes what waits. False: the connection is of no more use.
+    /// Writes as much queued output as possible. False if the connection is to be closed.
     #[must_use]
     pub fn flush(&mut self) -> bool {
         while !self.outbox.is_empty() {
@@ -111,7 +111,7 @@ impl Connection {
         !self.outbox.is_empty()
     }
 
-    /// Whether anything that the client sends is still of interest.
+    /// Whether input of the client is still read.
     #[must_use]
     pub fn reads(&self) -> bool {
         !self.ending
@@ -126,7 +126,7 @@ impl Connection {
                 Ok(request) => requests.push(request),
                 Err(error) => {
                     let id = request_id(line);
-                    return self.end(id, &format!("this is no request: {error}"));
+                    return self.end(id, &format!("invalid request: {error}"));
                 }
             }
         }
@@ -142,7 +142,7 @@ impl Connection {
             kind: "invalid".to_owned(),
             message: message.to_owned(),
         };
-        // Whatever comes of it, the connection ends.
+        // The connection ends, whether or not this succeeds.
         let _ = self.send(&Message::Reply { id, reply });
         self.ending = true;
     }
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_answered_and_ends_the_connection() {
+    fn an_invalid_line_is_answered_and_ends_the_connection() {
         let (mut connection, mut client) = pair();
         client
             .write_all(b"{\"id\":7,\"request\":\"dance\"}\n")

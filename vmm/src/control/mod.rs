@@ -1,8 +1,7 @@
 //! The control socket: requests in, replies and events out, one JSON object per line.
 //!
-//! What a request means is decided in `machine::run`; here is only the talking. All sockets are
-//! non-blocking and served by the machine's event loop, so no client can hold it up: one that does not read
-//! or sends nonsense loses its connection.
+//! The caller carries requests out. All sockets are non-blocking and served by its event loop, so no
+//! client can delay it: a client that does not read or sends invalid lines loses its connection.
 
 pub mod clients;
 pub mod connection;
@@ -14,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use self::connection::Connection;
 
-/// Supervisor, its successor, a person with a shell: a handful.
+/// Most clients at a time. There are few: the supervisor, its successor, a person with a shell.
 pub const MAX_CONNECTIONS: usize = 16;
 
 /// Why there is no control socket.
@@ -29,11 +28,11 @@ pub enum ControlError {
         source: io::Error,
     },
     /// The inherited descriptor is no listening socket.
-    #[error("descriptor 0 is not a listening Unix socket, which --control-fd 0 says it is")]
+    #[error("cannot use --control-fd 0: descriptor 0 is not a listening Unix socket")]
     Inherited(#[source] io::Error),
 }
 
-/// Where connections arrive.
+/// The listening socket.
 #[derive(Debug)]
 pub struct ControlListener {
     listener: UnixListener,
@@ -79,7 +78,7 @@ impl ControlListener {
         Ok(Self { listener })
     }
 
-    /// The next connection that waits, if there is one.
+    /// Accepts a connection, if one is waiting.
     pub fn accept(&self) -> Option<Connection> {
         let (stream, _) = self.listener.accept().ok()?;
         Connection::new(stream).ok()

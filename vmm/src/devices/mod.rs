@@ -1,4 +1,4 @@
-//! Devices. They know guest memory, queues and interrupts; no KVM, no machine, no policy.
+//! Devices. They use guest memory, queues and interrupts, and do not know KVM or who drives them.
 
 pub mod power;
 pub mod serial;

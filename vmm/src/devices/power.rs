@@ -8,7 +8,7 @@ use crate::bus::BusDevice;
 pub const SLEEP_TYPE_OFF: u8 = 5;
 /// Offset of the reset register behind the sleep control register.
 pub const RESET_OFFSET: u16 = 2;
-/// What resets when written there.
+/// The value that resets when it is written there.
 pub const RESET_VALUE: u8 = 1;
 
 const SLEEP_CONTROL_OFFSET: u64 = 0;
@@ -21,7 +21,7 @@ const I8042_COMMAND_OFFSET: u64 = 4;
 /// "Pulse output line 0", which a PC wires to its reset.
 const I8042_RESET: u8 = 0xfe;
 
-/// What the guest wants.
+/// A power request of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PowerRequest {
     /// Power off.
@@ -30,7 +30,7 @@ pub enum PowerRequest {
     Reset,
 }
 
-/// Learns what the guest wants; called from vCPU threads.
+/// Receives the guest's power requests; called from vCPU threads.
 pub trait PowerListener: Send + Sync + std::fmt::Debug {
     /// May be called more than once.
     fn power_requested(&self, request: PowerRequest);
@@ -59,8 +59,8 @@ impl BusDevice for PowerRegisters {
     }
 }
 
-/// A keyboard controller with nothing but its reset line. Its status register reads as "ready", which
-/// the kernel waits for before it pulls the line.
+/// A keyboard controller of which only the reset line exists. Its status register reads as "ready", which
+/// the kernel waits for before it uses the line.
 #[derive(Debug)]
 pub struct I8042(pub Arc<dyn PowerListener>);
 

@@ -7,27 +7,28 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 use vm_superio::Trigger;
 use vm_superio::serial::{Error, NoEvents, Serial, SerialState};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
+use crate::epoll::NO_WAIT;
 
 /// Where console output goes.
 #[derive(Debug)]
 pub struct ConsoleOutput {
     file: File,
-    /// A regular file never makes a writer wait; a pipe or terminal may, and must not stop a vCPU.
+    /// A regular file never blocks a writer. A pipe or terminal may, and must not stop a vCPU.
     may_block: bool,
 }
 
 impl ConsoleOutput {
-    /// Takes a file or stream.
+    /// Console output into a file or stream.
     ///
     /// # Errors
-    /// Where its kind can't be asked for.
+    /// Where the kind of the file can't be determined.
     pub fn new(file: File) -> io::Result<Self> {
         let may_block = !file.metadata()?.is_file();
         Ok(Self { file, may_block })
@@ -35,21 +36,12 @@ impl ConsoleOutput {
 
     fn is_writable(&self) -> bool {
         let mut fds = [PollFd::from_borrowed_fd(self.file.as_fd(), PollFlags::OUT)];
-        matches!(
-            poll(
-                &mut fds,
-                Some(&Timespec {
-                    tv_sec: 0,
-                    tv_nsec: 0
-                })
-            ),
-            Ok(1)
-        )
+        matches!(poll(&mut fds, Some(&NO_WAIT)), Ok(1))
     }
 }
 
 impl Write for ConsoleOutput {
-    /// Drops what a slow reader has no room for.
+    /// Drops the output if a slow reader has no room for it.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.may_block && !self.is_writable() {
             return Ok(bytes.len());
@@ -108,7 +100,8 @@ impl SerialPort {
         }
     }
 
-    /// A port as it was saved. Call it when `line` is connected: what was pending is raised again.
+    /// A port as it was saved. Writes a pending interrupt to `line` at once; the event keeps it until the line
+    /// is connected.
     ///
     /// # Errors
     /// Where the state contradicts itself.
@@ -167,7 +160,7 @@ impl BusDevice for SerialPort {
         data.fill_with(|| registers.read(register));
     }
 
-    /// More than one byte is a repeated string instruction: all go to the same register.
+    /// Several bytes come from a repeated string instruction: all go to the same register.
     fn write(&self, offset: u64, data: &[u8]) {
         let mut registers = self
             .registers
@@ -175,7 +168,7 @@ impl BusDevice for SerialPort {
             .unwrap_or_else(PoisonError::into_inner);
         let register = u8::try_from(offset).unwrap_or(u8::MAX);
         for byte in data {
-            // A full disk loses console output, as a torn cable would.
+            // On a full disk, console output is lost.
             let _ = registers.write(register, *byte);
         }
     }

@@ -13,7 +13,7 @@ use crate::memory::file::CHUNK_LEN;
 pub struct Hex128(pub u128);
 
 impl Hex128 {
-    /// Reads the only spelling that [`fmt::Display`] writes.
+    /// Parses only the spelling that [`fmt::Display`] writes.
     pub fn parse(text: &str) -> Option<Self> {
         let lower_hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         if text.len() != 32 || !text.as_bytes().iter().all(lower_hex) {
@@ -60,7 +60,7 @@ pub fn chunk_sum(chunk: &[u8]) -> u64 {
     xxh3_64(chunk)
 }
 
-/// Sum of a chunk that holds only zeros, as holes of the memory file do.
+/// Sum of a chunk of zeros, such as a hole of the memory file.
 pub fn zero_chunk_sum() -> u64 {
     static SUM: LazyLock<u64> = LazyLock::new(|| xxh3_64(&[0; CHUNK_LEN]));
     *SUM
@@ -71,8 +71,8 @@ pub fn encode_sums(sums: &[u64]) -> Vec<u8> {
     sums.iter().flat_map(|sum| sum.to_le_bytes()).collect()
 }
 
-/// Reads `memory.sums` back; a rest of less than eight bytes is dropped, since the caller has
-/// checked the length.
+/// Reads `memory.sums` back. The caller has checked the length; a remainder of less than eight bytes is
+/// ignored.
 pub fn decode_sums(bytes: &[u8]) -> Vec<u64> {
     bytes
         .as_chunks::<8>()

@@ -1,7 +1,7 @@
-//! The image directory: names of its files, its lock, and the renames that make an image
-//! appear and vanish.
+//! The image directory: names of its files, its lock, and the renames that make an image appear and
+//! disappear.
 //!
-//! Looks into no file.
+//! Does not read or write the files.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -16,20 +16,20 @@ pub const MEMORY: &str = "memory";
 pub const SUMS: &str = "memory.sums";
 /// vCPUs and devices.
 pub const STATE: &str = "state.bin";
-/// There is an image if this is there.
+/// The manifest; there is an image if it exists.
 pub const MANIFEST: &str = "manifest.json";
 /// The manifest of an image that a machine has been resumed from.
 pub const CONSUMED: &str = "manifest.consumed";
-/// A save began and did not end.
+/// Marks a save that has begun and not ended.
 pub const UNFINISHED: &str = "manifest.unfinished";
-/// The manifest before it counts.
+/// The manifest before it is committed.
 pub const TEMPORARY: &str = "manifest.tmp";
 
-/// How long an image may stay locked by a VMM that is just ending.
+/// How long an image may stay locked by a VMM that is about to end.
 const LOCK_DEADLINE: Duration = Duration::from_millis(500);
 const LOCK_RETRY: Duration = Duration::from_millis(5);
 
-/// Why an image directory can't be had.
+/// Why an image directory can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
     /// Not there, not a directory, not permitted.
@@ -40,7 +40,7 @@ pub enum DirectoryError {
         /// Why not.
         source: io::Error,
     },
-    /// Locking failed for another reason than a holder.
+    /// Locking failed for another reason than another holder.
     #[error("cannot lock the image directory {path}")]
     Lock {
         /// The directory.
@@ -49,7 +49,7 @@ pub enum DirectoryError {
         source: io::Error,
     },
     /// Another VMM holds it.
-    #[error("another VMM uses the image {path}, and did not let go of it within {waited_ms} ms")]
+    #[error("another VMM uses the image {path}, and did not release it within {waited_ms} ms")]
     InUse {
         /// The directory.
         path: PathBuf,
@@ -58,7 +58,7 @@ pub enum DirectoryError {
     },
 }
 
-/// Makes the directory durably; success if it is there.
+/// Makes the directory durably; success if it exists.
 fn make(path: &Path) -> io::Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -72,8 +72,8 @@ fn make(path: &Path) -> io::Result<()> {
 
 /// An image directory, locked for this process.
 ///
-/// The lock is a `flock` on the directory itself: it needs no file of its own, and it goes
-/// when the last holder of the descriptor ends, however it ends.
+/// The lock is a `flock` on the directory itself: it needs no extra file, and it is released when the
+/// last holder of the descriptor ends, however it ends.
 #[derive(Debug, Clone)]
 pub struct ImageDirectory {
     path: PathBuf,
@@ -81,7 +81,7 @@ pub struct ImageDirectory {
 }
 
 impl ImageDirectory {
-    /// Opens and locks a directory that must be there.
+    /// Opens and locks a directory, which must exist.
     pub fn lock(path: &Path) -> Result<Self, DirectoryError> {
         let directory = File::open(path).and_then(|file| match file.metadata()?.is_dir() {
             true => Ok(file),
@@ -117,8 +117,8 @@ impl ImageDirectory {
         }
     }
 
-    /// Takes `path` under a lock that this process may already hold; makes the directory, for its
-    /// owner only, if it is not there.
+    /// As [`Self::lock`], but uses `held` where that is the lock of the same directory. Makes the directory,
+    /// for its owner only, if it does not exist.
     pub fn lock_or_share(path: &Path, held: Option<&Arc<File>>) -> Result<Self, DirectoryError> {
         make(path).map_err(|source| DirectoryError::Open {
             path: path.to_owned(),
@@ -161,8 +161,8 @@ impl ImageDirectory {
         fs::rename(self.file(from), self.file(to))
     }
 
-    /// As above; whether there was such a file.
-    pub fn rename_if_there(&self, from: &str, to: &str) -> io::Result<bool> {
+    /// As [`Self::rename`]; returns whether the file existed.
+    pub fn rename_if_exists(&self, from: &str, to: &str) -> io::Result<bool> {
         match self.rename(from, to) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -170,7 +170,7 @@ impl ImageDirectory {
         }
     }
 
-    /// Removes one of its files, if it is there.
+    /// Removes one of its files, if it exists.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         match fs::remove_file(self.file(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

@@ -1,7 +1,7 @@
-//! `manifest.json`: what it says, how it is written and how it is judged.
+//! `manifest.json`: its fields, and how it is encoded, decoded and checked.
 //!
-//! Bytes in, bytes out; no files. The manifest is JSON for people, but every single byte of it
-//! counts: its last field is a checksum over all bytes before that field.
+//! Works on bytes, not on files. The manifest is JSON, so that people can read it, but every byte counts:
+//! its last field is a checksum over all bytes before that field.
 
 use std::fmt;
 
@@ -24,7 +24,7 @@ pub const MAX_STATE_BYTES: u64 = 64 << 20;
 pub struct ImageId(pub Hex128);
 
 impl ImageId {
-    /// Draws a new one.
+    /// A new one.
     pub fn random() -> Self {
         Self(Hex128(rand::random()))
     }
@@ -80,11 +80,11 @@ pub struct MemoryFacts {
     pub memory_mib: u32,
     /// Length of `memory`, header page included.
     pub file_bytes: u64,
-    /// `memory.sums`; its digest stands for all of memory, as the sums cover it.
+    /// `memory.sums`; its digest covers all of memory, since the sums do.
     pub sums: FileFacts,
 }
 
-/// What `manifest.json` says, apart from its own checksum.
+/// The contents of `manifest.json`, without its checksum.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -96,7 +96,7 @@ pub struct Manifest {
     pub machine_id: String,
     /// Generation of the machine that was suspended into it.
     pub generation: u64,
-    /// Drawn anew by each suspend.
+    /// A new one for each suspend.
     pub image_id: ImageId,
     /// Seconds since 1970, by the host's clock.
     pub created_at_unix_s: u64,
@@ -113,8 +113,8 @@ pub struct Manifest {
 /// Why bytes are not a manifest that this program can use.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// No checksum where it must be: cut off, or not a manifest at all.
-    #[error("it doesn't end in a checksum, so it is cut off or no manifest")]
+    /// There is no checksum at its end: it is truncated, or not a manifest.
+    #[error("it doesn't end in a checksum, so it is truncated or no manifest")]
     Unterminated,
     /// The checksum contradicts the rest.
     #[error("its checksum says {recorded}, its bytes say {computed}")]
@@ -124,16 +124,16 @@ pub enum ManifestError {
         /// As computed.
         computed: Hex128,
     },
-    /// Sound, but it doesn't say what it is.
+    /// Intact, but without magic or version.
     #[error("it doesn't carry the magic \"{MAGIC}\" and a version")]
     Magic,
-    /// Sound, but of another version.
+    /// Intact, but of another version.
     #[error("it has format version {found}, and this program reads version {VERSION}")]
     Version {
         /// Its version.
         found: u64,
     },
-    /// Sound and of this version, but not of its shape.
+    /// Intact and of this version, but with other fields.
     #[error("its fields are not those of version {VERSION}")]
     Fields(#[source] serde_json::Error),
 }
@@ -143,7 +143,7 @@ const END: &str = "\"\n}\n";
 const CHECKSUM_DIGITS: usize = 32;
 
 impl Manifest {
-    /// Writes it out, checksum included.
+    /// Encodes it, with its checksum.
     pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
         let mut text = serde_json::to_string_pretty(self)?;
         // A pretty-printed struct ends in a line that holds only the brace.
@@ -153,7 +153,7 @@ impl Manifest {
         Ok(text.into_bytes())
     }
 
-    /// Reads it back. All that is wrong with it is found here.
+    /// Reads it back, and finds all that is wrong with it.
     pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
         let (body, recorded) = split_checksum(bytes).ok_or(ManifestError::Unterminated)?;
         let computed = file_digest(body);

@@ -1,18 +1,19 @@
 //! The first page of the memory file: whose memory the file holds.
 //!
-//! A save rewrites it before anything else, so that a manifest from before that save can't be
-//! paired with the memory from after it. Bytes in, bytes out; no files.
+//! A save rewrites it before the pages, so that an older manifest never matches newer memory. Works on
+//! bytes, not on files.
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::digest::Hex128;
 use super::format::{ImageId, VERSION};
+use crate::bytes::array_at;
 use crate::memory::file::HEADER_LEN;
 
 const MAGIC: [u8; 8] = *b"MCTLMEM\0";
 const CHECKSUM_AT: usize = HEADER_LEN - 8;
 
-/// What the header page says.
+/// The contents of the header page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// The manifest's image id.
@@ -32,7 +33,7 @@ pub enum HeaderError {
     /// The checksum contradicts the rest.
     #[error("the checksum of its header page doesn't match")]
     Checksum,
-    /// Sound, but of another version.
+    /// Intact, but of another version.
     #[error("it has format version {found}, and this program reads version {VERSION}")]
     Version {
         /// Its version.
@@ -41,7 +42,7 @@ pub enum HeaderError {
 }
 
 impl Header {
-    /// Writes the page.
+    /// Encodes the page.
     pub fn encode(&self) -> [u8; HEADER_LEN] {
         let mut page = [0; HEADER_LEN];
         page[0..8].copy_from_slice(&MAGIC);
@@ -54,7 +55,7 @@ impl Header {
         page
     }
 
-    /// Reads the page.
+    /// Decodes the page.
     pub fn decode(page: &[u8; HEADER_LEN]) -> Result<Self, HeaderError> {
         if page[0..8] != MAGIC {
             return Err(HeaderError::Magic);
@@ -62,22 +63,16 @@ impl Header {
         if page[CHECKSUM_AT..] != xxh3_64(&page[..CHECKSUM_AT]).to_le_bytes() {
             return Err(HeaderError::Checksum);
         }
-        let version = u32::from_le_bytes(field(page, 8));
+        let version = u32::from_le_bytes(array_at(page, 8));
         if version != VERSION {
             return Err(HeaderError::Version { found: version });
         }
         Ok(Self {
-            image_id: ImageId(Hex128(u128::from_le_bytes(field(page, 16)))),
-            generation: u64::from_le_bytes(field(page, 32)),
-            memory_bytes: u64::from_le_bytes(field(page, 40)),
+            image_id: ImageId(Hex128(u128::from_le_bytes(array_at(page, 16)))),
+            generation: u64::from_le_bytes(array_at(page, 32)),
+            memory_bytes: u64::from_le_bytes(array_at(page, 40)),
         })
     }
-}
-
-fn field<const N: usize>(page: &[u8; HEADER_LEN], at: usize) -> [u8; N] {
-    let mut bytes = [0; N];
-    bytes.copy_from_slice(&page[at..at + N]);
-    bytes
 }
 
 #[cfg(test)]

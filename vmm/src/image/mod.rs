@@ -5,32 +5,35 @@
 //! |------------------|--------------------------------------------------------------------|
 //! | `memory`         | a header page, then guest memory without the gap, sparse           |
 //! | `memory.sums`    | one 64-bit sum per 64 KiB of guest memory                          |
-//! | `state.bin`      | what vCPUs and devices saved; opaque here                          |
+//! | `state.bin`      | the state of vCPUs and devices; opaque here                        |
 //! | `manifest.json`  | which machine, which generation, sizes and digests of the others   |
 //!
-//! There is an image if, and only if, there is a `manifest.json`. It is the last thing that a
-//! save makes, and the first thing that goes:
+//! There is an image if, and only if, there is a `manifest.json`. It is the last file that a save
+//! makes, and the first one that is removed:
 //!
 //! ```text
 //! save commits ─▶ manifest.json ── resume ──▶ manifest.consumed ── save begins ─┐
 //!       ▲                                                                       ▼
-//!       └────── all else written and synced ◀── manifest.unfinished (durable, before any write)
+//!       └── all other files written and synced ◀── manifest.unfinished (durable, before any write)
 //! ```
 //!
-//! All sums and digests are XXH3: they find damage, they don't stop a forger.
-//! Which bytes the state holds and when it may be taken is the business of `machine`.
+//! All sums and digests are XXH3: they find damage, they don't stop a forger. The caller decides what
+//! the state holds, and when it is collected.
 
+mod attempt;
 pub mod digest;
 pub mod directory;
 pub mod format;
 pub mod header;
 pub mod open;
 mod pages;
+mod request;
 pub mod save;
 pub mod step;
 pub mod verify;
 
 pub use format::{CpuIdentity, ImageId, Manifest};
 pub use open::{Expectation, OpenError, OpenImage, open};
-pub use save::{DiskFile, SaveError, SaveRequest, save};
+pub use request::{DiskFile, SaveError, SaveRequest};
+pub use save::save;
 pub use verify::{BackgroundVerifier, DamagedRange, Verified, VerifyError};

@@ -1,7 +1,6 @@
-//! Opening an image for a resume: everything except guest memory itself is checked, and what is
-//! wrong is said.
+//! Opens an image for a resume: checks everything except guest memory itself, and says what is wrong.
 //!
-//! Guest memory is mapped lazily and checked by `verify`, before the guest runs or behind it.
+//! Guest memory is mapped lazily; `verify` checks it, before the guest runs or while it runs.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -22,7 +21,7 @@ use crate::memory::file::{CHUNK_BYTES, HEADER_BYTES, HEADER_LEN, MemoryFile};
 use crate::memory::regions::Layout;
 use crate::memory::{MachineMemory, MemoryError};
 
-/// What the image must be to be resumed here.
+/// What an image must match to be resumed here.
 #[derive(Debug, Clone, Copy)]
 pub struct Expectation<'a> {
     /// Whose image it must be.
@@ -36,10 +35,10 @@ pub struct Expectation<'a> {
 /// Why an image is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The directory itself.
+    /// The directory can't be used.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// No suspend has ended here, and none has begun.
+    /// No suspend has ever begun here.
     #[error("there is no image in {directory}: it has no {MANIFEST}")]
     Missing {
         /// The directory.
@@ -51,7 +50,7 @@ pub enum OpenError {
         /// The directory.
         directory: PathBuf,
     },
-    /// A suspend broke off.
+    /// A suspend was interrupted.
     #[error("the image in {directory} is unfinished: the suspend that wrote it did not end")]
     Unfinished {
         /// The directory.
@@ -83,7 +82,7 @@ pub enum OpenError {
         /// What is wrong with it.
         source: ManifestError,
     },
-    /// It is sound, but says something that can't be.
+    /// It is intact, but a value is impossible.
     #[error("the manifest {file} contradicts itself: {field} can't be {found}")]
     Contradiction {
         /// Which.
@@ -101,7 +100,7 @@ pub enum OpenError {
         /// Wanted.
         expected: String,
     },
-    /// The machine was suspended again, or not, since.
+    /// An image of another generation.
     #[error("the image is of generation {found}, and generation {expected} is expected")]
     Generation {
         /// In the manifest.
@@ -180,7 +179,7 @@ pub enum OpenError {
 /// An image that may be resumed, open and locked.
 #[derive(Debug)]
 pub struct OpenImage {
-    /// What it says about itself.
+    /// `manifest.json`.
     pub manifest: Manifest,
     /// `state.bin`.
     pub state: Vec<u8>,
@@ -213,7 +212,7 @@ pub fn open(directory: &Path, expect: &Expectation<'_>) -> Result<OpenImage, Ope
 }
 
 impl OpenImage {
-    /// Maps guest memory privately; nothing of it is read yet.
+    /// Maps guest memory privately, without reading it.
     pub fn map(&self) -> Result<MachineMemory, MemoryError> {
         MachineMemory::from_image(self.layout.clone(), Arc::clone(&self.memory))
     }
@@ -223,8 +222,8 @@ impl OpenImage {
         verify::verify_all(&self.memory, &self.layout, &|| false)
     }
 
-    /// Checks guest memory in a thread of low priority and tells how it ended, unless it is
-    /// stopped before.
+    /// Checks guest memory in a thread of low priority and reports the outcome, unless it is stopped
+    /// before.
     pub fn verify_in_background(
         &self,
         on_end: impl FnOnce(Result<Verified, VerifyError>) + Send + 'static,
@@ -232,11 +231,11 @@ impl OpenImage {
         BackgroundVerifier::start(Arc::clone(&self.memory), self.layout.clone(), on_end)
     }
 
-    /// Makes the image vanish: from here on, the machine that runs is the truth.
+    /// Marks the image as used, so that its memory never runs twice. To be called right before the first
+    /// entry of a vCPU.
     ///
-    /// For the moment before the first entry of a vCPU. It is not synced: after a power
-    /// failure the image may be back, whole, and its generation tells that it is stale. The
-    /// next save makes it durable before it writes.
+    /// It is not synced: after a power failure the whole image may be back, and its generation shows that
+    /// it is stale. The next save makes this durable before it writes.
     pub fn consume(&self) -> Result<(), ConsumeError> {
         self.directory
             .rename(MANIFEST, CONSUMED)
@@ -262,7 +261,7 @@ fn read_manifest(directory: &ImageDirectory) -> Result<Manifest, OpenError> {
     let file = match open_regular(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(absence(directory));
+            return Err(missing_reason(directory));
         }
         Err(source) => return Err(OpenError::Read { file: path, source }),
     };
@@ -270,7 +269,7 @@ fn read_manifest(directory: &ImageDirectory) -> Result<Manifest, OpenError> {
     Manifest::decode(&bytes).map_err(|source| OpenError::Manifest { file: path, source })
 }
 
-fn absence(directory: &ImageDirectory) -> OpenError {
+fn missing_reason(directory: &ImageDirectory) -> OpenError {
     let path = directory.path().to_owned();
     if directory.has(UNFINISHED) || directory.has(TEMPORARY) {
         OpenError::Unfinished { directory: path }
@@ -305,7 +304,7 @@ fn check_expectation(manifest: &Manifest, expect: &Expectation<'_>) -> Result<()
     Ok(())
 }
 
-/// Checks the sizes that the manifest claims against each other, before any is used.
+/// Checks that the sizes in the manifest agree, before any of them is used.
 fn check_sizes(directory: &ImageDirectory, manifest: &Manifest) -> Result<Layout, OpenError> {
     let impossible = |field, found| OpenError::Contradiction {
         file: directory.file(MANIFEST),
@@ -406,7 +405,7 @@ fn open_sized(path: &Path, expected: u64) -> Result<File, OpenError> {
     Ok(file)
 }
 
-/// Opens a file that is one: neither a pipe, on which opening would wait, nor a link.
+/// Opens a regular file: not a link, and not a pipe, on which opening would block.
 fn open_regular(path: &Path) -> io::Result<File> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = File::options().read(true).custom_flags(flags).open(path)?;

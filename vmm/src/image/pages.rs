@@ -1,7 +1,7 @@
-//! The part of a save that concerns guest memory: which pages it writes, writing them, and
-//! bringing the sums up to date.
+//! The part of a save that concerns guest memory: decides which pages are written, writes them, and
+//! updates the sums.
 //!
-//! Opens and syncs nothing.
+//! `save` opens and syncs the files.
 
 use std::fs::File;
 use std::io;
@@ -13,9 +13,10 @@ use std::thread;
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
+use super::attempt::Attempt;
 use super::digest::{chunk_sum, zero_chunk_sum};
-use super::directory::{ImageDirectory, MEMORY};
-use super::save::{PhaseClock, Save, SaveError, SaveRequest};
+use super::directory::MEMORY;
+use super::request::{SaveError, SaveRequest};
 use super::step::Step;
 use super::verify;
 use crate::memory::dirty::DirtySource;
@@ -23,33 +24,34 @@ use crate::memory::file::{
     CHUNK_BYTES, CHUNK_LEN, CHUNK_PAGES, HEADER_BYTES, MemoryFile, page_offset,
 };
 use crate::memory::pages::PageSet;
-use crate::memory::regions::PAGE_BYTES;
 use crate::memory::{MachineMemory, Origin};
+use crate::page::PAGE_BYTES;
+use crate::phases::Phases;
 use crate::sys::guest_write;
 
-/// Most pages in one write, so that cancelling doesn't wait long.
+/// Most pages in one write, so that a save is soon cancelled.
 const BATCH_PAGES: u64 = 1024;
 
-/// What is going to be written.
-pub(super) struct Plan {
-    /// Into the file that the machine runs on; otherwise into a new one, from holes.
+/// Which pages a save writes, and where.
+pub(super) struct WritePlan {
+    /// The pages go into the file that the machine runs on; otherwise into a new file of holes.
     pub(super) in_place: bool,
     /// How changed pages were found.
     pub(super) source: DirtySource,
     /// Pages to write.
     data: PageSet,
-    /// Pages to punch out; none for a new file.
+    /// Pages that become holes; none for a new file.
     punch: PageSet,
     /// Pages whose chunks get new sums.
     changed: PageSet,
 }
 
-impl Plan {
-    pub(super) fn draw(save: &Save<'_>, directory: &ImageDirectory) -> Result<Self, SaveError> {
-        let memory = save.request.memory;
-        let is_cancelled = || save.request.is_cancelled();
+impl WritePlan {
+    pub(super) fn make(attempt: &Attempt<'_>) -> Result<Self, SaveError> {
+        let memory = attempt.request.memory;
+        let is_cancelled = || attempt.request.is_cancelled();
         let (changed, source) = memory.private_pages()?;
-        let Origin::Image(kept) = memory.origin() else {
+        let Origin::Image(old_file) = memory.origin() else {
             let sorted = memory.sort_by_content(&changed, &is_cancelled)?;
             return Ok(Self {
                 in_place: false,
@@ -59,9 +61,9 @@ impl Plan {
                 punch: PageSet::new(memory.layout().pages()),
             });
         };
-        check_kept_chunks(save, kept, &changed)?;
-        let path = directory.file(MEMORY);
-        if is_same_file(kept, &path) {
+        check_reused_chunks(attempt.request, old_file, &changed)?;
+        let path = attempt.directory.file(MEMORY);
+        if is_same_file(old_file, &path) {
             let sorted = memory.sort_by_content(&changed, &is_cancelled)?;
             return Ok(Self {
                 in_place: true,
@@ -71,8 +73,8 @@ impl Plan {
                 changed,
             });
         }
-        let mut all = file_pages(kept, memory)
-            .map_err(|error| SaveError::at(Step::OpenMemory, &path, error))?;
+        let mut all = data_pages(old_file, memory)
+            .map_err(|error| SaveError::of_step(Step::OpenMemory, &path, error))?;
         all.insert_all(&changed);
         let sorted = memory.sort_by_content(&all, &is_cancelled)?;
         let punch = PageSet::new(memory.layout().pages());
@@ -94,72 +96,73 @@ impl Plan {
     }
 }
 
-/// Checks, in the old image, the chunks that will get a new sum and keep some of their pages:
-/// the new sum would vouch for damage that the old one still shows. Then marks all chunks that
-/// will change.
-fn check_kept_chunks(
-    save: &Save<'_>,
-    kept: &MemoryFile,
+/// Checks the chunks of the old image that get a new sum although some of their pages stay: the new
+/// sum would cover up damage that the old one still shows. Then marks all chunks that will change.
+fn check_reused_chunks(
+    request: &SaveRequest<'_>,
+    old_file: &MemoryFile,
     changed: &PageSet,
 ) -> Result<(), SaveError> {
-    let layout = save.request.memory.layout();
+    let layout = request.memory.layout();
     let mut buffer = vec![0; CHUNK_LEN];
-    for chunk in 0..kept.chunks() {
+    for chunk in 0..old_file.chunks() {
         let count = changed.count_in_chunk(chunk);
-        if count == 0 || kept.is_verified(chunk) {
+        if count == 0 || old_file.is_verified(chunk) {
             continue;
         }
-        if save.request.is_cancelled() {
+        if request.is_cancelled() {
             return Err(SaveError::Cancelled);
         }
         if count < CHUNK_PAGES {
-            verify::check_chunk(kept, layout, chunk, &mut buffer).map_err(SaveError::Kept)?;
+            verify::check_chunk(old_file, layout, chunk, &mut buffer)
+                .map_err(SaveError::OldImage)?;
         }
-        kept.mark_verified(chunk);
+        old_file.mark_verified(chunk);
     }
     Ok(())
 }
 
-fn is_same_file(kept: &MemoryFile, path: &Path) -> bool {
+fn is_same_file(old_file: &MemoryFile, path: &Path) -> bool {
     let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-    match (kept.file().metadata(), std::fs::symlink_metadata(path)) {
+    match (old_file.file().metadata(), std::fs::symlink_metadata(path)) {
         (Ok(ours), Ok(theirs)) => identity(ours) == identity(theirs),
         _ => false,
     }
 }
 
-/// Pages that the machine's own file has data for.
-fn file_pages(kept: &MemoryFile, memory: &MachineMemory) -> io::Result<PageSet> {
+/// Pages of a memory file that are not holes.
+fn data_pages(file: &MemoryFile, memory: &MachineMemory) -> io::Result<PageSet> {
     let mut pages = PageSet::new(memory.layout().pages());
     let mut offset = HEADER_BYTES;
     loop {
-        let start = match rustix::fs::seek(kept.file(), SeekFrom::Data(offset)) {
+        let start = match rustix::fs::seek(file.file(), SeekFrom::Data(offset)) {
             Ok(start) => start,
             Err(Errno::NXIO) => return Ok(pages),
             Err(error) => return Err(error.into()),
         };
-        let end = rustix::fs::seek(kept.file(), SeekFrom::Hole(start))?;
+        let end = rustix::fs::seek(file.file(), SeekFrom::Hole(start))?;
         let page = |offset: u64| offset.saturating_sub(HEADER_BYTES) / PAGE_BYTES;
         pages.insert(page(start)..page(end + PAGE_BYTES - 1));
         offset = end;
     }
 }
 
-/// Writes the pages and answers the sums, which a second thread takes meanwhile.
+/// Writes the pages and returns the new sums, which a second thread computes meanwhile.
 pub(super) fn write(
-    save: &Save<'_>,
-    plan: &Plan,
+    attempt: &Attempt<'_>,
+    plan: &WritePlan,
     file: &File,
-    clock: &mut PhaseClock,
+    phases: &mut Phases,
 ) -> Result<Vec<u64>, SaveError> {
-    let request = save.request;
+    let request = attempt.request;
     thread::scope(|scope| {
         let summing = thread::Builder::new()
-            .name("summer".to_owned())
+            .name("sums".to_owned())
             .spawn_scoped(scope, || update_sums(request, plan))
             .map_err(SaveError::Thread)?;
-        let written = write_pages(save, plan, file).and_then(|()| punch_pages(save, plan, file));
-        clock.end("memory_write");
+        let written =
+            write_pages(attempt, plan, file).and_then(|()| punch_pages(attempt, plan, file));
+        phases.end("memory_write");
         let sums = match summing.join() {
             Ok(sums) => sums,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -168,21 +171,21 @@ pub(super) fn write(
     })
 }
 
-fn write_pages(save: &Save<'_>, plan: &Plan, file: &File) -> Result<(), SaveError> {
-    let memory = save.request.memory;
+fn write_pages(attempt: &Attempt<'_>, plan: &WritePlan, file: &File) -> Result<(), SaveError> {
+    let memory = attempt.request.memory;
     for run in memory.pieces(&plan.data, BATCH_PAGES) {
         let slice = memory.slice(&run)?;
-        save.step(Step::WritePages, MEMORY, || {
+        attempt.step(Step::WritePages, MEMORY, || {
             guest_write::write_all_at(file, &slice, page_offset(run.start))
         })?;
     }
     Ok(())
 }
 
-fn punch_pages(save: &Save<'_>, plan: &Plan, file: &File) -> Result<(), SaveError> {
-    let memory = save.request.memory;
+fn punch_pages(attempt: &Attempt<'_>, plan: &WritePlan, file: &File) -> Result<(), SaveError> {
+    let memory = attempt.request.memory;
     for run in memory.pieces(&plan.punch, BATCH_PAGES) {
-        save.step(Step::PunchPages, MEMORY, || punch(memory, file, &run))?;
+        attempt.step(Step::PunchPages, MEMORY, || punch(memory, file, &run))?;
     }
     Ok(())
 }
@@ -191,7 +194,7 @@ fn punch(memory: &MachineMemory, file: &File, run: &Range<u64>) -> io::Result<()
     let bytes = (run.end - run.start) * PAGE_BYTES;
     let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     match rustix::fs::fallocate(file, mode, page_offset(run.start), bytes) {
-        // Not every file system has holes; these pages are zeros, so writing them does as well.
+        // Not every file system has holes. These pages are zeros, so they can be written instead.
         Err(Errno::OPNOTSUPP) => {
             let zeros = memory.slice(run).map_err(io::Error::other)?;
             guest_write::write_all_at(file, &zeros, page_offset(run.start))
@@ -200,10 +203,10 @@ fn punch(memory: &MachineMemory, file: &File, run: &Range<u64>) -> io::Result<()
     }
 }
 
-fn update_sums(request: &SaveRequest<'_>, plan: &Plan) -> Result<Vec<u64>, SaveError> {
+fn update_sums(request: &SaveRequest<'_>, plan: &WritePlan) -> Result<Vec<u64>, SaveError> {
     let memory = request.memory;
     let mut sums = match memory.origin() {
-        Origin::Image(kept) => kept.sums().to_vec(),
+        Origin::Image(old_file) => old_file.sums().to_vec(),
         Origin::Anonymous => {
             let chunks = usize::try_from(memory.layout().bytes() / CHUNK_BYTES).unwrap_or(0);
             vec![zero_chunk_sum(); chunks]
@@ -225,9 +228,8 @@ fn update_sums(request: &SaveRequest<'_>, plan: &Plan) -> Result<Vec<u64>, SaveE
 
 /// Reads a chunk as it will be in the image.
 ///
-/// Pages that haven't changed come from the file by a read, not through the mapping: where that
-/// maps a hole of a tmpfs, touching it would take room there, and kill this process if there
-/// is none.
+/// Unchanged pages are read from the file, not through the mapping: touching a mapped hole of a tmpfs
+/// takes room there, and kills this process if there is none.
 fn read_chunk(
     memory: &MachineMemory,
     changed: &PageSet,
@@ -235,8 +237,8 @@ fn read_chunk(
     buffer: &mut [u8],
 ) -> Result<(), SaveError> {
     match memory.origin() {
-        Origin::Image(kept) if changed.count_in_chunk(chunk) < CHUNK_PAGES => {
-            verify::read_chunk(kept, chunk, buffer).map_err(SaveError::Kept)?;
+        Origin::Image(old_file) if changed.count_in_chunk(chunk) < CHUNK_PAGES => {
+            verify::read_chunk(old_file, chunk, buffer).map_err(SaveError::OldImage)?;
         }
         _ => buffer.fill(0),
     }

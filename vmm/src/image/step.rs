@@ -1,9 +1,9 @@
-//! The steps of a save, in order. What may fail, be cancelled or be cut off by a crash has a
-//! name here, so that errors can say it and tests can go through all of it.
+//! The steps of a save, in order. Each action that may fail, be cancelled or be interrupted by a crash
+//! has a name here, for error messages and for tests that go through all of them.
 
 use std::fmt;
 
-/// One step of a save; the larger ones recur.
+/// One step of a save; the larger ones are repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Renames the manifest of the image that is going to be overwritten.
@@ -14,9 +14,9 @@ pub enum Step {
     OpenMemory,
     /// Writes the header page, with the new image id.
     WriteHeader,
-    /// Writes a run of changed pages; recurs.
+    /// Writes a run of changed pages; repeated.
     WritePages,
-    /// Punches out a run of pages that have become zero; recurs.
+    /// Makes holes of a run of pages that have become zero; repeated.
     PunchPages,
     /// Writes the sums.
     WriteSums,
@@ -30,13 +30,13 @@ pub enum Step {
     SyncState,
     /// Makes the names of new files durable.
     SyncNames,
-    /// Makes what the guest wrote to its disks durable; it may believe that it is.
+    /// Makes the guest's writes to its disks durable; the guest may take them for durable already.
     SyncDisks,
-    /// Writes the manifest under a name that doesn't count.
+    /// Writes the manifest under a temporary name.
     WriteManifest,
     /// Makes it durable.
     SyncManifest,
-    /// Gives it the name that counts.
+    /// Gives it its final name, from which on there is an image.
     Commit,
     /// Makes that durable.
     SyncCommit,

@@ -1,8 +1,8 @@
 //! Checking the memory file against its sums: all of it before the guest runs, or in the
 //! background while it runs.
 //!
-//! Reads the file, never the mapping, so that it sees what a resume gets and not what the guest
-//! made of it. Changes nothing and fails no machine: that is for the caller.
+//! Reads the file, not the mapping, so that it checks what a resume gets and not what the guest has
+//! made of it. The caller decides what happens to a damaged machine.
 
 use std::fs::File;
 use std::io;
@@ -23,15 +23,15 @@ use crate::sys;
 
 /// Chunks per read.
 const BATCH_CHUNKS: usize = 16;
-/// Chunks of a hole between two looks at the stop flag.
+/// Chunks of a hole between two checks of the stop flag.
 const HOLE_CHUNKS: u64 = 1024;
 
-/// A piece of guest memory that is not what was saved.
+/// A range of guest memory that differs from what was saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DamagedRange {
     /// Guest-physical address of its first byte.
     pub guest_address: u64,
-    /// Where it lies in the memory file.
+    /// Offset in the memory file.
     pub file_offset: u64,
     /// Its length.
     pub bytes: u64,
@@ -46,16 +46,16 @@ pub struct Verified {
     pub duration: Duration,
 }
 
-/// Why guest memory could not be found sound.
+/// Why guest memory is not verified.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// It isn't.
+    /// It is damaged.
     #[error(
         "guest memory from {:#x} to {:#x} is damaged (the image's memory file, {} bytes at offset {})",
         .0.guest_address, .0.guest_address + .0.bytes, .0.bytes, .0.file_offset
     )]
     Damaged(DamagedRange),
-    /// The disk does not give it.
+    /// It can't be read.
     #[error("cannot read the image's memory file at offset {file_offset}")]
     Read {
         /// Where.
@@ -68,7 +68,7 @@ pub enum VerifyError {
     Stopped,
 }
 
-/// A thread that checks guest memory behind a lazy resume.
+/// A thread that checks guest memory after a lazy resume.
 #[derive(Debug)]
 pub struct BackgroundVerifier {
     stop: Arc<AtomicBool>,
@@ -99,8 +99,8 @@ impl BackgroundVerifier {
         })
     }
 
-    /// Ends the check, if it hasn't ended by itself. Returns once its thread is gone, which
-    /// takes one read of the memory file or, during a save, the rest of that save.
+    /// Ends the check, if it hasn't ended by itself, and waits for its thread: for one read of the memory
+    /// file or, during a save, until the save ends.
     pub fn stop(mut self) {
         self.stop_and_join();
     }
@@ -115,9 +115,9 @@ impl BackgroundVerifier {
         let Some(thread) = self.thread.take() else {
             return;
         };
-        // Whoever ends it from within `on_end` is that thread, and it ends by itself.
+        // A call from within `on_end` is on that thread, which ends by itself.
         if thread.thread().id() != thread::current().id() {
-            // A panic of the thread has already been printed; there is nothing to undo.
+            // A panic of the thread has been printed already.
             let _ = thread.join();
         }
     }
@@ -129,7 +129,7 @@ impl Drop for BackgroundVerifier {
     }
 }
 
-/// Checks each chunk that is not yet known to be sound.
+/// Checks each chunk that is not verified yet.
 pub(super) fn verify_all(
     memory: &MemoryFile,
     layout: &Layout,
@@ -140,7 +140,7 @@ pub(super) fn verify_all(
     let mut buffer = vec![0; CHUNK_LEN * BATCH_CHUNKS];
     let mut next = 0;
     while next < memory.chunks() {
-        // A save that is under way has the disk and the file to itself.
+        // Waits while a save uses the disk and changes the file.
         drop(memory.rewriting());
         if is_stopped() {
             return Err(VerifyError::Stopped);
@@ -163,7 +163,7 @@ pub(super) fn verify_all(
     })
 }
 
-/// The first chunk from `chunk` on that is not all hole.
+/// The first chunk from `chunk` on that is not a hole as a whole.
 fn next_data_chunk(memory: &MemoryFile, chunk: u64) -> Result<u64, VerifyError> {
     let file_offset = chunk_offset(chunk);
     match rustix::fs::seek(memory.file(), SeekFrom::Data(file_offset)) {
@@ -207,9 +207,9 @@ fn check_data(
     Ok(count * CHUNK_BYTES)
 }
 
-/// The last word on a chunk that didn't match: with no save in between.
+/// Decides about a chunk that didn't match, while no save can change it.
 fn check_chunk_alone(memory: &MemoryFile, layout: &Layout, chunk: u64) -> Result<(), VerifyError> {
-    let _unchanging = memory.rewriting();
+    let _no_save = memory.rewriting();
     let mut bytes = vec![0; CHUNK_LEN];
     check_chunk(memory, layout, chunk, &mut bytes)
 }

@@ -1,4 +1,4 @@
-//! Cold boot: a machine from a kernel.
+//! Cold boot: makes a machine from a kernel.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,15 +7,15 @@ use vm_memory::GuestMemoryError;
 use vmm_sys_util::errno;
 
 use super::configuration::{HostSide, Identity, MachineConfiguration};
-use super::devices::{Devices, DevicesError, Surroundings};
+use super::devices::{DeviceContext, Devices, DevicesError};
 use super::events;
-use super::phases::Phases;
-use super::{Machine, vcpu_filter};
+use super::{Machine, prepare_sandbox};
 use crate::boot::acpi::{self, AcpiError, Hardware};
 use crate::boot::entry;
 use crate::boot::kernel::{KernelError, load_initramfs, load_kernel};
 use crate::boot::parameters::{self, ParametersError};
 use crate::memory::{MachineMemory, MemoryError};
+use crate::phases::Phases;
 use crate::sandbox::SandboxError;
 use crate::vcpu::cpuid;
 use crate::vcpu::msrs::{MsrError, saved_indices};
@@ -29,11 +29,12 @@ pub struct BootSource {
     pub kernel: PathBuf,
     /// Its initial file system.
     pub initramfs: Option<PathBuf>,
-    /// Appended to our own command line.
+    /// Appended to the default command line.
     pub cmdline: String,
 }
 
-/// Why a machine can't be booted.
+/// Why a machine can't be booted. Some variants are also in `RestoreError`: each operation has an error
+/// type of its own.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// Memory.
@@ -55,10 +56,10 @@ pub enum BuildError {
     #[error(transparent)]
     Vm(#[from] VmError),
     /// KVM's CPUID.
-    #[error("cannot find out what processor KVM supports")]
+    #[error("cannot determine which processor KVM supports")]
     Cpuid(#[source] errno::Error),
     /// KVM's registers.
-    #[error("cannot find out which registers KVM saves")]
+    #[error("cannot determine which registers KVM can save")]
     Msrs(#[from] MsrError),
     /// Devices.
     #[error(transparent)]
@@ -69,7 +70,7 @@ pub enum BuildError {
     /// Threads can't be confined.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
-    /// The host gives no event queue.
+    /// The host has no descriptor for an event queue.
     #[error("cannot create an event queue")]
     Events(#[source] std::io::Error),
 }
@@ -96,19 +97,15 @@ pub fn boot(
     };
     phases.end("kernel_load");
 
-    let filter = if host.sandbox {
-        Some(vcpu_filter()?)
-    } else {
-        None
-    };
+    let filter = prepare_sandbox(host.sandbox)?;
     let (event_sender, events) = events::queue().map_err(BuildError::Events)?;
-    let around = Surroundings {
+    let context = DeviceContext {
         configuration: &configuration,
         vsock: host.vsock.as_ref(),
         memory: &memory.guest,
         events: &event_sender,
     };
-    let devices = Devices::new(&around, host.console)?;
+    let devices = Devices::new(&context, host.console)?;
     parameters::write(&memory.guest, &source.cmdline, initramfs)?;
     let hardware = Hardware {
         vcpus: configuration.vcpus,
@@ -128,17 +125,16 @@ pub fn boot(
         observer: Arc::new(event_sender.clone()),
         filter,
     };
-    let mut vcpus = Vec::with_capacity(configuration.vcpus.into());
+    let mut starts = Vec::with_capacity(configuration.vcpus.into());
     for index in 0..configuration.vcpus {
         let cpuid = cpuid::for_vcpu(&supported, index, configuration.vcpus, vm.capabilities())
             .map_err(BuildError::Cpuid)?;
-        let start = Start::Boot {
+        starts.push(Start::Boot {
             cpuid,
             entry: boot_entry.take(),
-        };
-        vcpus.push(VcpuThread::start(index, start, shared.clone())?);
+        });
     }
-    vcpus.iter().try_for_each(VcpuThread::wait_started)?;
+    let vcpus = VcpuThread::start_all(starts, &shared)?;
     phases.end("kvm_setup");
     Ok(Machine {
         vcpus,
@@ -152,6 +148,6 @@ pub fn boot(
         events,
         event_sender,
         sandbox: host.sandbox,
-        origin: None,
+        restored_from: None,
     })
 }

@@ -1,4 +1,4 @@
-//! What a machine is made of: the part that its image keeps, and the part that each VMM is told anew.
+//! The configuration of a machine: the part that its image keeps, and the part that each VMM gets anew.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::devices::virtio::vsock::PortPolicy;
 /// Most vCPUs a machine can have.
 pub const MAX_VCPUS: u8 = 32;
 
-/// Properties for life; kept in the image's manifest.
+/// Properties that a machine keeps for life, in its image's manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineConfiguration {
@@ -19,7 +19,7 @@ pub struct MachineConfiguration {
     pub vcpus: u8,
     /// Memory.
     pub memory_mib: u32,
-    /// In the order of their devices.
+    /// Its disks, in the order of their devices.
     pub disks: Vec<Disk>,
     /// The guest's vsock address, if it has such a device.
     pub vsock_cid: Option<u32>,
@@ -35,7 +35,7 @@ pub struct Disk {
     pub read_only: bool,
 }
 
-/// Who this VMM serves.
+/// Which machine this VMM serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// As given on the command line.
@@ -44,14 +44,14 @@ pub struct Identity {
     pub generation: u64,
 }
 
-/// What this VMM is told beyond the configuration.
+/// The part of the configuration that concerns this VMM's host.
 #[derive(Debug)]
 pub struct HostSide {
     /// Where console output goes.
     pub console: ConsoleOutput,
     /// The host's end of the vsock device.
     pub vsock: Option<VsockHost>,
-    /// Threads get a system call filter.
+    /// Whether threads get a system call filter.
     pub sandbox: bool,
 }
 
@@ -62,7 +62,7 @@ pub struct VsockHost {
     pub socket: PathBuf,
     /// How local ports are chosen.
     pub port_policy: PortPolicy,
-    /// Free saved pairs in the guest before a transport reset.
+    /// Whether saved pairs are freed in the guest before a transport reset.
     pub eviction: bool,
     /// How long the guest may take to answer a connection request, from its delivery on.
     pub request_timeout: Duration,

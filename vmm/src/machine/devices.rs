@@ -1,8 +1,8 @@
-//! The devices of one machine: making them, putting them on the buses, connecting them to KVM,
-//! saving and restoring them.
+//! The devices of one machine: creates them, places them on the buses, connects them to KVM, saves and
+//! restores them.
 //!
-//! Virtio devices come in a fixed order (vsock, entropy, disks), which decides their addresses and
-//! lines. A restored machine has those that were saved, in that order.
+//! Virtio devices have a fixed order (vsock, entropy, disks), which determines their addresses and
+//! interrupt lines. A restored machine has the devices that were saved, in the saved order.
 
 use std::sync::Arc;
 
@@ -25,10 +25,11 @@ use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, SavedTransport, 
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{CountersHandle, Vsock, VsockConfig, VsockError};
 use crate::image::DiskFile;
+use crate::sys::fd::new_event;
 use crate::vcpu::exits::Buses;
 use crate::vm::{Vm, VmError};
 
-/// Why devices can't be had.
+/// Why devices can't be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum DevicesError {
     /// The vsock device.
@@ -54,19 +55,19 @@ pub enum DevicesError {
         /// How many were asked for.
         count: usize,
     },
-    /// The saved machine has one, this VMM was given no socket for it.
+    /// The saved machine has a vsock device, and this VMM got no socket for it.
     #[error("the machine has a vsock device, so --vsock-socket is needed")]
     NoVsockSocket,
-    /// The saved machine has more disks than were named.
+    /// The saved machine has another number of disks than this VMM got.
     #[error("the image has another number of disks than this machine")]
     DiskCount,
-    /// Two devices want one address: our own layout is wrong.
+    /// Two devices have the same address: the layout is wrong.
     #[error("cannot place a device")]
     Place(#[from] RangeTaken),
 }
 
 impl DevicesError {
-    /// Whether a saved state is at fault, and not what the host or the caller gives.
+    /// Whether a saved state is at fault, and not the host or the caller.
     #[must_use]
     pub fn refuses_state(&self) -> bool {
         match self {
@@ -109,9 +110,9 @@ pub struct SavedDevices {
     transports: Vec<SavedTransport>,
 }
 
-/// What devices are made from.
+/// What devices are created from.
 #[derive(Debug)]
-pub struct Surroundings<'a> {
+pub struct DeviceContext<'a> {
     /// What the machine is made of.
     pub configuration: &'a MachineConfiguration,
     /// The host's end of vsock.
@@ -123,28 +124,28 @@ pub struct Surroundings<'a> {
 }
 
 impl Devices {
-    /// Devices as a machine has them when it is switched on.
+    /// The devices of a machine that boots.
     ///
     /// # Errors
     /// [`DevicesError`].
-    pub fn new(around: &Surroundings<'_>, console: ConsoleOutput) -> Result<Self, DevicesError> {
+    pub fn new(context: &DeviceContext<'_>, console: ConsoleOutput) -> Result<Self, DevicesError> {
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
         let mut vsock_counters = None;
-        if let Some(config) = vsock_config(around)? {
+        if let Some(config) = vsock_config(context)? {
             let vsock = Vsock::new(config)?;
             vsock_counters = Some(vsock.counters_handle());
             devices.push(Box::new(vsock));
         }
         devices.push(Box::new(Rng::new()));
         let mut disk_files = Vec::new();
-        for disk in &around.configuration.disks {
+        for disk in &context.configuration.disks {
             let block = Block::new(block_config(disk))?;
             disk_files.extend(disk_file(&block, disk)?);
             devices.push(Box::new(block));
         }
         let transports = devices
             .into_iter()
-            .map(|device| MmioTransport::new(device, around.memory.clone()).map(Arc::new))
+            .map(|device| MmioTransport::new(device, context.memory.clone()).map(Arc::new))
             .collect::<Result<_, _>>()?;
         let serial_line = serial_line()?;
         let serial = SerialPort::new(Arc::clone(&serial_line), console);
@@ -154,27 +155,28 @@ impl Devices {
             serial_line,
             vsock_counters,
             disk_files,
-            around.events,
+            context.events,
         )
     }
 
-    /// Devices as they were saved. Connect them once the interrupt controllers have their state.
+    /// The devices of a machine that was saved. To be connected once the interrupt controllers have their
+    /// state.
     ///
     /// # Errors
     /// [`DevicesError`].
     pub fn restore(
-        around: &Surroundings<'_>,
+        context: &DeviceContext<'_>,
         console: ConsoleOutput,
         saved: &SavedDevices,
     ) -> Result<Self, DevicesError> {
         let mut vsock_counters = None;
-        let mut disks = around.configuration.disks.iter();
+        let mut disks = context.configuration.disks.iter();
         let mut disk_files = Vec::new();
         let mut transports = Vec::with_capacity(saved.transports.len());
         for transport in &saved.transports {
             let device: Box<dyn VirtioDevice> = match &transport.device {
                 DeviceState::Vsock(state) => {
-                    let config = vsock_config(around)?.ok_or(DevicesError::NoVsockSocket)?;
+                    let config = vsock_config(context)?.ok_or(DevicesError::NoVsockSocket)?;
                     let vsock = Vsock::restore(config, state)?;
                     vsock_counters = Some(vsock.counters_handle());
                     Box::new(vsock)
@@ -187,14 +189,14 @@ impl Devices {
                     Box::new(block)
                 }
             };
-            let memory = around.memory.clone();
+            let memory = context.memory.clone();
             transports.push(Arc::new(MmioTransport::restore(device, memory, transport)?));
         }
         if disks.next().is_some() {
             return Err(DevicesError::DiskCount);
         }
         let serial_line = serial_line()?;
-        // What was pending is written to the line now and reaches KVM when the line is connected.
+        // A pending interrupt is written to the line now, and reaches KVM when the line is connected.
         let serial = SerialPort::restore(Arc::clone(&serial_line), console, &saved.serial)
             .map_err(DevicesError::SavedSerial)?;
         Self::place(
@@ -203,7 +205,7 @@ impl Devices {
             serial_line,
             vsock_counters,
             disk_files,
-            around.events,
+            context.events,
         )
     }
 
@@ -254,12 +256,12 @@ impl Devices {
     /// How many virtio devices there are.
     #[must_use]
     pub fn virtio_count(&self) -> u32 {
-        // `place` has seen to it that there are few.
+        // `place` refuses more than there are interrupt lines.
         u32::try_from(self.transports.len()).unwrap_or(u32::MAX)
     }
 
-    /// Connects interrupt lines and doorbells. On a restore after the interrupt controllers have their
-    /// state, since a line that is up already is delivered at once.
+    /// Connects interrupt lines and doorbells. On a restore, only once the interrupt controllers have their
+    /// state, since a pending interrupt is delivered at once.
     ///
     /// # Errors
     /// [`VmError`].
@@ -275,14 +277,14 @@ impl Devices {
         Ok(())
     }
 
-    /// Publishes what the guest must learn after a restore; once, when all is connected.
+    /// Lets devices tell the guest about the restore; once, when all are connected.
     pub fn resume(&self) {
         for transport in &self.transports {
             transport.resume();
         }
     }
 
-    /// Serves doorbells that rang before the vCPUs halted, so that nothing is in flight.
+    /// Serves queues whose doorbells rang before the vCPUs halted, so that no request is in flight.
     pub fn quiesce(&self) {
         for transport in &self.transports {
             for (index, _) in (0..).zip(transport.doorbells()) {
@@ -297,7 +299,7 @@ impl Devices {
         Arc::clone(&self.disk_files)
     }
 
-    /// All state; vCPUs are halted and nothing serves.
+    /// The state of all devices. vCPUs are halted and no device is being served.
     #[must_use]
     pub fn save(&self) -> SavedDevices {
         SavedDevices {
@@ -317,23 +319,21 @@ fn windows() -> impl Iterator<Item = u64> {
 }
 
 fn serial_line() -> Result<Arc<EventFd>, DevicesError> {
-    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-        .map(Arc::new)
-        .map_err(DevicesError::Serial)
+    new_event().map(Arc::new).map_err(DevicesError::Serial)
 }
 
-fn vsock_config(around: &Surroundings<'_>) -> Result<Option<VsockConfig>, DevicesError> {
-    let Some(guest_cid) = around.configuration.vsock_cid else {
+fn vsock_config(context: &DeviceContext<'_>) -> Result<Option<VsockConfig>, DevicesError> {
+    let Some(guest_cid) = context.configuration.vsock_cid else {
         return Ok(None);
     };
-    let host = around.vsock.ok_or(DevicesError::NoVsockSocket)?;
+    let host = context.vsock.ok_or(DevicesError::NoVsockSocket)?;
     Ok(Some(VsockConfig {
         guest_cid,
         host_socket: host.socket.clone(),
         port_policy: host.port_policy,
         eviction: host.eviction,
         request_timeout: host.request_timeout,
-        observer: Arc::new(around.events.clone()),
+        observer: Arc::new(context.events.clone()),
     }))
 }
 

@@ -1,4 +1,4 @@
-//! How a VMM ends: reason, exit code, report.
+//! The end of a VMM: reason, exit code, report.
 
 use std::io;
 use std::path::Path;
@@ -7,7 +7,7 @@ use vmm_control::{ExitReason, ExitReport, exit_code};
 
 use super::configuration::Identity;
 
-/// What ended a VMM.
+/// Why a VMM ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ending {
     /// For programs.
@@ -41,7 +41,7 @@ impl Ending {
         }
     }
 
-    /// As it goes to the supervisor.
+    /// The report for the supervisor.
     #[must_use]
     pub fn report(&self, identity: &Identity) -> ExitReport {
         ExitReport {
@@ -53,10 +53,10 @@ impl Ending {
     }
 }
 
-/// Writes the report so that a reader sees all of it or nothing.
+/// Writes the report atomically: a reader sees all of it or nothing.
 ///
 /// # Errors
-/// What the file system says.
+/// Those of the file system.
 pub fn write_report(path: &Path, report: &ExitReport) -> io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".tmp");

@@ -1,4 +1,4 @@
-//! What happens to a machine outside of requests, on one queue for its event loop.
+//! The queue of events that reach a machine's loop from its other threads.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -10,12 +10,13 @@ use crate::clock::monotonic_ns;
 use crate::devices::power::{PowerListener, PowerRequest};
 use crate::devices::virtio::vsock::VsockObserver;
 use crate::image::{SaveError, Verified, VerifyError};
+use crate::sys::fd::new_event;
 use crate::vcpu::thread::{Report, VcpuObserver};
 
-/// Something that happened.
+/// An event of a machine.
 #[derive(Debug)]
 pub enum MachineEvent {
-    /// A vCPU reports.
+    /// A report of a vCPU.
     Vcpu(Report),
     /// The guest asks for power-off or reset.
     Power(PowerRequest),
@@ -30,7 +31,7 @@ pub enum MachineEvent {
     Saved(Result<SuspendFigures, SaveError>),
 }
 
-/// Puts events on the queue from any thread, and wakes the loop.
+/// Adds events to the queue from any thread, and wakes the loop.
 #[derive(Debug, Clone)]
 pub struct EventSender {
     channel: Sender<MachineEvent>,
@@ -49,7 +50,7 @@ pub struct EventQueue {
 /// # Errors
 /// Where the host gives no eventfd.
 pub fn queue() -> std::io::Result<(EventSender, EventQueue)> {
-    let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+    let wake = Arc::new(new_event()?);
     let (sender, receiver) = mpsc::channel();
     let queue = EventQueue {
         channel: receiver,
@@ -67,7 +68,7 @@ pub fn queue() -> std::io::Result<(EventSender, EventQueue)> {
 impl EventSender {
     /// Adds an event.
     pub fn send(&self, event: MachineEvent) {
-        // A loop that has ended needs neither.
+        // Both fail only if the loop has ended.
         let _ = self.channel.send(event);
         let _ = self.wake.write(1);
     }

@@ -1,14 +1,13 @@
-//! One machine: its parts, and what can be done to all of them at once.
+//! One machine: its parts, and actions on all of its vCPUs.
 //!
 //! `build` makes it from a kernel, `restore` from an image; `run` is the single loop that owns it from
-//! then on. The order of locks and threads: vCPU threads lock one device at a time, the loop too.
+//! then on. vCPU threads and the loop lock one device at a time.
 
 pub mod build;
 pub mod configuration;
 pub mod devices;
 pub mod ending;
 pub mod events;
-pub mod phases;
 pub mod restore;
 pub mod run;
 pub mod state;
@@ -23,9 +22,9 @@ use self::configuration::{Identity, MachineConfiguration};
 use self::devices::Devices;
 use self::events::EventQueue;
 use self::events::EventSender;
-use self::phases::Phases;
 use crate::image::{CpuIdentity, OpenImage};
 use crate::memory::MachineMemory;
+use crate::phases::Phases;
 use crate::sandbox::{self, SandboxError, ThreadKind};
 use crate::vcpu::thread::{VcpuError, VcpuThread};
 use crate::vm::{Vm, VmError};
@@ -33,7 +32,7 @@ use crate::vm::{Vm, VmError};
 /// A machine whose vCPUs are set up and halted.
 #[derive(Debug)]
 pub struct Machine {
-    // Dropped first, so that no guest code runs while the rest goes.
+    // Dropped first, so that no guest code runs while the rest is dropped.
     vcpus: Vec<VcpuThread>,
     devices: Devices,
     vm: Arc<Vm>,
@@ -46,22 +45,27 @@ pub struct Machine {
     event_sender: EventSender,
     /// Threads are confined.
     sandbox: bool,
-    /// What it was restored from, as long as that is of interest.
-    origin: Option<Origin>,
+    /// Until all vCPUs have been entered; none after a boot.
+    restored_from: Option<RestoredImage>,
 }
 
 /// The image that a machine was restored from.
 #[derive(Debug)]
-struct Origin {
+struct RestoredImage {
     image: OpenImage,
-    /// Memory is still to be checked, behind the guest's back.
+    /// Memory is to be checked while the guest runs.
     check_memory: bool,
 }
 
-/// Confines vCPU threads.
-fn vcpu_filter() -> Result<Arc<BpfProgram>, SandboxError> {
-    sandbox::prepare()?;
-    sandbox::filter(ThreadKind::Vcpu).map(Arc::new)
+/// Installs the handler of filter violations and compiles the filter of vCPU threads; none where threads
+/// are not confined.
+fn prepare_sandbox(enabled: bool) -> Result<Option<Arc<BpfProgram>>, SandboxError> {
+    if !enabled {
+        return Ok(None);
+    }
+    sandbox::install_violation_handler()?;
+    let filter = sandbox::filter(ThreadKind::Vcpu)?;
+    Ok(Some(Arc::new(filter)))
 }
 
 impl Machine {
@@ -71,8 +75,8 @@ impl Machine {
         self.vcpus.iter().try_for_each(VcpuThread::wait_running)
     }
 
-    /// Halts all vCPUs. All are told before the first is waited for, so that none spins on a lock whose
-    /// holder has halted for longer than need be.
+    /// Halts all vCPUs. Sends the command to all before it waits for the first, so that none spins for long
+    /// on a lock whose holder has halted.
     fn halt_vcpus(&self) -> Result<(), VcpuError> {
         self.vcpus.iter().try_for_each(VcpuThread::pause)?;
         self.vcpus.iter().try_for_each(VcpuThread::wait_paused)

@@ -1,8 +1,8 @@
-//! A machine from its image.
+//! Makes a machine from its image.
 //!
-//! Order: everything that can refuse comes first; then KVM and devices take their state; devices publish
-//! what the guest must learn. The image is left as it is: `run` consumes it right before the first vCPU
-//! runs, so that whatever fails before leaves it for another try.
+//! Order: first everything that may refuse the image; then KVM and devices get their state; then devices
+//! tell the guest about the restore. The image stays as it is: `run` consumes it right before the first
+//! vCPU runs, so that a failure before that leaves it for another attempt.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use std::sync::Arc;
 use vmm_sys_util::errno;
 
 use super::configuration::{Disk, HostSide, Identity, MachineConfiguration};
-use super::devices::{Devices, DevicesError, Surroundings};
+use super::devices::{DeviceContext, Devices, DevicesError};
 use super::events;
-use super::phases::Phases;
 use super::suspend::MachineState;
-use super::{Machine, Origin, vcpu_filter};
+use super::{Machine, RestoredImage, prepare_sandbox};
 use crate::image::{self, Expectation, OpenError, VerifyError};
 use crate::memory::MemoryError;
+use crate::phases::Phases;
 use crate::sandbox::SandboxError;
 use crate::sys::tsc::host_tsc;
 use crate::vcpu::cpuid;
@@ -44,13 +44,14 @@ pub struct RestoreSource {
 pub enum Verify {
     /// Before the guest runs.
     Full,
-    /// Behind its back.
+    /// While it runs.
     Background,
     /// Never.
     Off,
 }
 
-/// Why a machine can't be restored.
+/// Why a machine can't be restored. Some variants are also in `BuildError`: each operation has an error
+/// type of its own.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     /// The image is refused.
@@ -65,7 +66,7 @@ pub enum RestoreError {
     /// Its state can't be decoded.
     #[error("state.bin is not usable")]
     State(#[source] postcard::Error),
-    /// Its parts contradict each other.
+    /// State and configuration contradict each other.
     #[error("the image holds {saved} vCPUs, its configuration says {configured}")]
     VcpuCount {
         /// In state.bin.
@@ -80,10 +81,10 @@ pub enum RestoreError {
     #[error(transparent)]
     Vm(#[from] VmError),
     /// KVM's CPUID.
-    #[error("cannot find out what processor KVM supports")]
+    #[error("cannot determine which processor KVM supports")]
     Cpuid(#[source] errno::Error),
     /// KVM's registers.
-    #[error("cannot find out which registers KVM saves")]
+    #[error("cannot determine which registers KVM can save")]
     Msrs(#[from] MsrError),
     /// Devices.
     #[error(transparent)]
@@ -94,13 +95,13 @@ pub enum RestoreError {
     /// Threads can't be confined.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
-    /// The host gives no event queue.
+    /// The host has no descriptor for an event queue.
     #[error("cannot create an event queue")]
     Events(#[source] std::io::Error),
 }
 
 impl RestoreError {
-    /// Whether the image is at fault, or does not fit this host, so that no other try will do better.
+    /// Whether the image is at fault or does not fit this host, so that another attempt would fail as well.
     #[must_use]
     pub fn refuses_image(&self) -> bool {
         match self {
@@ -122,7 +123,7 @@ impl RestoreError {
     }
 }
 
-/// Restores a machine that is about to go on.
+/// Restores a machine whose vCPUs are about to continue.
 ///
 /// # Errors
 /// [`RestoreError`].
@@ -159,19 +160,15 @@ pub fn restore(
     }
 
     let vm = Arc::new(Vm::create(kvm, &memory.guest)?);
-    let filter = if host.sandbox {
-        Some(vcpu_filter()?)
-    } else {
-        None
-    };
+    let filter = prepare_sandbox(host.sandbox)?;
     let (event_sender, events) = events::queue().map_err(RestoreError::Events)?;
-    let around = Surroundings {
+    let context = DeviceContext {
         configuration: &configuration,
         vsock: host.vsock.as_ref(),
         memory: &memory.guest,
         events: &event_sender,
     };
-    let devices = Devices::restore(&around, host.console, &state.devices)?;
+    let devices = Devices::restore(&context, host.console, &state.devices)?;
     let shared = Shared {
         vm: Arc::clone(&vm),
         buses: devices.buses.clone(),
@@ -179,21 +176,15 @@ pub fn restore(
         observer: Arc::new(event_sender.clone()),
         filter,
     };
-    let mut vcpus = Vec::with_capacity(state.vcpus.len());
     let tsc_shift = state.host_tsc.wrapping_sub(host_tsc());
-    for (index, state) in (0..).zip(state.vcpus) {
-        vcpus.push(VcpuThread::start(
-            index,
-            Start::Restore { state, tsc_shift },
-            shared.clone(),
-        )?);
-    }
-    vcpus.iter().try_for_each(VcpuThread::wait_started)?;
+    let start = |state| Start::Restore { state, tsc_shift };
+    let starts = state.vcpus.into_iter().map(start).collect();
+    let vcpus = VcpuThread::start_all(starts, &shared)?;
     vm.restore(&state.vm)?;
     devices.connect(&vm)?;
     devices.resume();
     phases.end("kvm_restore");
-    let origin = Origin {
+    let restored_from = RestoredImage {
         image,
         check_memory: source.verify == Verify::Background,
     };
@@ -209,11 +200,11 @@ pub fn restore(
         events,
         event_sender,
         sandbox: host.sandbox,
-        origin: Some(origin),
+        restored_from: Some(restored_from),
     })
 }
 
-/// The saved configuration with what may be replaced replaced.
+/// The saved configuration, with the disks and the vsock address that `source` replaces.
 fn configuration(
     saved: &serde_json::Value,
     source: &RestoreSource,
@@ -226,7 +217,7 @@ fn configuration(
         }
         configuration.disks.clone_from(&source.disks);
     }
-    // A machine without the device doesn't get one by naming an address.
+    // An address alone does not add a vsock device.
     if configuration.vsock_cid.is_some() && source.vsock_cid.is_some() {
         configuration.vsock_cid = source.vsock_cid;
     }

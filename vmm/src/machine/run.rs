@@ -1,13 +1,13 @@
 //! The single loop that owns a running machine: guest events, requests, device service.
 //!
-//! Guest events come before requests: a guest that has powered itself off is not suspended.
+//! Guest events are handled before requests: a guest that has powered itself off is not suspended.
 //! Devices are served only while vCPUs may run.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::OwnedFd;
 use vmm_control::{
     ExitReason, Hello, Message, Reply, Request, RequestBody, SuspendFigures, VERSION, VsockCounters,
@@ -17,7 +17,6 @@ use vmm_sys_util::eventfd::EventFd;
 use super::Machine;
 use super::ending::Ending;
 use super::events::MachineEvent;
-use super::phases::Phases;
 use super::state::{Action, Input, State, apply};
 use super::suspend::{Saving, failure_kind};
 use crate::clock::monotonic_ns;
@@ -25,9 +24,11 @@ use crate::control::ControlListener;
 use crate::control::clients::{ClientId, Clients};
 use crate::devices::power::PowerRequest;
 use crate::devices::virtio::mmio::MmioTransport;
+use crate::epoll::ready_now;
 use crate::image::open::ConsumeError;
 use crate::image::{BackgroundVerifier, SaveError, Verified, VerifyError};
 use crate::log;
+use crate::phases::Phases;
 use crate::sandbox::{self, SandboxError, ThreadKind, confine};
 use crate::sys::fd::borrow;
 use crate::sys::termination::termination_event;
@@ -38,7 +39,7 @@ const DEVICES: u64 = 1;
 const CLIENTS: u64 = 2;
 const TERMINATION: u64 = 3;
 
-/// Why the loop could not begin or go on.
+/// Why the loop could not begin or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum LoopError {
     /// epoll.
@@ -55,7 +56,7 @@ pub enum LoopError {
     /// The image can't be marked as used, so the guest must not run.
     #[error(transparent)]
     Consume(#[from] ConsumeError),
-    /// A vCPU does not do as told.
+    /// A vCPU does not carry out a command.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
 }
@@ -67,7 +68,7 @@ fn failed(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> LoopError {
     }
 }
 
-/// Runs a machine to its end. All clients are told of it, and their connections flushed as far as they read.
+/// Runs a machine to its end. Every client gets a report of the end, if it reads.
 pub fn run(machine: Machine, control: Option<ControlListener>) -> Ending {
     let identity = machine.identity.clone();
     let mut runner = match Runner::new(machine, control) {
@@ -81,7 +82,7 @@ pub fn run(machine: Machine, control: Option<ControlListener>) -> Ending {
     ending
 }
 
-/// Something that the guest or the host rings for service.
+/// A device that may need service: one of its queues, or its backend.
 #[derive(Debug)]
 enum Source {
     Doorbell {
@@ -96,14 +97,15 @@ enum Source {
 struct Runner {
     machine: Machine,
     state: State,
+    /// How many vCPUs have been entered.
     entered: usize,
     reset_acknowledged_ns: Option<u64>,
     verifier: Option<BackgroundVerifier>,
-    /// The suspend under way, who asked for it and under which id.
+    /// The suspend in progress, the client that asked for it, and the request's id.
     suspend: Option<(Saving, ClientId, u64)>,
     epoll: OwnedFd,
     _termination: EventFd,
-    /// Sources of devices, apart so that all can be left unserved at once.
+    /// The sources of devices, in an epoll of their own, so that all can be ignored at once.
     device_epoll: OwnedFd,
     sources: Vec<Source>,
     clients: Clients,
@@ -157,11 +159,11 @@ impl Runner {
     }
 
     fn serve(&mut self) -> Result<Ending, LoopError> {
-        if let Some(origin) = &self.machine.origin {
-            origin.image.consume()?;
+        if let Some(restored) = &self.machine.restored_from {
+            restored.image.consume()?;
         }
         self.machine.run_vcpus()?;
-        // After the vCPUs, which wait for nothing here.
+        // After the vCPUs have started, which do not wait for this thread.
         if self.machine.sandbox {
             confine(&sandbox::filter(ThreadKind::EventLoop)?)?;
         }
@@ -176,7 +178,7 @@ impl Runner {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => return Err(failed("wait for events")(errno)),
             }
-            if let Some(ending) = self.take_events()? {
+            if let Some(ending) = self.serve_events()? {
                 return Ok(ending);
             }
             for event in &ready {
@@ -184,7 +186,7 @@ impl Runner {
                     EVENTS => {}
                     DEVICES => self.serve_devices()?,
                     TERMINATION => {
-                        return Ok(Ending::new(ExitReason::Quit, "asked to by signal"));
+                        return Ok(Ending::new(ExitReason::Quit, "ended by a signal"));
                     }
                     // CLIENTS; nothing else is watched.
                     _ => {
@@ -197,9 +199,9 @@ impl Runner {
         }
     }
 
-    /// Takes all events that have happened. The first that ends the machine wins.
-    fn take_events(&mut self) -> Result<Option<Ending>, LoopError> {
-        // Emptied first: an event that comes during the service must wake the loop again.
+    /// Handles all events that have happened, up to the first that ends the machine.
+    fn serve_events(&mut self) -> Result<Option<Ending>, LoopError> {
+        // Cleared first, so that an event during the service wakes the loop again.
         let _ = self.machine.events.wake().read();
         while let Some(event) = self.machine.events.next() {
             let ending = match event {
@@ -248,20 +250,19 @@ impl Runner {
         }
     }
 
-    /// Begins to check memory behind the guest's back.
+    /// Begins to check memory while the guest runs.
     fn start_verification(&mut self) {
-        let Some(origin) = self.machine.origin.take() else {
+        let Some(restored) = self.machine.restored_from.take() else {
             return;
         };
-        if !origin.check_memory {
+        if !restored.check_memory {
             return;
         }
-        let image = origin.image;
         let sender = self.machine.event_sender.clone();
         let on_end = move |outcome| sender.send(MachineEvent::Verified(outcome));
-        match image.verify_in_background(on_end) {
+        match restored.image.verify_in_background(on_end) {
             Ok(verifier) => self.verifier = Some(verifier),
-            Err(error) => log::line(format_args!("memory is not checked: {error}")),
+            Err(error) => log::line(format_args!("cannot start to check guest memory: {error}")),
         }
     }
 
@@ -287,16 +288,10 @@ impl Runner {
         if !self.state.is_running() {
             return Ok(());
         }
-        let mut ready: Vec<Event> = Vec::with_capacity(16);
-        let now = rustix::event::Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let spare = rustix::buffer::spare_capacity(&mut ready);
-        match epoll::wait(&self.device_epoll, spare, Some(&now)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(failed("wait for devices")(errno)),
-        }
+        let ready = ready_now(&self.device_epoll, 16).map_err(|source| LoopError::Epoll {
+            what: "wait for devices",
+            source,
+        })?;
         for event in &ready {
             let index = usize::try_from(event.data.u64()).unwrap_or(usize::MAX);
             match self.sources.get(index) {
@@ -308,21 +303,21 @@ impl Runner {
         Ok(())
     }
 
-    /// Leaves devices unserved while the vCPUs are halted.
+    /// Changes the state. Devices are not served while the vCPUs are halted.
     fn set_state(&mut self, state: State) -> Result<(), LoopError> {
-        let (served, serve) = (self.state.is_running(), state.is_running());
+        let (was_serving, serves) = (self.state.is_running(), state.is_running());
         self.state = state;
-        if served == serve {
+        if was_serving == serves {
             return Ok(());
         }
-        let flags = if serve {
+        let flags = if serves {
             EventFlags::IN
         } else {
             EventFlags::empty()
         };
         let data = EventData::new_u64(DEVICES);
         epoll::modify(&self.epoll, &self.device_epoll, data, flags)
-            .map_err(failed("change what is waited for"))
+            .map_err(failed("change which events are waited for"))
     }
 
     fn serve_clients(&mut self) -> Result<Option<Ending>, LoopError> {
@@ -373,7 +368,7 @@ impl Runner {
             }
             RequestBody::Quit => {
                 self.reply(client, id, Reply::Done);
-                return Ok(Some(Ending::new(ExitReason::Quit, "asked to by request")));
+                return Ok(Some(Ending::new(ExitReason::Quit, "ended by request")));
             }
         }
         Ok(None)
@@ -408,8 +403,8 @@ impl Runner {
             self.machine.halt_vcpus()?;
         }
         phases.end("pause");
-        // A guest that powered off on the way is not saved: guest events win.
-        if let Some(ending) = self.take_events()? {
+        // A guest that has powered itself off meanwhile is not saved.
+        if let Some(ending) = self.serve_events()? {
             let message = format!("not suspended: {}", ending.message);
             self.reply(client, id, failure("invalid", message));
             return Ok(Some(ending));
@@ -418,7 +413,7 @@ impl Runner {
         match self.machine.start_save(image, phases) {
             Ok(saving) => self.suspend = Some((saving, client, id)),
             Err(error) => {
-                self.go_on_after_failed_suspend()?;
+                self.continue_after_failed_suspend()?;
                 self.reply(client, id, failure("io", log::chain(&error)));
             }
         }
@@ -440,16 +435,16 @@ impl Runner {
             Err(error) => {
                 let message = log::chain(&error);
                 log::line(format_args!(
-                    "suspend failed, the machine runs on: {message}"
+                    "suspend failed, the machine continues: {message}"
                 ));
-                self.go_on_after_failed_suspend()?;
+                self.continue_after_failed_suspend()?;
                 self.reply(client, id, failure(failure_kind(&error), message));
                 Ok(None)
             }
         }
     }
 
-    fn go_on_after_failed_suspend(&mut self) -> Result<(), LoopError> {
+    fn continue_after_failed_suspend(&mut self) -> Result<(), LoopError> {
         self.change(Input::SuspendFailed).map(drop)
     }
 
@@ -476,7 +471,7 @@ fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>, token: u64) -> Result<(), LoopErro
 }
 
 fn busy() -> Reply {
-    failure("busy", "a suspend is under way".to_owned())
+    failure("busy", "a suspend is in progress".to_owned())
 }
 
 fn failure(kind: &str, message: String) -> Reply {
@@ -492,7 +487,7 @@ fn hello(machine: &Machine, state: State, reset_acknowledged_ns: Option<u64>) ->
         machine_id: machine.identity.machine_id.clone(),
         generation: machine.identity.generation,
         pid: std::process::id(),
-        state: state.shown(),
+        state: state.run_state(),
         phases: machine.phases.list().to_vec(),
         reset_acknowledged_ns,
     })

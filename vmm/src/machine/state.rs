@@ -1,42 +1,42 @@
-//! What the vCPUs of a machine do, and what each request means then. Pure: no I/O, no clock.
+//! The state of a machine's vCPUs, and the effect of each request on it. Pure: no I/O, no clock.
 //!
 //! ```text
 //! Building ─ entered ─▶ Running ◀─ unpause ─ pause ─▶ Paused
 //!                          │                            │
-//!                          └─ suspend ─▶ Suspending ◀───┘     a failed or cancelled suspend goes
-//!                                                             back to where it came from
+//!                          └─ suspend ─▶ Suspending ◀───┘     a failed or cancelled suspend returns
+//!                                                             to the state that it came from
 //! ```
 //!
-//! The end of the process is no state: whatever ends it ends it from any of these.
+//! The end of the process is no state: it may end in any of these.
 
 use vmm_control::RunState;
 
-/// What the vCPUs do.
+/// The state of the vCPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// They were told to run, but not all have been entered.
+    /// Started, but not all have been entered.
     Building,
-    /// They run.
+    /// Running.
     Running,
     /// Halted by request.
     Paused,
     /// Halted, and being saved.
     Suspending {
-        /// Where a suspend that fails leads back to.
-        from: Resting,
+        /// The state to which a failed suspend returns.
+        from: Stable,
     },
 }
 
-/// A state that lasts.
+/// A state in which no suspend is in progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Resting {
+pub enum Stable {
     /// See [`State::Running`].
     Running,
     /// See [`State::Paused`].
     Paused,
 }
 
-/// What happens to the state.
+/// An input to the state machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Input {
     /// All vCPUs have been entered.
@@ -47,14 +47,14 @@ pub enum Input {
     Unpause,
     /// Requested.
     Suspend,
-    /// The suspend under way has failed or was cancelled.
+    /// The suspend in progress has failed or was cancelled.
     SuspendFailed,
 }
 
-/// What is to be done about it.
+/// What the caller has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Nothing: it is so already.
+    /// Nothing: the state is already as requested.
     Nothing,
     /// Halt the vCPUs.
     Halt,
@@ -62,14 +62,14 @@ pub enum Action {
     Run,
     /// Save; halt the vCPUs first if they run.
     Save,
-    /// Refuse: a suspend is under way.
+    /// Refuse: a suspend is in progress.
     Refuse,
 }
 
 impl State {
-    /// As the control socket names it.
+    /// Its name on the control socket.
     #[must_use]
-    pub fn shown(self) -> RunState {
+    pub fn run_state(self) -> RunState {
         match self {
             Self::Building => RunState::Building,
             Self::Running => RunState::Running,
@@ -85,8 +85,8 @@ impl State {
     }
 }
 
-/// Decides what an input means. The caller carries the action out and, only if that succeeds, takes the
-/// new state.
+/// Returns the next state and the action that leads to it. The caller carries the action out, and changes
+/// the state only if that succeeds.
 #[must_use]
 pub fn apply(state: State, input: Input) -> (State, Action) {
     use Input::{Entered, Pause, SuspendFailed, Unpause};
@@ -97,30 +97,30 @@ pub fn apply(state: State, input: Input) -> (State, Action) {
         (Paused, Unpause) => (Running, Action::Run),
         (Running | Building, Input::Suspend) => (
             Suspending {
-                from: Resting::Running,
+                from: Stable::Running,
             },
             Action::Save,
         ),
         (Paused, Input::Suspend) => (
             Suspending {
-                from: Resting::Paused,
+                from: Stable::Paused,
             },
             Action::Save,
         ),
         (
             Suspending {
-                from: Resting::Running,
+                from: Stable::Running,
             },
             SuspendFailed,
         ) => (Running, Action::Run),
         (
             Suspending {
-                from: Resting::Paused,
+                from: Stable::Paused,
             },
             SuspendFailed,
         ) => (Paused, Action::Nothing),
         (Suspending { .. }, Pause | Unpause | Input::Suspend) => (state, Action::Refuse),
-        // Paused before the last vCPU had been entered, or a request for what is so already.
+        // Paused before the last vCPU had been entered, or already as requested.
         (_, Entered | SuspendFailed) | (Paused, Pause) | (Running | Building, Unpause) => {
             (state, Action::Nothing)
         }
@@ -132,10 +132,10 @@ mod tests {
     use super::*;
 
     const SUSPENDING: State = State::Suspending {
-        from: Resting::Running,
+        from: Stable::Running,
     };
     const SUSPENDING_PAUSED: State = State::Suspending {
-        from: Resting::Paused,
+        from: Stable::Paused,
     };
 
     #[test]

@@ -1,4 +1,4 @@
-//! Collecting a halted machine's state, and saving it in a thread of its own, so that the loop can take
+//! Collects a halted machine's state and saves it in a thread of its own, so that the loop can receive
 //! a cancellation meanwhile.
 
 use std::path::PathBuf;
@@ -7,20 +7,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
-use vmm_control::SuspendFigures;
+use vmm_control::{Phase, SuspendFigures};
 
 use super::Machine;
 use super::devices::SavedDevices;
 use super::events::{EventSender, MachineEvent};
-use super::phases::Phases;
-use crate::clock::monotonic_ns;
 use crate::image::{self, DiskFile, SaveError, SaveRequest};
+use crate::phases::Phases;
 use crate::sys::tsc::host_tsc;
 use crate::vcpu::registers::VcpuState;
 use crate::vcpu::thread::{VcpuError, VcpuThread};
 use crate::vm::{VmError, VmState};
 
-/// What `state.bin` holds.
+/// The contents of `state.bin`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MachineState {
     /// The host's time stamp counter when the vCPUs had halted.
@@ -42,18 +41,18 @@ pub enum CollectError {
     /// The rest of KVM.
     #[error(transparent)]
     Vm(#[from] VmError),
-    /// Encoding.
+    /// Encoding the state.
     #[error("cannot encode the machine's state")]
     Encode(#[source] postcard::Error),
-    /// Encoding.
+    /// Encoding the configuration.
     #[error("cannot encode the machine's configuration")]
     Configuration(#[source] serde_json::Error),
     /// The host gives no thread.
-    #[error("cannot start a thread that saves")]
+    #[error("cannot start the saving thread")]
     Thread(#[source] std::io::Error),
 }
 
-/// A save under way.
+/// A save in progress.
 #[derive(Debug)]
 pub struct Saving {
     cancel: Arc<AtomicBool>,
@@ -61,15 +60,15 @@ pub struct Saving {
 }
 
 impl Saving {
-    /// Breaks it off, if its image is not committed yet.
+    /// Cancels it, if its image is not committed yet.
     pub fn cancel(&self) {
         self.cancel.store(true, Ordering::SeqCst);
     }
 }
 
 impl Machine {
-    /// Quiesces devices, collects state and starts to save it. vCPUs are halted, since the end of the
-    /// last phase. The outcome comes as [`MachineEvent::Saved`].
+    /// Quiesces devices, collects state and starts to save it. The vCPUs have been halted since the end of
+    /// the last phase. The outcome is sent as [`MachineEvent::Saved`].
     pub(super) fn start_save(
         &self,
         directory: PathBuf,
@@ -123,7 +122,7 @@ impl Machine {
 
 const STACK_BYTES: usize = 512 << 10;
 
-/// What the saving thread owns.
+/// The data of the saving thread.
 struct Work {
     directory: PathBuf,
     machine_id: String,
@@ -151,26 +150,23 @@ impl Work {
             memory: &self.memory,
             cancel: &self.cancel,
         };
-        let outcome = image::save(&request).map(|figures| self.with_our_phases(figures));
+        let outcome = image::save(&request).map(|mut figures| {
+            prepend_phases(&mut figures, self.phases.list());
+            figures
+        });
         self.events.send(MachineEvent::Saved(outcome));
-    }
-
-    /// Puts our phases before those of the image, without a gap.
-    fn with_our_phases(&self, mut figures: SuspendFigures) -> SuspendFigures {
-        let mut phases = self.phases.list().to_vec();
-        let end_ns = phases
-            .last()
-            .map_or_else(monotonic_ns, |phase| phase.end_ns);
-        if let Some(first) = figures.phases.first_mut() {
-            first.start_ns = end_ns;
-        }
-        phases.append(&mut figures.phases);
-        figures.phases = phases;
-        figures
     }
 }
 
-/// How the control socket names a save's failure.
+/// Puts `phases` before those of the image, without a gap between them.
+fn prepend_phases(figures: &mut SuspendFigures, phases: &[Phase]) {
+    if let (Some(last), Some(first)) = (phases.last(), figures.phases.first_mut()) {
+        first.start_ns = last.end_ns;
+    }
+    figures.phases.splice(..0, phases.iter().cloned());
+}
+
+/// The kind of a save's failure on the control socket.
 #[must_use]
 pub fn failure_kind(error: &SaveError) -> &'static str {
     match error {

@@ -1,10 +1,9 @@
-//! Which pages of a machine's memory a save has to write.
+//! Finds the pages of a machine's memory that a save has to write.
 //!
-//! Nothing is tracked while the machine runs. A page that anybody wrote is a private page of
-//! this process, and the kernel knows these. After a boot that holds for each page ever
-//! touched; the zeros among them are sorted out by looking. After a resume, a page counts as
-//! changed once it was written, even if it was written with what it already held: comparing
-//! would read as much of the file as it saves.
+//! Nothing is tracked while the machine runs. A page that was written is a private page of this process,
+//! and the kernel can list these. After a boot, each page that was ever touched is private; those that
+//! hold only zeros are found by reading them. After a resume, a page counts as changed once it was
+//! written, even with the same contents: a comparison would read as much of the file as it saves.
 
 use std::io;
 use std::ops::Range;
@@ -15,11 +14,11 @@ use vm_memory::{
 };
 
 use super::pages::PageSet;
-use super::regions::{PAGE_BYTES, PAGE_LEN};
 use super::{MachineMemory, Origin};
+use crate::page::{PAGE_BYTES, PAGE_LEN};
 use crate::sys::pagemap;
 
-/// Pages between two looks at the cancel flag.
+/// Pages between two checks of the cancel flag.
 const BATCH_PAGES: u64 = 1024;
 
 /// How changed pages were found.
@@ -29,7 +28,7 @@ pub enum DirtySource {
     PagemapScan,
     /// By reading `/proc/self/pagemap`.
     Pagemap,
-    /// By looking for other pages than zeros among those touched: the machine was booted.
+    /// By reading the touched pages, of which those with only zeros are unchanged: the machine was booted.
     Content,
 }
 
@@ -47,18 +46,18 @@ impl DirtySource {
 /// Why changed pages can't be found.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
-    /// The kernel does not tell.
+    /// The kernel does not list them.
     #[error("cannot ask the kernel which pages are private to this process")]
     Pagemap(#[source] io::Error),
     /// A page lies outside of guest memory.
-    #[error("cannot look at a page of guest memory")]
+    #[error("cannot read a page of guest memory")]
     Memory(#[from] GuestMemoryError),
     /// It was asked to stop.
     #[error("the search for changed pages was cancelled")]
     Cancelled,
 }
 
-/// Pages sorted by what they hold.
+/// Pages sorted by their contents.
 #[derive(Debug)]
 pub struct SortedPages {
     /// Not all zero.
@@ -68,11 +67,11 @@ pub struct SortedPages {
 }
 
 impl MachineMemory {
-    /// The pages that are private to this process, and how that was found out.
+    /// The pages that are private to this process, and how they were found.
     pub fn private_pages(&self) -> Result<(PageSet, DirtySource), ScanError> {
-        let (pages, source) = match self.collect_pages(pagemap::scan) {
+        let (pages, source) = match self.private_pages_by_scan() {
             Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
-                (self.collect_pages(pagemap::read), DirtySource::Pagemap)
+                (self.private_pages_by_table(), DirtySource::Pagemap)
             }
             answer => (answer, DirtySource::PagemapScan),
         };
@@ -83,7 +82,17 @@ impl MachineMemory {
         Ok((pages.map_err(ScanError::Pagemap)?, source))
     }
 
-    /// Looks into each of `pages`.
+    /// The private pages by the `PAGEMAP_SCAN` ioctl; ENOTTY where the kernel has none.
+    pub fn private_pages_by_scan(&self) -> io::Result<PageSet> {
+        self.collect_pages(pagemap::scan)
+    }
+
+    /// The private pages by the table in `/proc/self/pagemap`, which each kernel has.
+    pub fn private_pages_by_table(&self) -> io::Result<PageSet> {
+        self.collect_pages(pagemap::read)
+    }
+
+    /// Reads each of `pages` and sorts them into zeros and others.
     pub fn sort_by_content(
         &self,
         pages: &PageSet,
@@ -99,8 +108,9 @@ impl MachineMemory {
             }
             let slice = self.slice(&piece)?;
             for page in piece.clone() {
-                let at = usize::try_from((page - piece.start) * PAGE_BYTES).unwrap_or(usize::MAX);
-                let is_zero = is_zero_page(&slice, at)?;
+                let offset =
+                    usize::try_from((page - piece.start) * PAGE_BYTES).unwrap_or(usize::MAX);
+                let is_zero = is_zero_page(&slice, offset)?;
                 let set = if is_zero {
                     &mut sorted.zero
                 } else {
@@ -112,7 +122,7 @@ impl MachineMemory {
         Ok(sorted)
     }
 
-    /// The runs of a set, cut where a region ends and to at most `max_pages`.
+    /// The runs of a set, split at the end of a region and after `max_pages`.
     pub fn pieces<'a>(
         &'a self,
         pages: &'a PageSet,
@@ -157,43 +167,21 @@ impl MachineMemory {
 
 type LookUp = fn(&std::fs::File, Range<usize>, &mut dyn FnMut(Range<usize>)) -> io::Result<()>;
 
-fn is_zero_page(slice: &VolatileSlice<'_>, at: usize) -> Result<bool, GuestMemoryError> {
+fn is_zero_page(slice: &VolatileSlice<'_>, offset: usize) -> Result<bool, GuestMemoryError> {
     const WORDS: usize = PAGE_LEN / 8;
     let words = slice
-        .get_array_ref::<u64>(at, WORDS)
+        .get_array_ref::<u64>(offset, WORDS)
         .map_err(GuestMemoryError::from)?;
     Ok((0..WORDS).all(|index| words.load(index) == 0))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-    use std::os::unix::fs::FileExt;
-    use std::sync::Arc;
-
-    use proptest::prelude::*;
     use vm_memory::Bytes;
 
     use super::*;
-    use crate::memory::file::{CHUNK_BYTES, HEADER_BYTES, MemoryFile, page_offset};
-    use crate::memory::regions::Layout;
 
     const MEMORY_MIB: u32 = 64;
-
-    /// A machine on a private mapping of a real file, of which every 16th page is data.
-    fn resumed() -> MachineMemory {
-        let layout = Layout::new(MEMORY_MIB).unwrap();
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(HEADER_BYTES + layout.bytes()).unwrap();
-        for page in (0..layout.pages()).step_by(16) {
-            file.write_all_at(&[1; PAGE_LEN], page_offset(page))
-                .unwrap();
-        }
-        let sums = vec![0; usize::try_from(layout.bytes() / CHUNK_BYTES).unwrap()];
-        let lock = Arc::new(File::open("/").unwrap());
-        let memory = MemoryFile::new(file, sums, lock);
-        MachineMemory::from_image(layout, Arc::new(memory)).unwrap()
-    }
 
     fn address(page: u64) -> GuestAddress {
         GuestAddress(page * PAGE_BYTES)
@@ -205,79 +193,6 @@ mod tests {
             set.insert(*page..page + 1);
         }
         set
-    }
-
-    /// The answers of both sources, or only the older one where the kernel lacks the newer.
-    fn answers(memory: &MachineMemory) -> Vec<PageSet> {
-        let table = memory.collect_pages(pagemap::read).unwrap();
-        match memory.collect_pages(pagemap::scan) {
-            Ok(scanned) => vec![table, scanned],
-            Err(error) => {
-                let line = format!("SKIPPED: PAGEMAP_SCAN is not compared: {error}\n");
-                io::Write::write_all(&mut io::stderr(), line.as_bytes()).unwrap();
-                vec![table]
-            }
-        }
-    }
-
-    fn assert_private(memory: &MachineMemory, expected: &[u64]) {
-        for answer in answers(memory) {
-            assert!(
-                answer == set(expected),
-                "{:?}",
-                answer.runs().collect::<Vec<_>>()
-            );
-        }
-    }
-
-    #[test]
-    fn an_untouched_mapping_has_no_private_pages() {
-        assert_private(&resumed(), &[]);
-    }
-
-    #[test]
-    fn pages_that_were_only_read_are_not_private() {
-        let memory = resumed();
-        let mut bytes = vec![0; 64 << 20];
-
-        memory.guest.read_slice(&mut bytes, address(0)).unwrap();
-
-        assert_private(&memory, &[]);
-    }
-
-    #[test]
-    fn written_pages_are_private_whether_they_were_data_or_holes() {
-        let memory = resumed();
-
-        memory.guest.write_obj(7u8, address(0)).unwrap();
-        memory.guest.write_obj(7u8, address(1)).unwrap();
-        memory.guest.write_obj(7u8, address(16_383)).unwrap();
-
-        assert_private(&memory, &[0, 1, 16_383]);
-    }
-
-    #[test]
-    fn a_page_written_with_what_it_held_counts_as_changed() {
-        let memory = resumed();
-
-        memory
-            .guest
-            .write_slice(&[1; PAGE_LEN], address(16))
-            .unwrap();
-
-        assert_private(&memory, &[16]);
-    }
-
-    #[test]
-    fn more_runs_than_one_answer_holds_are_all_found() {
-        let memory = resumed();
-        let pages: Vec<u64> = (0..16_384).step_by(2).collect();
-
-        for page in &pages {
-            memory.guest.write_obj(7u8, address(*page)).unwrap();
-        }
-
-        assert_private(&memory, &pages);
     }
 
     #[test]
@@ -299,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_search_can_be_cancelled() {
-        let memory = resumed();
+        let memory = MachineMemory::anonymous(MEMORY_MIB).unwrap();
         let pages = set(&[0]);
 
         let outcome = memory.sort_by_content(&pages, &|| true);
@@ -321,27 +236,5 @@ mod tests {
         let pieces: Vec<_> = memory.pieces(&pages, u64::MAX >> 1).collect();
 
         assert_eq!(pieces, [last_low..last_low + 1, last_low + 1..last_low + 2]);
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
-
-        #[test]
-        fn both_sources_agree_on_what_was_written(
-            reads in prop::collection::vec(0u64..16_384, 0..200),
-            writes in prop::collection::vec(0u64..16_384, 0..200),
-        ) {
-            let memory = resumed();
-            for page in &reads {
-                memory.guest.read_obj::<u8>(address(*page)).unwrap();
-            }
-            for page in &writes {
-                memory.guest.write_obj(9u8, address(*page)).unwrap();
-            }
-
-            for answer in answers(&memory) {
-                prop_assert!(answer == set(&writes));
-            }
-        }
     }
 }

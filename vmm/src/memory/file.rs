@@ -1,37 +1,35 @@
-//! The memory file of an image, as the running machine maps it, and what is known about its
-//! soundness.
+//! The memory file of an image that a running machine maps, and which of its chunks are verified.
 //!
-//! Reads and checks nothing by itself: `image` fills the sums in and marks chunks.
+//! Does not read or check the file: the caller provides the sums and marks chunks.
 //!
-//! While a machine runs on a mapped file, the file changes only by a save, which rewrites it in
-//! place. Whoever reads the file to check it meanwhile obeys one rule: what does not match
-//! counts as damage only if, with [`MemoryFile::rewriting`] locked, the chunk is still
-//! unverified and still doesn't match. A save holds that lock, and marks each chunk before it
-//! writes into it.
+//! While a machine runs on a mapped file, only a save changes the file, in place. Whoever checks the
+//! file meanwhile follows one rule: a chunk that does not match is damaged only if it is still
+//! unverified and still does not match while [`MemoryFile::rewriting`] is locked. A save holds that
+//! lock, and marks each chunk before it writes into it.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::regions::PAGE_BYTES;
+use crate::page::PAGE_BYTES;
 
 /// Length of the header, which precedes guest memory in the file.
 pub const HEADER_LEN: usize = 4096;
-/// The same as a file offset.
+/// As a file offset.
 pub const HEADER_BYTES: u64 = HEADER_LEN as u64;
 /// Length of a chunk: the guest memory under one sum.
 pub const CHUNK_LEN: usize = 64 << 10;
-/// The same as a file offset.
+/// As a file offset.
 pub const CHUNK_BYTES: u64 = CHUNK_LEN as u64;
 /// Pages of guest memory under one sum.
 pub const CHUNK_PAGES: u64 = CHUNK_BYTES / PAGE_BYTES;
 
-/// Where a page of guest memory lies in the file.
+/// Offset of a page of guest memory in the file.
 pub fn page_offset(page: u64) -> u64 {
     HEADER_BYTES + page * PAGE_BYTES
 }
 
-/// Where a chunk of guest memory lies in the file.
+/// Offset of a chunk of guest memory in the file.
 pub fn chunk_offset(chunk: u64) -> u64 {
     HEADER_BYTES + chunk * CHUNK_BYTES
 }
@@ -48,7 +46,7 @@ pub struct MemoryFile {
 }
 
 impl MemoryFile {
-    /// Takes over a memory file with one sum per chunk, none of them verified yet.
+    /// A memory file with one sum per chunk, none of them verified yet.
     pub fn new(file: File, sums: Vec<u64>, lock: Arc<File>) -> Self {
         let words = sums.len().div_ceil(64);
         let verified = std::iter::repeat_with(|| AtomicU64::new(0))
@@ -68,7 +66,7 @@ impl MemoryFile {
         &self.file
     }
 
-    /// The sums as the image was opened with, one per chunk.
+    /// The sums of the image when it was opened, one per chunk.
     pub fn sums(&self) -> &[u64] {
         &self.sums
     }
@@ -88,7 +86,7 @@ impl MemoryFile {
         self.sums.len() as u64
     }
 
-    /// Whether a chunk needs no more checking: it matched, or a save has begun to replace it.
+    /// Whether a chunk needs no check any more: it matched, or a save has begun to replace it.
     pub fn is_verified(&self, chunk: u64) -> bool {
         let (word, bit) = position(chunk);
         self.verified
@@ -96,7 +94,7 @@ impl MemoryFile {
             .is_some_and(|bits| bits.load(Ordering::Acquire) & bit != 0)
     }
 
-    /// Records that a chunk needs no more checking.
+    /// Records that a chunk needs no check any more.
     pub fn mark_verified(&self, chunk: u64) {
         let (word, bit) = position(chunk);
         if let Some(bits) = self.verified.get(word) {
@@ -104,9 +102,9 @@ impl MemoryFile {
         }
     }
 
-    /// Keeps the file as it is; a save holds this from its first write to its end.
+    /// Locks the file against changes; a save holds this from its first write to its end.
     pub fn rewriting(&self) -> MutexGuard<'_, ()> {
-        // The mutex guards the file, which a panicking holder leaves no worse than a crash.
+        // The mutex guards the file, and a panic of the holder harms it no more than a crash.
         self.rewriting
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

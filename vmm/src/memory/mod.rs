@@ -1,9 +1,9 @@
-//! Guest memory: mapping it, and finding out which pages of it have changed.
+//! Guest memory: maps it, and finds the pages that have changed.
 //!
 //! A machine's memory is anonymous after a boot, and a private mapping of its image's memory
-//! file after a resume: pages come from the file on first touch, and a page that the guest (or
-//! a device) writes becomes an anonymous page of this process. The file never changes through
-//! the mapping. Formats, checksums and saving are the business of `image`.
+//! file after a resume: pages are read from the file on first touch, and a page that the guest or a
+//! device writes becomes an anonymous page of this process. The mapping never changes the file. The
+//! caller knows the file's format, checks it and writes it.
 
 pub mod dirty;
 pub mod file;
@@ -20,13 +20,13 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, Mmap
 use file::MemoryFile;
 use regions::{Layout, MAX_MEMORY_MIB, MIN_MEMORY_MIB, Region};
 
-/// Why guest memory can't be had.
+/// Why guest memory can't be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// No machine may have that size.
     #[error("{memory_mib} MiB of memory is outside of {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} MiB")]
     Size {
-        /// What was asked for.
+        /// The size.
         memory_mib: u32,
     },
     /// The kernel refused the mapping.
@@ -42,17 +42,17 @@ pub enum MemoryError {
     /// The regions don't fit together.
     #[error("cannot assemble the regions of guest memory")]
     Regions(#[from] vm_memory::GuestRegionCollectionError),
-    /// `/proc/self/pagemap` must be there for the next suspend.
+    /// The next suspend needs `/proc/self/pagemap`.
     #[error("cannot open /proc/self/pagemap, which a suspend needs to find changed pages")]
     Pagemap(#[source] io::Error),
 }
 
-/// What a page holds that this process has not written.
+/// The contents of pages that this process has not written.
 #[derive(Debug, Clone)]
 pub enum Origin {
     /// Zeros: the machine was booted.
     Anonymous,
-    /// What the image's memory file holds: the machine was resumed.
+    /// Those of the image's memory file: the machine was resumed.
     Image(Arc<MemoryFile>),
 }
 
@@ -63,12 +63,12 @@ pub struct MachineMemory {
     pub guest: GuestMemoryMmap,
     layout: Layout,
     origin: Origin,
-    /// Opened early, so that a sandbox need not let a suspend open it.
+    /// Opened early, before system calls are filtered.
     pagemap: File,
 }
 
 impl MachineMemory {
-    /// Maps fresh zeroed memory for a machine that is going to boot.
+    /// Maps zeroed memory for a machine that boots.
     pub fn anonymous(memory_mib: u32) -> Result<Self, MemoryError> {
         let layout = Layout::new(memory_mib).ok_or(MemoryError::Size { memory_mib })?;
         Self::map(layout, Origin::Anonymous)
@@ -100,7 +100,7 @@ impl MachineMemory {
         &self.layout
     }
 
-    /// What unwritten pages hold.
+    /// The contents of unwritten pages.
     pub fn origin(&self) -> &Origin {
         &self.origin
     }
@@ -122,7 +122,7 @@ fn map_region(region: &Region, origin: &Origin) -> Result<GuestRegionMmap, Memor
         bytes: region.bytes,
         source,
     };
-    // Swap is not reserved: a machine is as large as its guest may grow, not as it is.
+    // Swap is not reserved, since most guests never use all of their memory.
     let mapping = MmapRegion::build(
         file_offset,
         usize::try_from(region.bytes).unwrap_or(usize::MAX),

@@ -1,5 +1,4 @@
-//! A set of pages of one machine, as a bit map: 32 KiB per GiB of guest memory, however
-//! scattered the pages are.
+//! A set of pages of one machine, as a bit map of 32 KiB per GiB of guest memory.
 
 use std::ops::Range;
 
@@ -24,7 +23,7 @@ impl PageSet {
         }
     }
 
-    /// Adds pages; those beyond the machine's last are left out.
+    /// Adds pages; ignores those beyond the machine's last.
     pub fn insert(&mut self, pages: Range<u64>) {
         let end = pages.end.min(self.pages);
         let mut page = pages.start;
@@ -56,7 +55,7 @@ impl PageSet {
         self.words.iter().all(|word| *word == 0)
     }
 
-    /// The pages as runs without a gap, by rising index.
+    /// The contiguous runs of pages, by rising index.
     pub fn runs(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.runs_in(0..self.pages)
     }

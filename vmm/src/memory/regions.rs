@@ -1,15 +1,13 @@
 //! Where guest memory lies: in guest-physical space, with the gap below 4 GiB, and in the
 //! image's memory file, without it.
 //!
-//! A pure calculation; maps nothing.
+//! A pure calculation; `memory` maps the regions.
 
 use std::ops::Range;
 
-/// Size of a page, of the guest as well as of the host.
-pub const PAGE_BYTES: u64 = PAGE_LEN as u64;
-/// The same as a length.
-pub const PAGE_LEN: usize = 4096;
-/// First address of the gap that the PC platform keeps for devices.
+use crate::page::PAGE_BYTES;
+
+/// First address of the gap that guest memory leaves for devices.
 pub const GAP_START: u64 = 3 << 30;
 /// First address behind the gap.
 pub const GAP_END: u64 = 4 << 30;
@@ -49,7 +47,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Lays out a machine; `None` if no machine may have that size.
+    /// The layout of a machine of that size; `None` if no machine may have it.
     pub fn new(memory_mib: u32) -> Option<Self> {
         if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&memory_mib) {
             return None;
@@ -74,7 +72,7 @@ impl Layout {
         })
     }
 
-    /// Size as asked for.
+    /// Size in MiB.
     pub fn memory_mib(&self) -> u32 {
         self.memory_mib
     }
@@ -94,7 +92,7 @@ impl Layout {
         &self.regions
     }
 
-    /// The region that a page lies in; `None` beyond the last page.
+    /// The region of a page; `None` beyond the last page.
     pub fn region_of(&self, page: u64) -> Option<&Region> {
         self.regions
             .iter()

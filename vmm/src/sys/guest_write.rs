@@ -1,4 +1,4 @@
-//! Writing guest memory to a file, straight from its mapping.
+//! Writes guest memory to a file, directly from its mapping.
 
 use std::fs::File;
 use std::io;
@@ -14,8 +14,8 @@ pub(crate) fn write_all_at(file: &File, slice: &VolatileSlice<'_>, offset: u64) 
         let position = libc::off_t::try_from(offset + written as u64)
             .map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
         let memory = rest.ptr_guard();
-        // SAFETY: `memory` stands for `rest.len()` mapped bytes for as long as it lives. Only the
-        // kernel reads them, so a guest that wrote to them meanwhile could harm nothing but them.
+        // SAFETY: `memory` guards `rest.len()` mapped bytes for as long as it lives. Only the kernel
+        // reads them, so a guest that writes to them meanwhile changes only what is written.
         let count = unsafe {
             libc::pwrite(
                 file.as_raw_fd(),

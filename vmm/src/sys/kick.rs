@@ -1,4 +1,4 @@
-//! Brings a vCPU thread out of KVM_RUN.
+//! Makes a vCPU thread return from KVM_RUN.
 //!
 //! A signal alone is racy: it may arrive just before the ioctl. So the handler also sets
 //! `kvm_run.immediate_exit`, which makes the next KVM_RUN return EINTR at once (Linux,
@@ -40,7 +40,7 @@ extern "C" fn on_kick(_signal: c_int, _info: *mut siginfo_t, _context: *mut c_vo
     if run.is_null() {
         return;
     }
-    // SAFETY: `run` was set by `KickTarget::adopt` on this thread and is cleared before its page is
+    // SAFETY: `run` was set by `KickTarget::new` on this thread and is cleared before its page is
     // unmapped, so it points into a live mapping.
     let flag = unsafe { &raw mut (*run).immediate_exit };
     // SAFETY: as above; only this thread and the kernel access the field.
@@ -48,16 +48,16 @@ extern "C" fn on_kick(_signal: c_int, _info: *mut siginfo_t, _context: *mut c_vo
     compiler_fence(Ordering::SeqCst);
 }
 
-/// A vCPU that this thread owns and may be kicked out of. Dropping it ends that.
+/// The vCPU that the calling thread runs and can be kicked out of, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct KickTarget {
     fd: VcpuFd,
 }
 
 impl KickTarget {
-    /// Makes kicks of the calling thread act on this vCPU.
+    /// Makes kicks of the calling thread interrupt this vCPU.
     #[must_use]
-    pub(crate) fn adopt(mut fd: VcpuFd) -> Self {
+    pub(crate) fn new(mut fd: VcpuFd) -> Self {
         // The page is mapped as long as `fd` lives, wherever `fd` itself is moved.
         CURRENT.set(ptr::from_mut(fd.get_kvm_run()));
         Self { fd }
@@ -68,7 +68,7 @@ impl KickTarget {
         &mut self.fd
     }
 
-    /// Forgets kicks so far. Call it before looking for what the kick was about, so that none is lost.
+    /// Clears earlier kicks. To be called before the thread checks for commands, so that no kick is lost.
     pub(crate) fn clear(&mut self) {
         self.fd.set_kvm_immediate_exit(0);
         compiler_fence(Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! KVM calls that kvm-ioctls marks unsafe, with what makes them safe here.
+//! KVM calls that kvm-ioctls marks unsafe, with the reasons why they are safe here.
 
 use kvm_bindings::{Xsave, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -57,7 +57,7 @@ pub(crate) fn set_xsave(
     unsafe { vcpu.set_xsave2(xsave) }
 }
 
-/// Size of `kvm_xsave` without its flexible end.
+/// Size of `kvm_xsave` without its flexible array.
 const XSAVE_LEGACY_BYTES: usize = 4096;
 
 fn xsave_bytes(xsave: &Xsave) -> usize {

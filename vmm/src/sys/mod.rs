@@ -1,4 +1,4 @@
-//! Every unsafe block and raw libc call of this crate.
+//! Every unsafe block of this crate, and helpers around raw descriptors.
 
 pub(crate) mod fd;
 pub(crate) mod guest_write;

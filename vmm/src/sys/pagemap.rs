@@ -1,9 +1,9 @@
-//! Which pages of this process are its own: anonymous memory, in core or swapped out.
+//! Which pages are private to this process: anonymous memory, in core or swapped out.
 //!
-//! Of a private file mapping these are the pages that somebody wrote to; pages that were only
-//! read still belong to the file. Of anonymous memory they are the pages ever written. Two
-//! sources for the same answer: the `PAGEMAP_SCAN` ioctl (Linux 6.7) and the table of 64-bit
-//! entries (Documentation/admin-guide/mm/pagemap.rst). Both take `/proc/self/pagemap`.
+//! Of a private file mapping these are the pages that were written; pages that were only read still
+//! belong to the file. Of anonymous memory they are the pages that were ever written. Two sources
+//! give the same answer: the `PAGEMAP_SCAN` ioctl (Linux 6.7) and the table of 64-bit entries
+//! (Documentation/admin-guide/mm/pagemap.rst). Both use `/proc/self/pagemap`.
 
 use std::fs::File;
 use std::io;
@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-const PAGE_BYTES: usize = 4096;
+use crate::page::PAGE_LEN;
 
 // uapi/linux/fs.h
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
@@ -55,7 +55,7 @@ struct ScannedRegion {
     categories: u64,
 }
 
-/// Finds the own pages in `addresses` with `PAGEMAP_SCAN`. Kernels without it answer ENOTTY.
+/// Finds the private pages in `addresses` with `PAGEMAP_SCAN`. Kernels without it return ENOTTY.
 pub(crate) fn scan(
     pagemap: &File,
     addresses: Range<usize>,
@@ -71,8 +71,8 @@ pub(crate) fn scan(
         category_inverted: PAGE_IS_FILE | PAGE_IS_PFNZERO,
         category_mask: PAGE_IS_FILE | PAGE_IS_PFNZERO,
         category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-        // A vector demands some mask. Nothing that is found has this bit, so neighbours that
-        // differ in nothing of interest come as one region.
+        // A vector needs a non-zero mask. No page that is found has this bit, so adjacent pages are
+        // reported as one region.
         return_mask: PAGE_IS_FILE,
         ..ScanArguments::default()
     };
@@ -103,7 +103,7 @@ pub(crate) fn scan(
     Ok(())
 }
 
-/// Finds the own pages in `addresses` by reading their entries, eight bytes per page.
+/// Finds the private pages in `addresses` by reading their entries, eight bytes per page.
 pub(crate) fn read(
     pagemap: &File,
     addresses: Range<usize>,
@@ -112,16 +112,16 @@ pub(crate) fn read(
     let mut buffer = vec![0; READ_ENTRIES * 8];
     let mut address = addresses.start;
     while address < addresses.end {
-        let entries = READ_ENTRIES.min((addresses.end - address) / PAGE_BYTES);
+        let entries = READ_ENTRIES.min((addresses.end - address) / PAGE_LEN);
         let bytes = &mut buffer[..entries * 8];
-        pagemap.read_exact_at(bytes, (address / PAGE_BYTES * 8) as u64)?;
+        pagemap.read_exact_at(bytes, (address / PAGE_LEN * 8) as u64)?;
         for entry in bytes.as_chunks::<8>().0 {
             let entry = u64::from_ne_bytes(*entry);
             // A page under migration counts as swapped, and keeps its file bit.
             if entry & (ENTRY_PRESENT | ENTRY_SWAPPED) != 0 && entry & ENTRY_FILE == 0 {
-                found(address..address + PAGE_BYTES);
+                found(address..address + PAGE_LEN);
             }
-            address += PAGE_BYTES;
+            address += PAGE_LEN;
         }
     }
     Ok(())

@@ -1,15 +1,15 @@
-//! Scheduling priority of threads that work behind the guest's back.
+//! Scheduling priority of threads that work in the background.
 
-/// Makes the calling thread yield processor and disk to all others.
+/// Gives the calling thread the lowest priority for processor and disk.
 ///
-/// Best effort: a thread that keeps its priority only works less politely.
+/// Best effort: at worst the thread competes with the guest.
 pub(crate) fn lower_this_thread() {
     const IOPRIO_WHO_PROCESS: libc::c_int = 1;
     const IOPRIO_CLASS_BEST_EFFORT: libc::c_int = 2;
     const LOWEST_LEVEL: libc::c_int = 7;
     // SAFETY: takes three integers and touches no memory; id 0 is the calling thread.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
-    // Not the idle class: a save may have to wait for one of this thread's reads.
+    // Not the idle class, since a save may have to wait for one of this thread's reads.
     let priority = (IOPRIO_CLASS_BEST_EFFORT << 13) | LOWEST_LEVEL;
     // SAFETY: takes three integers and touches no memory; id 0 is the calling thread.
     unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, priority) };

@@ -1,4 +1,4 @@
-//! Turns SIGTERM and SIGINT into something that the event loop can wait for.
+//! Turns SIGTERM and SIGINT into an event that the event loop can wait for.
 
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -9,19 +9,21 @@ use libc::siginfo_t;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::register_signal_handler;
 
-/// Descriptor that the handler writes to; it stays open to the end of the process.
+use super::fd::new_event;
+
+/// The descriptor that the handler writes to; it stays open until the process ends.
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
-/// An eventfd that becomes readable when the process is asked to end. Once per process.
+/// An eventfd that becomes readable when the process gets one of the two signals. Once per process.
 ///
 /// # Errors
 /// Where the host gives no descriptor or no handler.
 pub(crate) fn termination_event() -> io::Result<EventFd> {
-    let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-    let kept = event.try_clone()?;
-    WAKE.store(kept.as_raw_fd(), Ordering::SeqCst);
-    // The handler may use it until the very end.
-    std::mem::forget(kept);
+    let event = new_event()?;
+    let handler_event = event.try_clone()?;
+    WAKE.store(handler_event.as_raw_fd(), Ordering::SeqCst);
+    // The handler may run until the end of the process.
+    std::mem::forget(handler_event);
     for signal in [libc::SIGTERM, libc::SIGINT] {
         register_signal_handler(signal, on_termination)
             .map_err(|errno| io::Error::from_raw_os_error(errno.errno()))?;

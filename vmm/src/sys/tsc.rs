@@ -1,4 +1,4 @@
-//! The time stamp counter: the host's own, and how far a vCPU's is from it.
+//! The time stamp counter: the host's own, and the offset of a vCPU's from it.
 
 use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr};
 use kvm_ioctls::VcpuFd;
@@ -23,7 +23,7 @@ pub(crate) fn host_tsc() -> u64 {
 pub(crate) fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, errno::Error> {
     let mut offset = 0_u64;
     let attribute = attribute((&raw mut offset).expose_provenance());
-    // SAFETY: the attribute names a live u64, which is what KVM writes for this one.
+    // SAFETY: the attribute holds the address of a live u64, and KVM writes a u64 for this attribute.
     let result = unsafe { ioctl_with_ref(vcpu, KVM_GET_DEVICE_ATTR(), &attribute) };
     if result == 0 {
         Ok(offset)
@@ -32,13 +32,13 @@ pub(crate) fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, errno::Error> {
     }
 }
 
-/// Sets it.
+/// Sets the offset.
 ///
 /// # Errors
 /// As [`tsc_offset`].
 pub(crate) fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> Result<(), errno::Error> {
     let attribute = attribute((&raw const offset).expose_provenance());
-    // SAFETY: the attribute names a live u64, which is what KVM reads for this one.
+    // SAFETY: the attribute holds the address of a live u64, and KVM reads a u64 for this attribute.
     let result = unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), &attribute) };
     if result == 0 {
         Ok(())

@@ -1,5 +1,4 @@
-//! What happens when a thread makes a system call that its filter forbids: a line in the log, then
-//! the end of the process.
+//! The handler of filter violations: writes a line to the log and ends the process.
 
 use std::ffi::{c_int, c_void};
 
@@ -7,7 +6,7 @@ use libc::siginfo_t;
 use vmm_sys_util::errno;
 use vmm_sys_util::signal::register_signal_handler;
 
-/// Where `si_syscall` lies in `siginfo_t` (Linux, include/uapi/asm-generic/siginfo.h: `_sigsys` begins
+/// Offset of `si_syscall` in `siginfo_t` (Linux, include/uapi/asm-generic/siginfo.h: `_sigsys` begins
 /// at 16 with a pointer). libc has no accessor for it.
 const SI_SYSCALL_OFFSET: usize = 24;
 /// As for any failure of the VMM while the guest ran.
@@ -17,7 +16,7 @@ const EXIT_CODE: c_int = vmm_control::exit_code::FAILED;
 ///
 /// # Errors
 /// The errno of sigaction.
-pub(crate) fn install_violation_handler() -> Result<(), errno::Error> {
+pub(crate) fn install_handler() -> Result<(), errno::Error> {
     register_signal_handler(libc::SIGSYS, on_violation)
 }
 
@@ -32,11 +31,11 @@ extern "C" fn on_violation(_signal: c_int, info: *mut siginfo_t, _context: *mut 
     write_number(&mut line[32..38], call.unsigned_abs());
     // SAFETY: writes from a live buffer of that length; write is async-signal-safe.
     unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
-    // SAFETY: ends the process without running anything of it; async-signal-safe.
+    // SAFETY: ends the process without running any more of its code; async-signal-safe.
     unsafe { libc::_exit(EXIT_CODE) };
 }
 
-/// Right-aligned; nothing here may allocate.
+/// Writes a number right-aligned, without an allocation.
 fn write_number(field: &mut [u8], mut number: u32) {
     for place in field.iter_mut().rev() {
         // One digit.

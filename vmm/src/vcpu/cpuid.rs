@@ -1,5 +1,5 @@
-//! The processor that a guest sees: what KVM supports here, minus what can't be kept across a
-//! suspend, plus each vCPU's place in the topology.
+//! The processor that a guest sees: the features that KVM supports here, without those that can't be
+//! kept across a suspend, and with each vCPU's place in the topology.
 //!
 //! Topology: one package, as many cores as vCPUs, one thread each. Sources: Intel SDM vol. 2A, CPUID;
 //! AMD APM vol. 3, appendix E; Documentation/virt/kvm/api.rst, KVM_GET_SUPPORTED_CPUID.
@@ -29,7 +29,7 @@ const AMD_1_ECX_CMP_LEGACY: u32 = 1 << 1;
 /// PerfCtrExtCore, PerfCtrExtNB and PerfCtrExtLLC.
 const AMD_1_ECX_PERFORMANCE_COUNTERS: u32 = 1 << 23 | 1 << 24 | 1 << 28;
 
-/// What KVM supports on this host.
+/// The leaves that KVM supports on this host.
 ///
 /// # Errors
 /// The errno of KVM_GET_SUPPORTED_CPUID.
@@ -74,8 +74,8 @@ pub fn for_vcpu(
     CpuId::from_entries(&entries).map_err(|_| errno::Error::new(libc::E2BIG))
 }
 
-/// What a saved vCPU state depends on: model and features, without each vCPU's place and without the
-/// paravirtual leaves, which belong to KVM and not to the processor.
+/// The part of CPUID that a saved vCPU state depends on: model and features, without each vCPU's place and
+/// without the paravirtual leaves, which belong to KVM and not to the processor.
 ///
 /// # Errors
 /// As [`for_vcpu`].
@@ -130,7 +130,7 @@ pub fn identity(
 }
 
 /// Caches and TLBs (SDM vol. 2A, leaves 2, 4 and 0x18; APM vol. 3, E.4). No instruction depends on them,
-/// and on processors with cores of several kinds KVM tells those of the core that it was asked on.
+/// and on processors with several kinds of cores KVM reports those of the core that it runs on.
 const CACHE_LEAVES: [u32; 7] = [
     0x2,
     0x4,
@@ -154,14 +154,14 @@ fn adapt(
         0x1 => adapt_features(entry, place, capabilities),
         // Deterministic cache parameters; the same layout on Intel (4) and AMD (0x8000_001d).
         0x4 | 0x8000_001d => adapt_cache(entry, place),
-        // AMX needs a permission for its state that this process doesn't ask for; KVM may list the
-        // instructions all the same.
+        // AMX needs a permission for its state, which this process doesn't request; KVM may list the
+        // instructions nevertheless.
         0x7 if entry.index == 0 && !tiles_usable => entry.edx &= !LEAF7_EDX_AMX,
         0x1d | 0x1e if !tiles_usable => clear(entry),
         // SVM's features; see `adapt_features` for why a guest gets none.
         0x8000_000a => clear(entry),
-        // Performance counters belong to the host that they ran on; a guest that used them would go on
-        // with meaningless values after a resume.
+        // Performance counters belong to the host that they ran on; after a resume, a guest that used them
+        // would continue with meaningless values.
         0xa | 0x8000_0022 => clear(entry),
         0x8000_0001 => {
             entry.ecx &= !(AMD_1_ECX_PERFORMANCE_COUNTERS | AMD_1_ECX_SVM);
@@ -216,7 +216,7 @@ fn adapt_cache(entry: &mut kvm_cpuid_entry2, place: Place) {
     }
 }
 
-/// Where a vCPU sits.
+/// A vCPU's place in the topology.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     apic_id: u32,

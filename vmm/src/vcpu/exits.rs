@@ -1,4 +1,4 @@
-//! What happens when KVM_RUN returns: register accesses go to the buses, the rest ends the guest.
+//! Serves exits from KVM_RUN: register accesses go to the buses, other exits end the guest.
 
 use std::sync::Arc;
 
@@ -20,18 +20,18 @@ pub struct Buses {
 pub enum Next {
     /// Enter the guest again.
     Enter,
-    /// The guest can't go on.
+    /// The guest can't continue.
     Stop(Fault),
 }
 
-/// Why a guest can't go on.
+/// Why a guest can't continue.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// A fault while delivering a double fault.
     #[error("the guest shut its processor down by a triple fault")]
     TripleFault,
     /// KVM could not emulate an instruction, or worse.
-    #[error("KVM gave up on the guest (KVM_EXIT_INTERNAL_ERROR)")]
+    #[error("KVM cannot continue the guest (KVM_EXIT_INTERNAL_ERROR)")]
     Internal,
     /// The processor refused the state.
     #[error("the processor refused to enter the guest, reason {reason:#x}")]
@@ -48,10 +48,10 @@ pub enum Fault {
     /// KVM_RUN itself failed.
     #[error("KVM_RUN failed with errno {errno}")]
     Run {
-        /// As the kernel said.
+        /// The kernel's error number.
         errno: i32,
     },
-    /// An exit that this VMM never asked for.
+    /// An exit that this VMM does not serve.
     #[error("unexpected exit from KVM: {name}")]
     Unexpected {
         /// Debug name of the exit.

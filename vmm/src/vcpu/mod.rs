@@ -1,7 +1,7 @@
-//! Virtual processors: what they look like (`cpuid`), their state (`registers`, `msrs`), the thread
-//! that runs each (`thread`) and what it does when the guest leaves KVM (`exits`).
+//! Virtual processors: their features (`cpuid`), their state (`registers`, `msrs`), the thread that runs
+//! each (`thread`) and the service of exits from the guest (`exits`).
 //!
-//! They reach devices through the buses only.
+//! They reach devices only through the buses.
 
 pub mod cpuid;
 pub mod exits;

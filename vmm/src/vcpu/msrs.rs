@@ -1,7 +1,7 @@
 //! Model-specific registers: which ones to save, and reading and writing them in bulk.
 //!
-//! KVM_GET_MSRS and KVM_SET_MSRS stop at the first register that fails and return how many went
-//! well (api.rst, 4.18 and 4.19); both loops here continue behind it, for different reasons.
+//! KVM_GET_MSRS and KVM_SET_MSRS stop at the first register that fails and return how many succeeded
+//! (api.rst, 4.18 and 4.19); both loops here continue after it, for different reasons.
 
 use std::ops::RangeInclusive;
 
@@ -17,8 +17,8 @@ pub const IA32_TSC_DEADLINE: u32 = 0x6e0;
 /// Physical base of the LAPIC; carried by sregs.
 const IA32_APIC_BASE: u32 = 0x1b;
 /// Memory types (Intel SDM vol. 3A, 11.11; AMD APM vol. 2, 7.7) and machine checks (SDM vol. 3B, 15.3).
-/// KVM has them all, and KVM_GET_MSR_INDEX_LIST names none of them. Of machine checks the enabling
-/// registers are kept; no error is pending in a virtual bank.
+/// KVM has all of them, and KVM_GET_MSR_INDEX_LIST lists none. Of machine checks only the enabling
+/// registers are saved; no error is pending in a virtual bank.
 const UNLISTED: [RangeInclusive<u32>; 7] = [
     0x200..=0x20f, // IA32_MTRR_PHYSBASE and PHYSMASK 0 to 7
     0x250..=0x250, // IA32_MTRR_FIX64K_00000
@@ -30,9 +30,8 @@ const UNLISTED: [RangeInclusive<u32>; 7] = [
 ];
 /// IA32_MCi_CTL of bank 0, the distance to the next bank's, and how many banks KVM has.
 const MACHINE_CHECK_CONTROL: (u32, usize, u32) = (0x400, 4, 32);
-/// KVM's two wall clock registers: writing one is a command, upon which KVM writes the wall clock of
-/// the VM's start into guest memory. A guest gives it when it wants the answer; replaying it at a
-/// restore would write into memory behind its back.
+/// KVM's two wall clock registers: writing one makes KVM write the wall clock of the VM's start into
+/// guest memory. Only the guest may ask for that; writing one at a restore would change its memory.
 const KVM_WALL_CLOCKS: [u32; 2] = [0x11, 0x4b56_4d00];
 
 /// Why registers could not be restored.
@@ -46,7 +45,7 @@ pub enum MsrError {
         /// Why.
         source: errno::Error,
     },
-    /// This host can't hold what the guest had.
+    /// This host can't restore the guest's value.
     #[error("this host's KVM refuses value {value:#x} for register {index:#x}")]
     Refused {
         /// Register.
@@ -77,7 +76,7 @@ pub fn saved_indices(kvm: &Kvm) -> Result<Vec<u32>, MsrError> {
             indices.push(index);
         }
     }
-    // The list has it only where KVM_CAP_TSC_DEADLINE_TIMER is there; its place is last.
+    // Listed only with KVM_CAP_TSC_DEADLINE_TIMER; it has to be the last.
     let had_deadline = indices.contains(&IA32_TSC_DEADLINE);
     indices.retain(|index| *index != IA32_TSC_DEADLINE);
     if had_deadline {
@@ -86,8 +85,8 @@ pub fn saved_indices(kvm: &Kvm) -> Result<Vec<u32>, MsrError> {
     Ok(indices)
 }
 
-/// Reads registers, in their order. Those that this vCPU doesn't have are left out: the list is
-/// host-wide, while a register's existence depends on the vCPU's CPUID.
+/// Reads registers, in order. Leaves out those that this vCPU doesn't have: the list is host-wide, while
+/// a register's existence depends on the vCPU's CPUID.
 ///
 /// # Errors
 /// [`MsrError::Call`].
@@ -115,7 +114,7 @@ pub fn read(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, MsrErr
     Ok(entries)
 }
 
-/// Writes registers, in their order.
+/// Writes registers, in order.
 ///
 /// # Errors
 /// [`MsrError::Refused`] where KVM refuses one and the vCPU does not hold that value anyway.
@@ -139,8 +138,8 @@ pub fn write(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), MsrError> {
     Ok(())
 }
 
-/// Some registers can be read but not written even with the value that they have (capabilities of
-/// older kernels, for one). That is no loss as long as the value is the right one.
+/// Some registers can be read but not written, not even with the value that they have (on older kernels,
+/// capabilities). That is harmless if the value is the saved one.
 fn expect_same(vcpu: &VcpuFd, refused: kvm_msr_entry) -> Result<(), MsrError> {
     let now = read(vcpu, &[refused.index])?;
     match now.first() {
@@ -157,36 +156,4 @@ fn list(entries: &[kvm_msr_entry]) -> Result<Msrs, MsrError> {
         call: "allocating a register list",
         source: errno::Error::new(libc::ENOMEM),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
-
-    #[test]
-    fn memory_types_survive_though_kvm_does_not_list_them() {
-        let Ok(kvm) = Kvm::new() else {
-            eprintln!("skipped: there is no usable /dev/kvm");
-            return;
-        };
-        let indices = saved_indices(&kvm).unwrap();
-        let enabled = kvm_msr_entry {
-            index: IA32_MTRR_DEF_TYPE,
-            data: 1 << 11 | 6,
-            ..kvm_msr_entry::default()
-        };
-        let before = kvm.create_vm().unwrap();
-        let vcpu = before.create_vcpu(0).unwrap();
-        write(&vcpu, &[enabled]).unwrap();
-
-        let saved = read(&vcpu, &indices).unwrap();
-        let after = kvm.create_vm().unwrap();
-        let vcpu = after.create_vcpu(0).unwrap();
-        write(&vcpu, &saved).unwrap();
-
-        let restored = read(&vcpu, &[IA32_MTRR_DEF_TYPE]).unwrap();
-        assert_eq!(restored.first().map(|entry| entry.data), Some(enabled.data));
-    }
 }

@@ -1,9 +1,9 @@
-//! A vCPU's state: collecting it and putting it in place, in an order that loses nothing.
+//! A vCPU's state: reads and writes it, in an order that loses nothing.
 //!
-//! Why this order (Documentation/virt/kvm/api.rst and the kernel behind it): KVM_GET_MP_STATE
+//! The reasons for this order (Documentation/virt/kvm/api.rst and the kernel behind it): KVM_GET_MP_STATE
 //! accepts pending INIT and SIPI, which changes other state, so it is read first; KVM_GET_VCPU_EVENTS is
-//! read last, when no other call can move an event any more. On the way in CPUID comes first, since it
-//! decides which other values are legal; SREGS before LAPIC, as they hold the APIC's mode; LAPIC before
+//! read last, when no other call can move an event any more. CPUID is written first, since it decides
+//! which other values are valid; SREGS before LAPIC, as they hold the APIC's mode; LAPIC before
 //! the TSC deadline, as it holds the timer's mode; events last, as KVM_SET_REGS drops a pending
 //! exception.
 
@@ -16,17 +16,25 @@ use serde::{Deserialize, Serialize};
 use vmm_sys_util::errno;
 
 use super::msrs::{self, IA32_TSC, MsrError};
-use super::thread::Entry;
 use crate::sys::kvm::{set_xsave, xsave2};
 use crate::sys::tsc::{set_tsc_offset, tsc_offset};
 use crate::vm::Capabilities;
 
-/// Everything that a vCPU needs to go on where it was.
+/// Registers of the boot processor at the kernel's entry.
+#[derive(Debug)]
+pub struct EntryState {
+    /// General registers.
+    pub regs: kvm_regs,
+    /// Applied to the reset values of the segment and control registers.
+    pub sregs: fn(&mut kvm_sregs),
+}
+
+/// Everything that a vCPU needs to continue where it was.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VcpuState {
     cpuid: Vec<kvm_cpuid_entry2>,
     tsc_khz: Option<u32>,
-    /// From the host's counter; only where KVM tells it.
+    /// From the host's counter; none where KVM does not report it.
     tsc_offset: Option<u64>,
     mp_state: kvm_mp_state,
     regs: kvm_regs,
@@ -39,7 +47,7 @@ pub struct VcpuState {
     events: kvm_vcpu_events,
 }
 
-/// Why state could not be collected or put in place.
+/// Why state could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistersError {
     /// A call failed.
@@ -51,7 +59,7 @@ pub enum RegistersError {
         source: errno::Error,
     },
     /// Model-specific registers.
-    #[error("model-specific registers cannot be moved")]
+    #[error("cannot read or write model-specific registers")]
     Msrs(#[from] MsrError),
     /// The guest's time stamp counter runs at a frequency that this host can't give.
     #[error("the guest's TSC runs at {saved} kHz, this host's at {host} kHz and cannot be scaled")]
@@ -64,7 +72,7 @@ pub enum RegistersError {
 }
 
 impl RegistersError {
-    /// Whether saved values are at fault, which this host can't take.
+    /// Whether saved values are at fault, which this host can't restore.
     #[must_use]
     pub fn refuses_state(&self) -> bool {
         match self {
@@ -78,8 +86,8 @@ fn call(call: &'static str) -> impl FnOnce(errno::Error) -> RegistersError {
     move |source| RegistersError::Call { call, source }
 }
 
-/// Collects state. On the vCPU's own thread, after KVM_RUN has returned EINTR: until then an access
-/// that the guest began may be incomplete (api.rst, section 5, KVM_EXIT_IO and KVM_EXIT_MMIO).
+/// Reads state, on the vCPU's own thread, after KVM_RUN has returned EINTR: until then an access that
+/// the guest began may be incomplete (api.rst, section 5, KVM_EXIT_IO and KVM_EXIT_MMIO).
 ///
 /// # Errors
 /// [`RegistersError`].
@@ -128,8 +136,8 @@ fn save_xsave(vcpu: &VcpuFd, xsave2_bytes: usize) -> Result<Xsave, RegistersErro
     })
 }
 
-/// Puts saved state in place, on the vCPU's own thread, before it ever ran. `tsc_shift` is the host's
-/// counter at the save minus the host's counter at the restore, wrapping.
+/// Writes saved state, on the vCPU's own thread, before it ever ran. `tsc_shift` is the host's counter
+/// at the save minus the host's counter at the restore, wrapping.
 ///
 /// # Errors
 /// [`RegistersError`].
@@ -164,9 +172,9 @@ pub fn restore(
         .map_err(call("KVM_SET_VCPU_EVENTS"))
 }
 
-/// Lets the guest's TSC go on from where it stood when the host's was read at the save, as vcpu.rst (4.1)
-/// advises: by offset, the same shift for all vCPUs, so that they stay in step. False where that is not
-/// possible; then the register is written like others. That has a flaw, which is why it comes second:
+/// Lets the guest's TSC continue from its value when the host's was read at the save, as vcpu.rst (4.1)
+/// advises: by offset, with the same shift for all vCPUs, so that they stay synchronised. False where that
+/// is not possible; then the register is written like others. That is second choice because of a flaw:
 /// KVM takes a value within a second of the new VM's own counter for an attempt to synchronise and
 /// ignores it (arch/x86/kvm/x86.c, `kvm_synchronize_tsc`), so that a guest suspended in its first second
 /// would see its counter jump back.
@@ -224,12 +232,16 @@ const LAPIC_LVT_LINT1: usize = 0x360;
 const DELIVERY_EXTINT: u32 = 7 << 8;
 const DELIVERY_NMI: u32 = 4 << 8;
 
-/// Gives a new vCPU its processor and, the boot processor, its entry state. The others stay as KVM
+/// Gives a new vCPU its CPUID and, if it is the boot processor, its entry state. The others stay as KVM
 /// resets them, waiting for INIT and SIPI.
 ///
 /// # Errors
 /// [`RegistersError`].
-pub fn boot(vcpu: &VcpuFd, cpuid: &CpuId, entry: Option<&Entry>) -> Result<(), RegistersError> {
+pub fn boot(
+    vcpu: &VcpuFd,
+    cpuid: &CpuId,
+    entry: Option<&EntryState>,
+) -> Result<(), RegistersError> {
     vcpu.set_cpuid2(cpuid).map_err(call("KVM_SET_CPUID2"))?;
     let mtrr = kvm_msr_entry {
         index: IA32_MTRR_DEF_TYPE,

@@ -6,29 +6,29 @@
 //! ```
 //!
 //! The thread creates the vCPU itself, since all vCPU calls should come from one thread (api.rst,
-//! section 2). It stops only where KVM_RUN has returned EINTR, when no access of the guest is half
-//! done. Commands go through a channel, followed by a kick.
+//! section 2). It pauses only where KVM_RUN has returned EINTR, when each access of the guest is
+//! complete. Commands go through a channel, followed by a kick.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use kvm_bindings::{CpuId, kvm_regs, kvm_sregs};
+use kvm_bindings::CpuId;
 use kvm_ioctls::VcpuFd;
 use seccompiler::BpfProgram;
 use vmm_sys_util::signal::Killable;
 
 use super::exits::{Buses, Fault, Next, serve_exit};
-use super::registers::{self, RegistersError, VcpuState};
+use super::registers::{self, EntryState, RegistersError, VcpuState};
 use crate::clock::monotonic_ns;
 use crate::sandbox::{SandboxError, confine};
 use crate::sys::kick::{KickTarget, kick_signal};
 use crate::vm::{Capabilities, Vm, VmError};
 
-/// A vCPU answers a command in microseconds; even a host that swaps needs no seconds.
+/// Longest wait for an answer. It takes microseconds, and less than a second even on a host that swaps.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
-/// Enough for the deepest call of a device, small enough that no huge page ever backs a stack.
+/// Enough for the deepest call of a device, and too small for a huge page.
 const STACK_BYTES: usize = 256 << 10;
 
 /// How a vCPU begins.
@@ -36,27 +36,18 @@ const STACK_BYTES: usize = 256 << 10;
 pub enum Start {
     /// At the kernel's entry.
     Boot {
-        /// Processor that it shows.
+        /// The processor that the guest sees.
         cpuid: CpuId,
         /// Registers of the boot processor; the others wait for INIT and SIPI as real ones do.
-        entry: Option<Box<Entry>>,
+        entry: Option<Box<EntryState>>,
     },
-    /// Where it was.
+    /// Where it was saved.
     Restore {
-        /// What it was.
+        /// Its saved state.
         state: Box<VcpuState>,
         /// Host's counter at the save minus that at the restore, wrapping; the same for all vCPUs.
         tsc_shift: u64,
     },
-}
-
-/// Registers at the kernel's entry.
-#[derive(Debug)]
-pub struct Entry {
-    /// General registers.
-    pub regs: kvm_regs,
-    /// Applied to the reset values of the segment and control registers.
-    pub sregs: fn(&mut kvm_sregs),
 }
 
 /// Why a vCPU could not be started, stopped or saved.
@@ -94,15 +85,15 @@ pub enum VcpuError {
         /// Why.
         source: SandboxError,
     },
-    /// No answer.
+    /// No answer to a command.
     #[error("vCPU {index} did not {command} within {} s", ANSWER_DEADLINE.as_secs())]
     Silent {
         /// Which.
         index: u8,
-        /// What it was told to do.
+        /// The command.
         command: &'static str,
     },
-    /// The thread is gone.
+    /// The thread has ended.
     #[error("the thread of vCPU {index} has ended")]
     Ended {
         /// Which.
@@ -110,7 +101,7 @@ pub enum VcpuError {
     },
 }
 
-/// What vCPU threads tell the event loop.
+/// A report of a vCPU thread to the event loop.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Report {
     /// About to be entered for the first time.
@@ -118,7 +109,7 @@ pub enum Report {
         /// When, on CLOCK_MONOTONIC.
         at_ns: u64,
     },
-    /// It can't go on.
+    /// It can't continue.
     Fault {
         /// Which vCPU.
         index: u8,
@@ -127,9 +118,9 @@ pub enum Report {
     },
 }
 
-/// Learns what vCPU threads report; called on those threads.
+/// Receives the reports of vCPU threads; called on those threads.
 pub trait VcpuObserver: Send + Sync + std::fmt::Debug {
-    /// Something happened.
+    /// Receives a report.
     fn report(&self, report: Report);
 }
 
@@ -152,7 +143,7 @@ enum Answer {
     NotConfined(SandboxError),
 }
 
-/// A vCPU's thread, seen from the machine.
+/// A handle of a vCPU's thread.
 #[derive(Debug)]
 pub struct VcpuThread {
     index: u8,
@@ -161,12 +152,12 @@ pub struct VcpuThread {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What all vCPUs of a machine share.
+/// Data that all vCPUs of a machine share.
 #[derive(Debug, Clone)]
 pub struct Shared {
     /// The VM that they belong to.
     pub vm: Arc<Vm>,
-    /// Devices.
+    /// The way to devices.
     pub buses: Buses,
     /// Registers to save.
     pub msr_indices: Arc<[u32]>,
@@ -177,25 +168,34 @@ pub struct Shared {
 }
 
 impl VcpuThread {
-    /// Starts a thread which creates and configures the vCPU, then stays paused. Call
-    /// [`Self::wait_started`] next; so several can be set up at once.
+    /// Starts a thread for each vCPU, which creates and configures it and stays paused, and waits until all
+    /// have their state. They are set up at the same time.
     ///
     /// # Errors
-    /// [`VcpuError::Thread`].
-    pub fn start(index: u8, start: Start, shared: Shared) -> Result<Self, VcpuError> {
+    /// [`VcpuError`].
+    pub fn start_all(starts: Vec<Start>, shared: &Shared) -> Result<Vec<Self>, VcpuError> {
+        let vcpus = (0..)
+            .zip(starts)
+            .map(|(index, start)| Self::start(index, start, shared.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
+        vcpus.iter().try_for_each(Self::wait_started)?;
+        Ok(vcpus)
+    }
+
+    fn start(index: u8, start: Start, shared: Shared) -> Result<Self, VcpuError> {
         let (commands, command_receiver) = mpsc::channel();
         let (answer_sender, answers) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .stack_size(STACK_BYTES)
             .spawn(move || {
-                let body = Body {
+                let vcpu = VcpuLoop {
                     index,
                     shared,
                     commands: command_receiver,
                     answers: answer_sender,
                 };
-                body.serve(start);
+                vcpu.serve(start);
             })
             .map_err(|source| VcpuError::Thread { index, source })?;
         Ok(Self {
@@ -206,11 +206,7 @@ impl VcpuThread {
         })
     }
 
-    /// Waits until the vCPU has its state.
-    ///
-    /// # Errors
-    /// [`VcpuError`].
-    pub fn wait_started(&self) -> Result<(), VcpuError> {
+    fn wait_started(&self) -> Result<(), VcpuError> {
         self.answer("take its state").map(drop)
     }
 
@@ -230,7 +226,7 @@ impl VcpuThread {
         self.answer("run").map(drop)
     }
 
-    /// Asks it to halt; [`Self::wait_paused`] follows, so that all halt at nearly the same time.
+    /// Asks it to halt. [`Self::wait_paused`] waits for that, so that all vCPUs halt at nearly the same time.
     ///
     /// # Errors
     /// [`VcpuError`].
@@ -271,7 +267,7 @@ impl VcpuThread {
 
     fn kick(&self) {
         if let Some(thread) = &self.thread {
-            // Fails only for a thread that has ended, which the answer will tell.
+            // Fails only if the thread has ended, which the missing answer shows.
             let _ = thread.kill(kick_signal());
         }
     }
@@ -299,22 +295,22 @@ impl Drop for VcpuThread {
     }
 }
 
-/// The thread's own side.
-struct Body {
+/// The data of the thread itself.
+struct VcpuLoop {
     index: u8,
     shared: Shared,
     commands: Receiver<Command>,
     answers: Sender<Answer>,
 }
 
-/// What the thread does now.
+/// The state of the thread.
 enum Mode {
     Running,
     Paused,
     Finished,
 }
 
-impl Body {
+impl VcpuLoop {
     fn serve(self, start: Start) {
         let fd = match self.shared.vm.create_vcpu(self.index) {
             Ok(fd) => fd,
@@ -329,7 +325,7 @@ impl Body {
         {
             return self.reply(Answer::NotConfined(error));
         }
-        let mut target = KickTarget::adopt(fd);
+        let mut target = KickTarget::new(fd);
         self.reply(Answer::Started);
         let mut entered = false;
         let mut mode = Mode::Paused;
@@ -364,7 +360,7 @@ impl Body {
                         return Mode::Paused;
                     }
                 },
-                // The only place where a command is taken: pending accesses are complete.
+                // Commands are received only here, where pending accesses are complete.
                 Err(error) if error.errno() == libc::EINTR => {
                     target.clear();
                     match self.commands.try_recv() {
@@ -398,7 +394,7 @@ impl Body {
     fn acknowledge_pause(&self, target: &mut KickTarget) {
         if self.shared.vm.capabilities().kvmclock_ctrl {
             // Tells the guest's soft-lockup watchdog that it was stopped (api.rst, KVM_KVMCLOCK_CTRL). Fails
-            // where the guest has no kvm-clock, and then there is nobody to tell.
+            // where the guest has no kvm-clock, and then no such watchdog needs it.
             let _ = target.vcpu().kvmclock_ctrl();
         }
         self.reply(Answer::Paused);
@@ -431,7 +427,7 @@ impl Body {
     }
 
     fn reply(&self, answer: Answer) {
-        // A machine that is gone needs no answer.
+        // Fails only if the machine has been dropped.
         let _ = self.answers.send(answer);
     }
 }

@@ -15,7 +15,7 @@ const DIRECTORY: &str = "CRASH_DIRECTORY";
 const STEP: &str = "CRASH_STEP";
 const ORIGIN: &str = "CRASH_ORIGIN";
 
-/// The machine that the child builds, and of which the parent knows what it must hold.
+/// The machine that the child builds; the parent knows the contents of its memory.
 fn machine(origin: &str, image: &Path) -> Subject {
     let mut subject = match origin {
         "boot" => Subject::boot(image),
@@ -52,7 +52,7 @@ fn child() {
     subject.save_observed(&directory, &die_there).unwrap();
 }
 
-/// Runs a child that dies at `step`; whether it did die.
+/// Runs a child that dies at `step`; returns whether it died.
 fn crash(origin: &str, step: &str, directory: &Path) -> bool {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "crash::child"])

@@ -1,4 +1,4 @@
-//! A machine without vCPUs: memory that tests write to, and a copy of what it must hold.
+//! A machine without vCPUs: memory that tests write to, and a copy of its expected contents.
 
 use std::fs::File;
 use std::io;
@@ -15,11 +15,12 @@ use vmm::image::{
     CpuIdentity, DiskFile, Expectation, OpenError, OpenImage, SaveError, SaveRequest, open,
 };
 use vmm::memory::MachineMemory;
+use vmm::page::PAGE_LEN;
 use vmm_control::SuspendFigures;
 
 /// Smallest machine there is, so that whole-memory comparisons stay quick.
 pub(crate) const MEMORY_MIB: u32 = 64;
-pub(crate) const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = PAGE_LEN;
 pub(crate) const PAGES: usize = (MEMORY_MIB as usize) << 8;
 pub(crate) const MACHINE: &str = "m-test";
 
@@ -34,7 +35,7 @@ fn disks() -> &'static [DiskFile] {
     &*DISKS
 }
 
-/// A machine, where its image goes, and what its memory must hold.
+/// A machine, the place of its image, and the expected contents of its memory.
 pub(crate) struct Subject {
     pub(crate) image: PathBuf,
     pub(crate) memory: MachineMemory,
@@ -189,7 +190,7 @@ pub(crate) fn assert_memory(memory: &MachineMemory, model: &[u8]) {
     }
 }
 
-/// A directory on a real disk, which knows holes.
+/// A directory on a real disk, whose file system has holes.
 pub(crate) fn scratch() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }

@@ -1,8 +1,8 @@
 //! Images as a suspend leaves them and a resume finds them, on real files and mappings.
 //!
-//! No KVM: the tests play the guest by writing to the mapped memory.
+//! No KVM: the tests act as the guest by writing to the mapped memory.
 
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test that can't continue fails")]
 
 mod crash;
 mod failure;

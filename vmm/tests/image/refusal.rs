@@ -1,4 +1,4 @@
-//! An image that isn't whole, isn't sound or isn't the right one is refused, with the reason.
+//! An image that is incomplete, damaged or another one than expected is refused, with the reason.
 
 use std::fs;
 use std::path::Path;
@@ -242,7 +242,7 @@ fn the_memory_of_another_suspend_is_refused() {
 }
 
 #[test]
-fn a_second_vmm_is_kept_off_until_the_first_has_gone() {
+fn a_second_vmm_is_refused_until_the_first_has_ended() {
     let directory = an_image();
     let first = open_image(directory.path(), Some(1)).unwrap();
     let memory = first.map().unwrap();

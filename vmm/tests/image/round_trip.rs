@@ -1,4 +1,4 @@
-//! What was in memory is in memory again, and no more is written than has changed.
+//! A resume restores memory as it was, and a suspend writes only what has changed.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -156,7 +156,7 @@ fn memory_beyond_the_gap_is_restored_where_it_was() {
     opened.verify_full().unwrap();
 }
 
-/// What a guest does to one page between a resume and the next suspend.
+/// A guest's write to one page between a resume and the next suspend.
 #[derive(Debug, Clone)]
 enum Write {
     Fill(usize, u8),

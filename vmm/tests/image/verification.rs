@@ -1,4 +1,4 @@
-//! Damage of guest memory is found, named and never laundered by the next suspend.
+//! Damage of guest memory is found, located, and never covered up by the next suspend.
 
 use std::cell::RefCell;
 use std::error::Error;
@@ -47,7 +47,7 @@ fn sound_memory_is_found_sound_and_holes_are_not_read() {
 
     let full = opened.verify_full().unwrap();
 
-    // The read that ends in the first hole may go on into it for a batch.
+    // The last read may extend into the hole by a batch.
     assert!(
         (8 << 20..10 << 20).contains(&full.bytes_read),
         "{} bytes",
@@ -147,7 +147,7 @@ fn resumed_from_damage(image: &Path) -> Subject {
 }
 
 #[test]
-fn a_save_refuses_to_vouch_for_a_damaged_chunk() {
+fn a_save_refuses_to_cover_up_a_damaged_chunk() {
     let directory = scratch();
     let mut subject = resumed_from_damage(directory.path());
     subject.fill(5 * 16 + 1, 9);
@@ -155,7 +155,7 @@ fn a_save_refuses_to_vouch_for_a_damaged_chunk() {
     let error = subject.save().unwrap_err();
 
     assert!(
-        matches!(error, SaveError::Kept(VerifyError::Damaged(_))),
+        matches!(error, SaveError::OldImage(VerifyError::Damaged(_))),
         "{error}"
     );
     let cause = error.source().unwrap().to_string();
@@ -182,7 +182,7 @@ fn damage_in_an_untouched_chunk_still_shows_after_the_next_save() {
 }
 
 #[test]
-fn a_damaged_chunk_that_is_replaced_as_a_whole_is_healed() {
+fn a_damaged_chunk_that_is_replaced_as_a_whole_is_repaired() {
     let directory = scratch();
     let mut subject = resumed_from_damage(directory.path());
     for page in 5 * 16..6 * 16 {

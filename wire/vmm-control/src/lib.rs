@@ -1,10 +1,10 @@
-//! What the supervisor and a VMM say to each other on the control socket.
+//! The protocol between the supervisor and a VMM on the control socket.
 //!
 //! One JSON object per line, both ways. The VMM first sends [`Message::Hello`]; then the
 //! supervisor sends [`Request`]s, each answered by one [`Message::Reply`] with its id, in
 //! order of completion. [`Message::Event`]s may come at any time, on every open connection.
-//! Times are CLOCK_MONOTONIC of the host in nanoseconds, so that both processes' marks lie on
-//! one line. Nothing here does I/O.
+//! Times are CLOCK_MONOTONIC of the host in nanoseconds, so that the times of both processes can be
+//! compared. Nothing here does I/O.
 
 mod message;
 mod report;
@@ -24,14 +24,14 @@ pub mod exit_code {
     pub const SUCCESS: i32 = 0;
     /// The VMM failed while the guest ran; the log and the exit report say why.
     pub const FAILED: i32 = 1;
-    /// Flags that can't be used.
+    /// Invalid flags.
     pub const USAGE: i32 = 2;
     /// The guest asked for a reset.
     pub const GUEST_RESET: i32 = 3;
     /// The image was refused before the guest ran.
     pub const IMAGE_REFUSED: i32 = 4;
-    /// KVM, a disk or another resource of the host could not be had.
+    /// KVM, a disk or another resource of the host could not be used.
     pub const HOST_REFUSED: i32 = 5;
-    /// Verification found damaged memory behind a lazy resume.
+    /// Verification found damaged memory after a lazy resume.
     pub const IMAGE_DAMAGED: i32 = 6;
 }

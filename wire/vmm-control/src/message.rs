@@ -11,27 +11,28 @@ use crate::{ExitReport, SuspendFigures, VsockCounters};
 pub struct Request {
     /// Chosen by the sender, returned in the reply.
     pub id: u64,
-    /// What is asked.
+    /// The request.
     #[serde(flatten)]
     pub body: RequestBody,
 }
 
-/// What the supervisor asks of a VMM.
+/// The requests of a supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum RequestBody {
-    /// Halt the vCPUs; success if they are halted. Answered by [`Reply::Done`].
+    /// Halt the vCPUs; success if they are halted already. Answered by [`Reply::Done`].
     Pause,
-    /// Let halted vCPUs go on; success if they run. Answered by [`Reply::Done`].
+    /// Let halted vCPUs continue; success if they run already. Answered by [`Reply::Done`].
     Unpause,
-    /// Pause, save into this directory, answer [`Reply::Suspended`], exit. On an error the machine runs on
-    /// as if nothing had been asked.
+    /// Pause, save into this directory, answer [`Reply::Suspended`], exit. After an error the machine
+    /// continues as if there had been no request.
     Suspend {
         /// The image directory.
         image: PathBuf,
     },
-    /// Break off a suspend that has not yet committed its image; the machine runs on. Its request is answered by
-    /// [`Reply::Failed`] with kind `cancelled`. Answered by [`Reply::Done`], also where no suspend was under way.
+    /// Cancel a suspend that has not yet committed its image; the machine continues. The suspend's request is
+    /// answered by [`Reply::Failed`] with kind `cancelled`. Answered by [`Reply::Done`], also if there is no
+    /// suspend.
     CancelSuspend,
     /// Answered by [`Reply::Counters`].
     Counters,
@@ -52,7 +53,7 @@ pub enum Message {
         /// The answer.
         reply: Reply,
     },
-    /// Something happened.
+    /// An event.
     Event {
         /// When, on CLOCK_MONOTONIC.
         at_ns: u64,
@@ -61,7 +62,7 @@ pub enum Message {
     },
 }
 
-/// Who answers, and what has happened so far.
+/// The identity of a VMM, and the state of its machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Hello {
     /// [`crate::VERSION`].
@@ -72,16 +73,16 @@ pub struct Hello {
     pub generation: u64,
     /// Process id.
     pub pid: u32,
-    /// What the vCPUs do.
+    /// The state of the vCPUs.
     pub state: RunState,
-    /// Phases of the start or restore, up to now, in order; adjacent phases meet without a gap.
+    /// Phases of the start or restore so far, in order, without a gap between them.
     pub phases: Vec<Phase>,
-    /// When the guest acknowledged the transport reset, if it has (never after a boot).
+    /// When the guest acknowledged the transport reset; none if it has not, and after a boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reset_acknowledged_ns: Option<u64>,
 }
 
-/// What the vCPUs do.
+/// The state of the vCPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
@@ -114,7 +115,7 @@ pub struct Phase {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Reply {
-    /// As asked.
+    /// Done as requested.
     Done,
     /// The image is whole and durable; the process exits next.
     Suspended(SuspendFigures),
@@ -129,7 +130,7 @@ pub enum Reply {
     },
 }
 
-/// Something that happened in the VMM.
+/// An event of a VMM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Event {
@@ -138,9 +139,9 @@ pub enum Event {
         /// All of them, as in [`Hello`].
         phases: Vec<Phase>,
     },
-    /// The guest has acknowledged the transport reset; host connections flow.
+    /// The guest has acknowledged the transport reset; host connections are served.
     ResetAcknowledged,
-    /// The background check of the memory file is through, and nothing was wrong.
+    /// The background check of the memory file has ended and found no damage.
     Verified {
         /// Bytes read.
         bytes: u64,

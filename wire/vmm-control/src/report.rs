@@ -1,10 +1,10 @@
-//! Figures and reports that a VMM hands out.
+//! Figures and reports of a VMM.
 
 use serde::{Deserialize, Serialize};
 
 use crate::Phase;
 
-/// What a suspend cost.
+/// Figures of a suspend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SuspendFigures {
     /// In order, adjacent.
@@ -32,15 +32,15 @@ pub struct VsockCounters {
     pub requests_reset: u64,
     /// Of these, not answered in time.
     pub requests_unanswered: u64,
-    /// Connections that the guest opened to the host and got.
+    /// Connections from the guest to the host that were accepted.
     pub guest_connections_accepted: u64,
-    /// Connections that the guest opened to the host and that were refused.
+    /// Connections from the guest to the host that were refused.
     pub guest_connections_refused: u64,
     /// Saved pairs evicted from the guest before a transport reset.
     pub pairs_evicted: u64,
     /// Host packets held back while the reset gate was closed.
     pub gate_held_packets: u64,
-    /// Guest packets on connections of before the restore, dropped while the reset gate was closed.
+    /// Guest packets on connections from before the restore, dropped while the reset gate was closed.
     pub gate_dropped_packets: u64,
     /// Malformed or unexpected guest packets dropped.
     pub guest_packets_dropped: u64,
@@ -52,9 +52,9 @@ pub struct VsockCounters {
     pub live_connections: u64,
     /// The reset gate is closed now.
     pub gate_closed: bool,
-    /// Local port at which this VMM began.
+    /// First local port of this VMM.
     pub first_local_port: u32,
-    /// Local port that the next connection tries.
+    /// Local port that the next connection tries first.
     pub next_local_port: u32,
     /// Policy: `random`, `continue` or `fixed`.
     pub port_policy: String,
@@ -73,20 +73,20 @@ pub struct CollidedPair {
     pub at_ns: u64,
 }
 
-/// Why a VMM ended, as its last act writes it.
+/// The report that a VMM writes when it ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitReport {
     /// As given on the command line.
     pub machine_id: String,
     /// As given on the command line.
     pub generation: u64,
-    /// What ended it.
+    /// Why it ended.
     pub reason: ExitReason,
     /// For people; the chain of causes where there is one.
     pub message: String,
 }
 
-/// What ended a VMM.
+/// Why a VMM ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExitReason {
@@ -94,11 +94,11 @@ pub enum ExitReason {
     GuestPowerOff,
     /// The guest asked for a reset (also: it panicked, as init sets `panic=-1`).
     GuestReset,
-    /// The guest's processor state could not go on (triple fault, KVM internal error).
+    /// The guest could not continue (triple fault, KVM internal error).
     GuestCrashed,
     /// A suspend is complete.
     Suspended,
-    /// The supervisor asked.
+    /// The supervisor requested it, or a signal.
     Quit,
     /// The image was refused before the guest ran.
     ImageRefused,

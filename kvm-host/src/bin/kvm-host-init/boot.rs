@@ -1,6 +1,6 @@
-//! Makes a bare kernel a usable host: mounts, modules, limits, network; and ends it.
+//! Makes a bare kernel a usable host: mounts, modules, limits, network.
 //!
-//! Which program runs then is not known here.
+//! The program that runs then is in `program`.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -11,9 +11,6 @@ use kvm_host::plan::INSIDE_ADDRESS;
 use rootfs::initramfs::{MODULE_FOLDER, MODULE_ORDER};
 use rustix::mount::MountFlags;
 use rustix::process::{Resource, Rlimit};
-use rustix::system::RebootCommand;
-
-use crate::channel;
 
 /// Source, target, type, options.
 const MOUNTS: [(&str, &str, &str, &str); 6] = [
@@ -27,7 +24,7 @@ const MOUNTS: [(&str, &str, &str, &str); 6] = [
 
 const OPEN_FILES: u64 = 1 << 20;
 
-/// Everything up to the point where programs can run.
+/// Does all that programs need before they can run.
 pub(crate) fn bring_up() -> anyhow::Result<()> {
     mount_all()?;
     load_modules()?;
@@ -36,7 +33,7 @@ pub(crate) fn bring_up() -> anyhow::Result<()> {
     rustix::system::sethostname(b"kvm-host").context("cannot set the host name")
 }
 
-/// KVM's module loads on any AMD CPU; whether it took it shows in its device.
+/// The module loads on any AMD CPU; only where the CPU has SVM does it make the device.
 pub(crate) fn check_kvm() -> anyhow::Result<()> {
     if !Path::new("/dev/kvm").exists() {
         bail!("kvm_amd is loaded, yet there is no /dev/kvm: does QEMU emulate SVM?");
@@ -44,19 +41,9 @@ pub(crate) fn check_kvm() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Ends the host, and QEMU with it.
-pub(crate) fn power_off() -> ! {
-    rustix::fs::sync();
-    if let Err(errno) = rustix::system::reboot(RebootCommand::PowerOff) {
-        channel::say(&format!("cannot power off: {errno}"));
-    }
-    // The end of PID 1 panics the kernel, which ends QEMU as well.
-    std::process::exit(1);
-}
-
 fn mount_all() -> anyhow::Result<()> {
     for (source, target, kind, options) in MOUNTS {
-        fs::create_dir_all(target).with_context(|| format!("cannot make {target}"))?;
+        fs::create_dir_all(target).with_context(|| format!("cannot create {target}"))?;
         let options = std::ffi::CString::new(options)?;
         rustix::mount::mount(
             source,
@@ -67,10 +54,10 @@ fn mount_all() -> anyhow::Result<()> {
         )
         .with_context(|| format!("cannot mount {target}"))?;
     }
-    // The root is a tmpfs that may fill half of the memory; images of suspended machines lie
-    // there, and little else needs memory while they do.
+    // By default the root, a tmpfs, may use half of the memory. Images of suspended machines lie
+    // there, and little else needs memory meanwhile.
     rustix::mount::mount_remount("/", MountFlags::empty(), c"size=85%")
-        .context("cannot enlarge the root")
+        .context("cannot enlarge the root file system")
 }
 
 fn load_modules() -> anyhow::Result<()> {
@@ -84,7 +71,7 @@ fn load_modules() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A supervisor and its VMMs hold many files and connections.
+/// A supervisor and its VMMs have many files and connections open.
 fn raise_limits() -> anyhow::Result<()> {
     let files = Rlimit {
         current: Some(OPEN_FILES),
@@ -100,7 +87,7 @@ fn raise_limits() -> anyhow::Result<()> {
 }
 
 fn bring_up_network() -> anyhow::Result<()> {
-    // busybox is here anyway for its shell, and three lines of it replace a netlink client.
+    // busybox is here anyway for its shell, and three calls of it replace a netlink client.
     for arguments in ["link set lo up", "link set eth0 up"] {
         ip(arguments)?;
     }

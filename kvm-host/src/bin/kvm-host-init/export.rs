@@ -1,6 +1,6 @@
-//! Sends a folder out through the channel, file by file.
+//! Sends the files of a folder out through the channel.
 //!
-//! Only ordinary files are sent; links, devices and sockets have no meaning outside.
+//! Only regular files are sent; links, devices and sockets have no meaning outside.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -10,15 +10,16 @@ use std::path::Path;
 use anyhow::Context;
 use kvm_host::protocol::Frame;
 
-use crate::channel::{self, Channel};
+use crate::channel::Channel;
+use crate::console;
 
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// Sends every file below `folder`, named relative to it. A folder that was never made is empty.
+/// Sends every file below `folder`, named relative to it. A folder that does not exist is empty.
 pub(crate) fn send_folder(channel: &Channel, folder: &Path) -> anyhow::Result<()> {
     if !folder.exists() {
-        channel::say(&format!(
-            "{} is not there, nothing is exported",
+        console::print(&format!(
+            "{} does not exist, so nothing is exported",
             folder.display()
         ));
         return Ok(());

@@ -1,7 +1,7 @@
 //! `kvm-host-init`: PID 1 of the virtual KVM host.
 //!
-//! Boots what `mctl-kvm-host` packed, runs the one program of its plan and powers off. It is
-//! small and synchronous: nothing here has to be fast, all of it has to be sure.
+//! Boots the initramfs that `kvm_host::pack` made, runs the one program of its plan and powers off.
+//! It is small and synchronous, since it has to be reliable and need not be fast.
 
 use std::fs;
 use std::sync::Arc;
@@ -12,35 +12,40 @@ use kvm_host::protocol::Frame;
 
 mod boot;
 mod channel;
+mod console;
 mod export;
 mod program;
+mod shutdown;
 
 use channel::Channel;
 
 fn main() {
-    // Before the modules are loaded there is no channel to complain through.
+    // There is no channel before the modules are loaded, so the console gets the error.
     let channel = match boot::bring_up().and_then(|()| Channel::open()) {
         Ok(channel) => Arc::new(channel),
         Err(error) => {
-            channel::say(&format!("cannot boot: {error:#}"));
-            boot::power_off();
+            console::print(&format!("cannot boot: {error:#}"));
+            shutdown::power_off();
         }
     };
     if let Err(error) = carry_out_plan(&channel) {
-        channel::say(&format!("{error:#}"));
+        console::print(&format!("{error:#}"));
         channel.send(&Frame::Failed(format!("{error:#}")));
     }
-    boot::power_off();
+    shutdown::power_off();
 }
 
 fn carry_out_plan(channel: &Arc<Channel>) -> anyhow::Result<()> {
     boot::check_kvm()?;
     let plan = fs::read(PLAN_PATH).with_context(|| format!("cannot read {PLAN_PATH}"))?;
-    let plan: Plan = serde_json::from_slice(&plan).context("the plan is no plan")?;
+    let plan: Plan =
+        serde_json::from_slice(&plan).with_context(|| format!("cannot parse {PLAN_PATH}"))?;
     channel.send(&Frame::Booted);
-    channel::obey(channel)?;
+    let is_ending = shutdown::watch(channel)?;
     match plan {
-        Plan::Service { argv, ready_port } => program::serve(channel, &argv, ready_port),
+        Plan::Service { argv, ready_port } => {
+            program::serve(channel, &argv, ready_port, &is_ending)
+        }
         Plan::Command { argv, env, export } => {
             let code = program::run(channel, &argv, &env)?;
             if let Some(folder) = export {

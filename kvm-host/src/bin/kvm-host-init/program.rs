@@ -1,12 +1,13 @@
 //! Runs the program of the plan, and reaps every process that ends.
 //!
-//! This is the only place that waits for processes once the plan is under way.
+//! Only this file waits for processes, except for those that `boot` runs.
 
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,33 +15,39 @@ use anyhow::{Context, bail};
 use kvm_host::protocol::Frame;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 
-use crate::channel::{self, Channel};
+use crate::channel::Channel;
+use crate::console;
 
 const READY_POLL: Duration = Duration::from_millis(50);
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// Keeps a service running until the outside asks for the end.
-pub(crate) fn serve(channel: &Arc<Channel>, argv: &[String], port: u16) -> anyhow::Result<()> {
+/// Keeps a service running until the host `is_ending`.
+pub(crate) fn serve(
+    channel: &Arc<Channel>,
+    argv: &[String],
+    port: u16,
+    is_ending: &AtomicBool,
+) -> anyhow::Result<()> {
     let mut child = spawn(&mut command(argv)?)?;
     let announcer = announce_when_ready(channel, port)?;
     loop {
         let status = reap_until(Pid::from_child(&child))?;
-        if channel.is_ending() {
+        if is_ending.load(Ordering::SeqCst) {
             return reap_all();
         }
         let end = describe(status);
         if !announcer.is_finished() {
             bail!("{} {end} before it accepted a connection", argv[0]);
         }
-        channel::say(&format!("{} {end}, starting it again", argv[0]));
+        console::print(&format!("{} {end}, restarting it", argv[0]));
         std::thread::sleep(RESTART_PAUSE);
         child = spawn(&mut command(argv)?)?;
     }
 }
 
-/// Runs a command to its end and returns its exit code. Everything that it left behind is
-/// killed, so that its output is complete when this returns.
+/// Runs a command to its end and returns its exit code. Kills every process that it left behind, so
+/// that its output is complete when this returns.
 pub(crate) fn run(
     channel: &Arc<Channel>,
     argv: &[String],
@@ -64,7 +71,7 @@ pub(crate) fn run(
     signal_all(Signal::KILL);
     reap_all()?;
     for forwarder in [stdout, stderr].into_iter().flatten() {
-        // A forwarder that panicked has said so on the console.
+        // The console has the panic of a forwarder.
         let _ = forwarder?.join();
     }
     Ok(exit_code(status))
@@ -72,7 +79,7 @@ pub(crate) fn run(
 
 /// Runs a shell on the console until it ends.
 pub(crate) fn shell() -> anyhow::Result<()> {
-    // A session and a terminal of its own, for job control.
+    // Job control needs a session and a controlling terminal.
     let argv = [
         "/bin/busybox",
         "setsid",
@@ -85,9 +92,9 @@ pub(crate) fn shell() -> anyhow::Result<()> {
     reap_until(Pid::from_child(&child)).map(drop)
 }
 
-/// Signals every process but this one, which is what -1 means to the kernel.
+/// Signals every process but this one, as kill(2) does for the process id -1.
 pub(crate) fn signal_all(signal: Signal) {
-    // The only failure is that there is no other process.
+    // Fails only if there is no other process.
     let _ = rustix::process::kill_process_group(Pid::INIT, signal);
 }
 
@@ -100,7 +107,7 @@ fn command(argv: &[String]) -> anyhow::Result<Command> {
         .args(arguments)
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("HOME", "/root")
-        // The console is a terminal to programs, but a log file to us.
+        // Programs take the console for a terminal, but it goes to a log file.
         .env("NO_COLOR", "1")
         .current_dir("/root")
         .process_group(0);
@@ -119,7 +126,7 @@ fn announce_when_ready(channel: &Arc<Channel>, port: u16) -> anyhow::Result<Join
     std::thread::Builder::new()
         .name("ready".to_owned())
         .spawn(move || {
-            // The deadline is with the one who waits outside.
+            // The outside has a deadline for this.
             while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
                 std::thread::sleep(READY_POLL);
             }
@@ -145,7 +152,7 @@ fn forward(
         .context("cannot start a thread")
 }
 
-/// Reaps whatever ends until `wanted` is among it.
+/// Reaps processes until `wanted` has ended.
 fn reap_until(wanted: Pid) -> anyhow::Result<WaitStatus> {
     loop {
         match rustix::process::wait(WaitOptions::empty()) {
@@ -156,7 +163,7 @@ fn reap_until(wanted: Pid) -> anyhow::Result<WaitStatus> {
     }
 }
 
-/// Reaps until there is no other process.
+/// Reaps processes until there is no other.
 fn reap_all() -> anyhow::Result<()> {
     loop {
         match rustix::process::wait(WaitOptions::empty()) {
@@ -167,7 +174,7 @@ fn reap_all() -> anyhow::Result<()> {
     }
 }
 
-/// As a shell reports it: 128 and the signal for a killed program.
+/// As a shell reports it: 128 plus the number of the signal for a killed program.
 fn exit_code(status: WaitStatus) -> i32 {
     status
         .exit_status()

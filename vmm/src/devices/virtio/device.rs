@@ -1,8 +1,8 @@
-//! What every virtio device offers to its transport and to the event loop.
+//! The interface of a virtio device for its transport and the event loop.
 //!
-//! A device sees guest memory, its queues and an [`Interrupt`]. It never names the machine, the
-//! vCPUs, KVM or a path of the supervisor. A device's registers, activation and queue
-//! service are in its `device.rs`; its backend and requests lie beside that.
+//! A device uses guest memory, its queues and an [`Interrupt`]. It does not know KVM, vCPUs or who
+//! drives it. A device's configuration space, activation and queue service are in its `device.rs`; its
+//! backend and requests are in the files beside that.
 //!
 //! All calls come from two places, under one lock per device: register accesses from vCPU
 //! threads, and `serve_*` from the event loop. Nothing in them may block for long.
@@ -11,7 +11,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use virtio_queue::{Queue, QueueState};
+use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::interrupt::Interrupt;
@@ -21,7 +21,7 @@ use super::interrupt::Interrupt;
 pub struct Activation {
     /// Guest memory; cheap to clone.
     pub memory: GuestMemoryMmap,
-    /// How to tell the guest driver.
+    /// Notifies the guest driver.
     pub interrupt: Arc<dyn Interrupt>,
     /// The queues, as many as the device has; those the driver left unready are unready.
     pub queues: Vec<Queue>,
@@ -29,8 +29,8 @@ pub struct Activation {
     pub features: u64,
 }
 
-/// Why a device can't go on with what its guest driver gave it. The transport then sets
-/// DEVICE_NEEDS_RESET (virtio 1.2, 2.1.2) and the device stays silent until it is reset.
+/// Why a device can't continue. The transport then sets DEVICE_NEEDS_RESET (virtio 1.2, 2.1.2), and
+/// the device does nothing until it is reset.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// A queue's rings lie outside of memory or contradict themselves.
@@ -68,8 +68,8 @@ pub enum DeviceError {
 /// A virtio device behind a transport.
 ///
 /// Life: created → (`activate` → `serve_*`… → `reset`)* . `save` may come at any time while vCPUs
-/// are halted and the event loop does not serve; a device that has work in flight finishes or
-/// records it there. A restored device gets `activate` with its old queues (if it was active) and
+/// are halted and the event loop does not serve; a device that has work in flight finishes or records
+/// it then. A restored device gets `activate` with its old queues (if it was active) and
 /// then `resume` once, before any vCPU runs.
 pub trait VirtioDevice: Send + std::fmt::Debug {
     /// Short lower-case name for logs and errors.
@@ -84,7 +84,7 @@ pub trait VirtioDevice: Send + std::fmt::Debug {
     fn read_config(&self, offset: u64, data: &mut [u8]);
     /// Writes to it; ignored where it is read-only.
     fn write_config(&mut self, offset: u64, data: &[u8]);
-    /// Takes the queues into service.
+    /// Takes the queues and begins to serve them.
     ///
     /// # Errors
     /// [`DeviceError`] where the driver's set-up can't be used.
@@ -96,30 +96,53 @@ pub trait VirtioDevice: Send + std::fmt::Debug {
     /// # Errors
     /// [`DeviceError`] where the guest broke the queue.
     fn serve_queue(&mut self, index: u16) -> Result<(), DeviceError>;
-    /// A descriptor that is readable while the backend has work (sockets, timers); asked once, after activation
-    /// or not: the device keeps the same one for life.
+    /// A descriptor that is readable while the backend has work (sockets, timers). It stays the same for
+    /// the life of the device, so the transport asks for it once.
     fn backend_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
     /// Serves the backend.
     ///
     /// # Errors
-    /// [`DeviceError`] where the guest broke a queue on the way.
+    /// [`DeviceError`] where the guest broke a queue that this needs.
     fn serve_backend(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }
-    /// Gives the queues up and forgets what the driver agreed to (virtio 1.2, 2.4). Connections to
-    /// the host end; what belongs to the device's configuration stays.
+    /// Drops the queues and the negotiated features (virtio 1.2, 2.4). Connections to the host end; the
+    /// device's configuration stays.
     fn reset(&mut self);
     /// State beyond the queues.
     fn save(&self) -> DeviceState;
-    /// Called once after a restore and its `activate`, before vCPUs run: publish what the guest must learn.
+    /// Called once after a restore and its `activate`, before vCPUs run: tells the guest what it must know
+    /// about the restore.
     ///
     /// # Errors
     /// [`DeviceError`] where the saved queues can't be used.
     fn resume(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }
+}
+
+/// Checks that the driver has set a queue up, within guest memory.
+pub(super) fn check_ready(
+    queues: &[Queue],
+    index: u16,
+    memory: &GuestMemoryMmap,
+) -> Result<(), DeviceError> {
+    let queue = queues.get(usize::from(index));
+    if !queue.is_some_and(|queue| queue.ready() && queue.is_valid(memory)) {
+        return Err(DeviceError::QueueNotReady { index });
+    }
+    Ok(())
+}
+
+/// Fills `data` from `offset` on in a configuration space; bytes beyond its end are zero.
+pub(super) fn read_config_space(config: &[u8], offset: u64, data: &mut [u8]) {
+    let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+    let rest = config.get(offset..).unwrap_or_default();
+    let copied = rest.len().min(data.len());
+    data[..copied].copy_from_slice(&rest[..copied]);
+    data[copied..].fill(0);
 }
 
 /// State of one device beyond its queues and transport; plain data, not trusted on the way in.

@@ -1,4 +1,4 @@
-//! How a device tells the guest driver that something is there.
+//! How a device notifies its guest driver.
 
 /// Raises a device's interrupt. The transport implements it; tests count calls.
 pub trait Interrupt: Send + Sync + std::fmt::Debug {

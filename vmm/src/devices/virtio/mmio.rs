@@ -1,8 +1,7 @@
 //! The MMIO transport (virtio 1.2, 4.2): registers in front of one device.
 //!
-//! It negotiates features, takes the driver's queue set-up, activates and resets the device. How a
-//! doorbell rings and where the interrupt line leads is the machine's business: it connects
-//! [`MmioTransport::doorbells`] and [`MmioTransport::interrupt_line`].
+//! It negotiates features, receives the driver's queue set-up, activates and resets the device. The owner
+//! connects [`MmioTransport::doorbells`] and [`MmioTransport::interrupt_line`].
 //!
 //! Device status (virtio 1.2, 2.1) only moves forward, until it is written 0:
 //!
@@ -21,11 +20,12 @@ use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use self::registers::{Inner, new_queues};
+use self::registers::{TransportState, new_queues};
 use super::device::{DeviceError, DeviceState, SavedQueue, VirtioDevice};
 use super::interrupt::Interrupt;
 use crate::bus::BusDevice;
 use crate::log;
+use crate::sys::fd::new_event;
 
 /// Offset of the doorbell register; the value written is the queue's index.
 pub const QUEUE_NOTIFY: u64 = 0x50;
@@ -77,7 +77,7 @@ pub enum TransportError {
 #[derive(Debug)]
 struct MmioInterrupt {
     status: AtomicU32,
-    /// Changes with each configuration change, so that a driver can tell torn reads.
+    /// Changes with each configuration change, so that a driver can detect torn reads.
     generation: AtomicU32,
     line: EventFd,
 }
@@ -86,7 +86,7 @@ impl MmioInterrupt {
     fn raise(&self, bit: u32) {
         // The driver reads the status in its interrupt service, so it is set first.
         self.status.fetch_or(bit, Ordering::SeqCst);
-        // An eventfd's counter can't overflow here: the kernel empties it.
+        // The eventfd's counter can't overflow, since KVM resets it.
         let _ = self.line.write(1);
     }
 }
@@ -106,12 +106,12 @@ impl Interrupt for MmioInterrupt {
 #[derive(Debug)]
 pub struct MmioTransport {
     name: &'static str,
-    inner: Mutex<Inner>,
+    state: Mutex<TransportState>,
     interrupt: Arc<MmioInterrupt>,
     doorbells: Vec<EventFd>,
     backend: Option<OwnedFd>,
-    /// A broken device is reported once; its guest could break it in a loop.
-    reported: AtomicBool,
+    /// A broken device is logged once, since its guest could break it in a loop.
+    is_logged: AtomicBool,
 }
 
 /// A transport's saved state, its device's included. Not trusted on the way in.
@@ -141,11 +141,9 @@ impl MmioTransport {
     ) -> Result<Self, TransportError> {
         let name = device.name();
         let eventfd = || {
-            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|source| {
-                TransportError::EventFd {
-                    device: name,
-                    source,
-                }
+            new_event().map_err(|source| TransportError::EventFd {
+                device: name,
+                source,
             })
         };
         let interrupt = Arc::new(MmioInterrupt {
@@ -163,7 +161,7 @@ impl MmioTransport {
                 device: name,
                 source,
             })?;
-        let inner = Inner {
+        let state = TransportState {
             device,
             memory,
             interrupt: Arc::clone(&interrupt),
@@ -175,14 +173,13 @@ impl MmioTransport {
             queues,
             active: false,
         };
-        let reported = AtomicBool::new(false);
         Ok(Self {
             name,
-            inner: Mutex::new(inner),
+            state: Mutex::new(state),
             interrupt,
             doorbells,
             backend,
-            reported,
+            is_logged: AtomicBool::new(false),
         })
     }
 
@@ -200,19 +197,19 @@ impl MmioTransport {
         Ok(transport)
     }
 
-    /// Publishes what the guest must learn after a restore, and repeats what it may have missed. Once,
+    /// Lets the device tell the guest about the restore, and repeats notifications that may be lost. Once,
     /// with line and doorbells connected, before any vCPU runs.
     pub fn resume(&self) {
-        let mut inner = self.lock();
-        if inner.active {
-            let result = inner.device.resume();
-            self.note(&mut inner, result);
-            // A doorbell that rang just before the save is part of no state. Spurious ones are harmless.
+        let mut state = self.lock();
+        if state.active {
+            let result = state.device.resume();
+            self.retire_if_broken(&mut state, result);
+            // A doorbell that rang just before the save is not saved. A spurious one is harmless.
             for doorbell in &self.doorbells {
                 let _ = doorbell.write(1);
             }
         }
-        drop(inner);
+        drop(state);
         // KVM delivers irqfds through a work queue, so a line raised just before the save may be missing
         // from the saved interrupt controller. A second interrupt for the same status finds nothing to do.
         if self.interrupt.status.load(Ordering::SeqCst) != 0 {
@@ -220,26 +217,26 @@ impl MmioTransport {
         }
     }
 
-    /// State of transport and device; vCPUs are halted and nothing serves.
+    /// State of transport and device. vCPUs are halted and the device is not being served.
     #[must_use]
     pub fn save(&self) -> SavedTransport {
-        let inner = self.lock();
-        let queues = if inner.active {
-            inner.device.queues()
+        let state = self.lock();
+        let queues = if state.active {
+            state.device.queues()
         } else {
-            &inner.queues
+            &state.queues
         };
         SavedTransport {
-            status: inner.status,
-            device_features_page: inner.device_features_page,
-            driver_features_page: inner.driver_features_page,
-            driver_features: inner.driver_features,
-            selected_queue: inner.selected_queue,
+            status: state.status,
+            device_features_page: state.device_features_page,
+            driver_features_page: state.driver_features_page,
+            driver_features: state.driver_features,
+            selected_queue: state.selected_queue,
             interrupt_status: self.interrupt.status.load(Ordering::SeqCst),
             config_generation: self.interrupt.generation.load(Ordering::SeqCst),
-            active: inner.active,
+            active: state.active,
             queues: queues.iter().map(SavedQueue::from).collect(),
-            device: inner.device.save(),
+            device: state.device.save(),
         }
     }
 
@@ -267,49 +264,50 @@ impl MmioTransport {
         self.backend.as_ref()
     }
 
-    /// Empties a doorbell and serves its queue.
+    /// Clears a doorbell and serves its queue.
     pub fn serve_queue(&self, index: u16) {
         let Some(doorbell) = self.doorbells.get(usize::from(index)) else {
             return;
         };
-        // Empty first: a ring during the service must not be lost.
+        // Cleared first, so that a ring during the service is not lost.
         if doorbell.read().is_err() {
             return;
         }
-        let mut inner = self.lock();
-        if inner.active {
-            let result = inner.device.serve_queue(index);
-            self.note(&mut inner, result);
+        let mut state = self.lock();
+        if state.active {
+            let result = state.device.serve_queue(index);
+            self.retire_if_broken(&mut state, result);
         }
     }
 
     /// Serves the device's backend.
     pub fn serve_backend(&self) {
-        let mut inner = self.lock();
-        // Served without a guest driver too, whether there is none yet or it broke its device: host
-        // programs may connect all the same, and want an answer.
-        let result = inner.device.serve_backend();
-        self.note(&mut inner, result);
+        let mut state = self.lock();
+        // Served also without a guest driver, or after it broke its device: host programs may connect
+        // nevertheless, and need an answer.
+        let result = state.device.serve_backend();
+        self.retire_if_broken(&mut state, result);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, TransportState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The guest broke its device: that is told to the guest, and is no failure of the machine.
-    fn note(&self, inner: &mut Inner, result: Result<(), DeviceError>) {
+    /// Takes a device out of service that its guest broke, and tells the guest, as the machine itself has not
+    /// failed.
+    fn retire_if_broken(&self, state: &mut TransportState, result: Result<(), DeviceError>) {
         let Err(error) = result else { return };
-        if !self.reported.swap(true, Ordering::Relaxed) {
+        if !self.is_logged.swap(true, Ordering::Relaxed) {
             let text = log::chain(&error);
             log::line(format_args!(
                 "{} device needs a reset by its driver: {text}",
                 self.name
             ));
         }
-        // Its rings are not to be touched again.
-        inner.take_out_of_service();
-        inner.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
-        if inner.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+        // Its rings must not be used again.
+        state.take_out_of_service();
+        state.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+        if state.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
             self.interrupt.signal_config();
         }
     }
@@ -317,7 +315,7 @@ impl MmioTransport {
     fn write_register(&self, offset: u64, value: u32) {
         match offset {
             0x50 => {
-                // Only before the doorbell is connected, or with an index that no queue has.
+                // Reached only before the doorbell is connected, or with an invalid index.
                 let index = usize::try_from(value).unwrap_or(usize::MAX);
                 if let Some(doorbell) = self.doorbells.get(index) {
                     let _ = doorbell.write(1);
@@ -327,9 +325,9 @@ impl MmioTransport {
                 self.interrupt.status.fetch_and(!value, Ordering::SeqCst);
             }
             0x70 => {
-                let mut inner = self.lock();
-                let result = inner.write_status(value);
-                self.note(&mut inner, result);
+                let mut state = self.lock();
+                let result = state.write_status(value);
+                self.retire_if_broken(&mut state, result);
             }
             _ => self.lock().write(offset, value),
         }
@@ -338,13 +336,13 @@ impl MmioTransport {
 
 impl BusDevice for MmioTransport {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        let inner = self.lock();
+        let state = self.lock();
         if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
-            return inner.device.read_config(offset, data);
+            return state.device.read_config(offset, data);
         }
         // All registers are 32 bits wide and aligned (virtio 1.2, 4.2.2.2).
         match <&mut [u8; 4]>::try_from(data) {
-            Ok(data) if offset.is_multiple_of(4) => *data = inner.read(offset).to_le_bytes(),
+            Ok(data) if offset.is_multiple_of(4) => *data = state.read(offset).to_le_bytes(),
             Ok(data) => data.fill(0),
             Err(_) => {}
         }

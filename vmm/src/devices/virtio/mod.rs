@@ -3,6 +3,7 @@
 pub mod device;
 pub mod interrupt;
 pub mod mmio;
+mod request_queue;
 
 pub mod block;
 pub mod rng;

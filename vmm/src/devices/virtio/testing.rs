@@ -1,29 +1,36 @@
 //! The driver's end of virtqueues, for tests of devices: rings and buffers in guest memory of its
 //! own.
 //!
-//! It does what a driver would do, unless it is told to lie: any descriptor can be put anywhere.
+//! It does what a driver does, and what a hostile one may do: any descriptor can be put anywhere.
+//! [`assert_no_harm`] checks what a device made of that.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use proptest::prelude::{Strategy, any, prop_oneof};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::device::{Activation, SavedQueue};
 use super::interrupt::Interrupt;
 
 /// Guest memory of the tests.
 pub(crate) const MEMORY_BYTES: u64 = 64 << 20;
-/// A queue's rings and buffers lie within as much memory.
+/// Memory of one queue, for its rings and buffers.
 const QUEUE_SPACE: u64 = 16 << 20;
 /// Where a queue's buffers begin, behind its rings.
 const BUFFERS: u64 = 64 << 10;
+/// Where hostile buffers begin that leave the rings of up to three queues alone.
+const HOSTILE_BUFFERS: u64 = 3 * QUEUE_SPACE;
 
 /// VIRTQ_DESC_F_WRITE: the device writes to it.
 pub(crate) const WRITE: u16 = 2;
 /// VIRTQ_DESC_F_NEXT: another one follows.
 pub(crate) const NEXT: u16 = 1;
+/// VIRTQ_DESC_F_INDIRECT: it holds a table of descriptors.
+const INDIRECT: u16 = 4;
 
 /// Makes guest memory.
 pub(crate) fn memory() -> GuestMemoryMmap {
@@ -39,7 +46,7 @@ pub(crate) struct CountedInterrupt {
 
 impl CountedInterrupt {
     /// How many there were since the last call.
-    pub(crate) fn take(&self) -> usize {
+    pub(crate) fn take_count(&self) -> usize {
         self.used.swap(0, Ordering::SeqCst)
     }
 }
@@ -59,6 +66,74 @@ pub(crate) struct Descriptor {
     pub(crate) bytes: u32,
     pub(crate) flags: u16,
     pub(crate) next: u16,
+}
+
+/// Descriptors of a hostile driver, for a queue of `size`: buffers of all lengths, chains that end,
+/// loop or lead nowhere.
+///
+/// `confined` ones lie where no ring is, some of them beyond the end of memory. Others lie anywhere, so
+/// that a device may be made to write into its own rings.
+pub(crate) fn hostile_descriptor(size: u16, confined: bool) -> impl Strategy<Value = Descriptor> {
+    let bytes = prop_oneof![4 => 0_u32..200, 2 => 0_u32..100_000, 1 => any::<u32>()];
+    let flags = prop_oneof![7 => 0_u16..INDIRECT, 1 => any::<u16>()];
+    let next = 0..size + size / 8;
+    (0..2 * MEMORY_BYTES, bytes, flags, next).prop_map(move |(place, bytes, flags, next)| {
+        let address = if confined {
+            HOSTILE_BUFFERS + place % (2 * QUEUE_SPACE)
+        } else {
+            place
+        };
+        Descriptor {
+            address,
+            bytes,
+            flags,
+            next,
+        }
+    })
+}
+
+/// Heads of a hostile driver's chains, for a queue of `size`; a few are no index of a descriptor.
+pub(crate) fn hostile_head(size: u16) -> impl Strategy<Value = u16> {
+    prop_oneof![100 => 0..size, 1 => size..size + 32]
+}
+
+/// Guest memory before a device served hostile chains.
+pub(crate) struct MemoryBefore(Vec<u8>);
+
+impl MemoryBefore {
+    pub(crate) fn of(memory: &GuestMemoryMmap) -> Self {
+        Self(all_bytes(memory))
+    }
+}
+
+fn all_bytes(memory: &GuestMemoryMmap) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(MEMORY_BYTES).expect("64 bits")];
+    memory
+        .read_slice(&mut bytes, GuestAddress(0))
+        .expect("in memory");
+    bytes
+}
+
+/// Checks that a device has done no harm: of guest memory it has changed only the used rings and the
+/// buffers that descriptors name as writable; it has given back only chains that were offered to it,
+/// none more often than it was offered; and it claims no more bytes than a chain has room for.
+///
+/// Only for descriptors that leave the rings alone.
+pub(crate) fn assert_no_harm(before: MemoryBefore, queues: &[&DriverQueue]) {
+    let MemoryBefore(mut expected) = before;
+    let found = all_bytes(&queues[0].memory);
+    for range in queues.iter().flat_map(|queue| queue.writable_ranges()) {
+        let range = usize::try_from(range.start).expect("64 bits")
+            ..usize::try_from(range.end).expect("64 bits");
+        expected[range.clone()].copy_from_slice(&found[range]);
+    }
+    if expected != found {
+        let address = expected.iter().zip(&found).position(|(a, b)| a != b);
+        panic!("the device wrote to {address:x?}, which no descriptor names as writable");
+    }
+    for queue in queues {
+        queue.assert_used_entries_are_right();
+    }
 }
 
 /// A buffer that the device has given back.
@@ -91,6 +166,11 @@ impl DriverQueue {
     /// A queue whose rings and buffers lie at the `index`th place of memory.
     pub(crate) fn new(memory: &GuestMemoryMmap, index: u64, size: u16) -> Self {
         let slot_bytes = (QUEUE_SPACE - BUFFERS) / u64::from(size);
+        // A driver clears the rings of a queue that it sets up anew.
+        let rings = vec![0; usize::try_from(BUFFERS).expect("64 bits")];
+        memory
+            .write_slice(&rings, GuestAddress(QUEUE_SPACE * index))
+            .expect("in memory");
         Self {
             memory: memory.clone(),
             base: QUEUE_SPACE * index,
@@ -134,7 +214,7 @@ impl DriverQueue {
         self.give(&[], &[bytes]).is_some()
     }
 
-    /// Offers a chain of bytes to read and spaces to write to; its head.
+    /// Offers a chain of bytes to read and spaces to write to; returns its head.
     pub(crate) fn give(&mut self, readable: &[&[u8]], writable: &[u32]) -> Option<u16> {
         let count = readable.len() + writable.len();
         if self.free.len() < count {
@@ -175,7 +255,7 @@ impl DriverQueue {
         Some(head)
     }
 
-    /// Writes a descriptor, whatever it says.
+    /// Writes a descriptor of any content.
     pub(crate) fn store(&self, slot: u16, descriptor: Descriptor) {
         let mut raw = [0; 16];
         raw[..8].copy_from_slice(&descriptor.address.to_le_bytes());
@@ -186,7 +266,7 @@ impl DriverQueue {
         self.memory.write_slice(&raw, address).expect("in memory");
     }
 
-    /// Makes a chain available by its head, whatever it is.
+    /// Makes a chain available by its head, which may be none.
     pub(crate) fn publish(&mut self, head: u16) {
         let entry = self.avail_ring() + 4 + 2 * u64::from(self.avail % self.size);
         self.memory
@@ -196,7 +276,7 @@ impl DriverQueue {
         self.set_avail_index(self.avail);
     }
 
-    /// Sets the index that says how many chains are available, whatever it is.
+    /// Sets the index that says how many chains are available, to any value.
     pub(crate) fn set_avail_index(&self, index: u16) {
         self.memory
             .write_obj(index, GuestAddress(self.avail_ring() + 2))
@@ -204,25 +284,16 @@ impl DriverQueue {
     }
 
     /// The next buffer that the device has given back.
-    pub(crate) fn take(&mut self) -> Option<Used> {
+    pub(crate) fn pop_used(&mut self) -> Option<Used> {
         let ring = self.used_ring();
-        let index: u16 = self
-            .memory
-            .read_obj(GuestAddress(ring + 2))
-            .expect("in memory");
+        let index: u16 = self.read(ring + 2);
         if index == self.used {
             return None;
         }
         let entry = ring + 4 + 8 * u64::from(self.used % self.size);
         self.used = self.used.wrapping_add(1);
-        let head: u32 = self
-            .memory
-            .read_obj(GuestAddress(entry))
-            .expect("in memory");
-        let written: u32 = self
-            .memory
-            .read_obj(GuestAddress(entry + 4))
-            .expect("in memory");
+        let head: u32 = self.read(entry);
+        let written: u32 = self.read(entry + 4);
         let head = u16::try_from(head).expect("a descriptor index");
         let chain = self.chains.remove(&head).unwrap_or_default();
         let mut bytes = Vec::new();
@@ -248,6 +319,85 @@ impl DriverQueue {
             bytes,
             last,
         })
+    }
+
+    /// What the device may write to: the used ring, and what any descriptor names as writable.
+    fn writable_ranges(&self) -> Vec<Range<u64>> {
+        let used = self.used_ring()..self.used_ring() + 6 + 8 * u64::from(self.size);
+        (0..self.size)
+            .map(|slot| self.descriptor(slot))
+            .filter(|descriptor| descriptor.flags & WRITE != 0)
+            .map(|descriptor| {
+                let end = descriptor.address + u64::from(descriptor.bytes);
+                descriptor.address.min(MEMORY_BYTES)..end.min(MEMORY_BYTES)
+            })
+            .chain([used])
+            .collect()
+    }
+
+    fn assert_used_entries_are_right(&self) {
+        let ring = self.used_ring();
+        let used: u16 = self.read(ring + 2);
+        let offered: u16 = self.read(self.avail_ring() + 2);
+        assert!(
+            used <= offered && used <= self.size,
+            "{used} chains were given back, of {offered} that were offered"
+        );
+        let heads: BTreeSet<u32> = (0..offered.min(self.size))
+            .map(|at| u32::from(self.read::<u16>(self.avail_ring() + 4 + 2 * u64::from(at))))
+            .collect();
+        for at in 0..u64::from(used) {
+            let head: u32 = self.read(ring + 4 + 8 * at);
+            let written: u32 = self.read(ring + 8 + 8 * at);
+            assert!(heads.contains(&head), "chain {head} was never offered");
+            let head = u16::try_from(head).expect("it was offered as such");
+            if let Some(room) = self.writable_bytes(head) {
+                assert!(
+                    u64::from(written) <= room,
+                    "chain {head} has room for {room} bytes, not for {written}"
+                );
+            }
+        }
+    }
+
+    /// How many bytes of a chain the device may write; none where a table of descriptors says so.
+    fn writable_bytes(&self, head: u16) -> Option<u64> {
+        let mut room = 0;
+        let mut slot = head;
+        // A chain that loops is cut at the length that a chain can have.
+        for _ in 0..self.size {
+            if slot >= self.size {
+                break;
+            }
+            let descriptor = self.descriptor(slot);
+            if descriptor.flags & INDIRECT != 0 {
+                return None;
+            }
+            if descriptor.flags & WRITE != 0 {
+                room += u64::from(descriptor.bytes);
+            }
+            if descriptor.flags & NEXT == 0 {
+                break;
+            }
+            slot = descriptor.next;
+        }
+        Some(room)
+    }
+
+    fn descriptor(&self, slot: u16) -> Descriptor {
+        let at = self.base + 16 * u64::from(slot);
+        Descriptor {
+            address: self.read(at),
+            bytes: self.read(at + 8),
+            flags: self.read(at + 12),
+            next: self.read(at + 14),
+        }
+    }
+
+    fn read<T: ByteValued>(&self, address: u64) -> T {
+        self.memory
+            .read_obj(GuestAddress(address))
+            .expect("in memory")
     }
 
     fn avail_ring(&self) -> u64 {

@@ -1,4 +1,4 @@
-//! The file behind a disk: opened, locked, measured; reads and writes within its size.
+//! The file behind a disk: opens and locks it, and reads and writes within its size.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Result, Seek, SeekFrom};
@@ -8,14 +8,21 @@ use std::path::PathBuf;
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 use rustix::io::Errno;
 
-use super::device::BlockConfig;
-
 /// The unit of all addresses (virtio 1.2, 5.2.4).
 pub(super) const SECTOR_BYTES: u64 = 512;
-/// How much is written at a time where a range can't be zeroed at once.
+/// Zeroes that are written repeatedly where a range can't be zeroed at once.
 static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 
-/// Why a disk can't be had.
+/// Which file is the disk, and how it is used.
+#[derive(Debug, Clone)]
+pub struct BlockConfig {
+    /// A raw file or a block device.
+    pub path: PathBuf,
+    /// The guest may only read it.
+    pub read_only: bool,
+}
+
+/// Why a disk can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
     /// The file can't be opened or examined.
@@ -46,7 +53,7 @@ pub enum BlockError {
         /// Its size.
         size_bytes: u64,
     },
-    /// Not the disk that was there when the machine was saved.
+    /// Another size than when the machine was saved.
     #[error(
         "disk {path} has {size_bytes} bytes, but had {saved_bytes} when the machine was suspended"
     )]
@@ -58,7 +65,7 @@ pub enum BlockError {
         /// The size it had.
         saved_bytes: u64,
     },
-    /// A disk can't become writable or read-only under a running guest.
+    /// Another mode than when the machine was saved; the guest relies on it.
     #[error("disk {path} was attached {} and must be attached so again", if *.read_only { "read-only" } else { "writable" })]
     ModeChanged {
         /// Which.
@@ -78,8 +85,7 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    /// Opens and locks the file: for itself if it may be written to, else shared with other
-    /// readers.
+    /// Opens and locks the file: exclusively if it may be written to, else shared with other readers.
     pub(super) fn open(config: &BlockConfig) -> std::result::Result<Self, BlockError> {
         let BlockConfig { path, read_only } = config;
         let failed = |source| BlockError::Open {
@@ -129,7 +135,7 @@ impl Backend {
         self.read_only
     }
 
-    /// A further descriptor of the file, if it may be written to.
+    /// Another descriptor of the file, if it may be written to.
     pub(super) fn written_file(&self) -> Result<Option<File>> {
         if self.read_only {
             return Ok(None);
@@ -142,13 +148,12 @@ impl Backend {
         &self.id
     }
 
-    /// Takes over the serial number that the guest has seen already.
-    pub(super) fn keep_id(&mut self, id: &str) {
+    /// Sets the serial number to the one that the guest has seen.
+    pub(super) fn set_id(&mut self, id: &str) {
         id.clone_into(&mut self.id);
     }
 
-    /// Where a range of `bytes` from `sector` on begins, if it is within the disk and whole
-    /// sectors.
+    /// The offset of a range of `bytes` from `sector` on, if it consists of whole sectors of the disk.
     pub(super) fn offset(&self, sector: u64, bytes: u64) -> Option<u64> {
         let offset = sector.checked_mul(SECTOR_BYTES)?;
         let end = offset.checked_add(bytes)?;
@@ -168,7 +173,7 @@ impl Backend {
         self.file.sync_data()
     }
 
-    /// Gives space back. It is only advice, so a file system that can't is no failure.
+    /// Gives space back. A discard is only advice, so it is no failure if the file system can't.
     pub(super) fn discard(&self, offset: u64, bytes: u64) -> Result<()> {
         match fallocate(&self.file, PUNCH, offset, bytes) {
             Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
@@ -183,18 +188,18 @@ impl Backend {
             Err(Errno::OPNOTSUPP) => {}
             other => return Ok(other?),
         }
-        let mut at = offset;
+        let mut position = offset;
         let end = offset + bytes;
-        while at < end {
-            let chunk = usize::try_from(end - at)
+        while position < end {
+            let chunk = usize::try_from(end - position)
                 .unwrap_or(usize::MAX)
                 .min(ZEROES.len());
-            self.file.write_all_at(&ZEROES[..chunk], at)?;
-            at += chunk as u64;
+            self.file.write_all_at(&ZEROES[..chunk], position)?;
+            position += chunk as u64;
         }
         Ok(())
     }
 }
 
-/// How space is given back.
+/// Gives space back.
 const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);

@@ -1,56 +1,38 @@
-//! The device: registers, activation, service of its queue.
+//! The device: configuration space, activation, service of its queue.
 
 use std::fs::File;
-use std::path::PathBuf;
-use std::sync::Arc;
 
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_queue::Queue;
 
-use super::backend::{Backend, BlockError, SECTOR_BYTES};
+use super::backend::{Backend, BlockConfig, BlockError, SECTOR_BYTES};
 use super::request::{self, MAX_ZERO_SECTORS};
 use super::state::BlockState;
-use crate::devices::virtio::device::{Activation, DeviceError, DeviceState, VirtioDevice};
-use crate::devices::virtio::interrupt::Interrupt;
+use crate::devices::virtio::device::{
+    Activation, DeviceError, DeviceState, VirtioDevice, read_config_space,
+};
+use crate::devices::virtio::request_queue::RequestQueue;
 
 /// Type of a block device (virtio 1.2, 5.2.1).
 const DEVICE_TYPE: u32 = 2;
 const QUEUE_SIZE: u16 = 256;
 /// The longest chain is as long as the queue; header and status take one descriptor each.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
-/// Block size, the same as a sector.
+/// Block size, which is the size of a sector.
 const BLOCK_BYTES: u32 = 512;
-/// VIRTIO_F_VERSION_1.
-const VERSION_1: u64 = 1 << 32;
 /// `struct virtio_blk_config` up to `write_zeroes_may_unmap`.
 const CONFIG_BYTES: usize = 60;
-
-/// What a disk is to be.
-#[derive(Debug, Clone)]
-pub struct BlockConfig {
-    /// A raw file or a block device.
-    pub path: PathBuf,
-    /// The guest may only read it.
-    pub read_only: bool,
-}
 
 /// A disk.
 #[derive(Debug)]
 pub struct Block {
     backend: Backend,
-    active: Option<Active>,
+    queue: Option<RequestQueue>,
     buffer: Vec<u8>,
-}
-
-#[derive(Debug)]
-struct Active {
-    memory: GuestMemoryMmap,
-    interrupt: Arc<dyn Interrupt>,
-    queues: Vec<Queue>,
 }
 
 impl Block {
@@ -61,13 +43,13 @@ impl Block {
     pub fn new(config: BlockConfig) -> Result<Self, BlockError> {
         Ok(Self {
             backend: Backend::open(&config)?,
-            active: None,
+            queue: None,
             buffer: Vec::new(),
         })
     }
 
-    /// Opens the file that takes the place of a saved disk's; path may differ, size and mode may
-    /// not. The guest goes on seeing the serial number that it has seen.
+    /// Opens the file that replaces a saved disk's; the path may differ, size and mode may not. The guest
+    /// sees the same serial number as before.
     ///
     /// # Errors
     /// [`BlockError`] where it is not usable.
@@ -90,11 +72,11 @@ impl Block {
         if block.backend.read_only() != read_only {
             return Err(BlockError::ModeChanged { path, read_only });
         }
-        block.backend.keep_id(id);
+        block.backend.set_id(id);
         Ok(block)
     }
 
-    /// A further descriptor of the file, if the guest may write to it.
+    /// Another descriptor of the file, if the guest may write to it.
     ///
     /// # Errors
     /// Where the host has no descriptor left.
@@ -122,30 +104,18 @@ impl Block {
         config
     }
 
-    /// Serves what the guest has asked for by now; a later request comes with a notification of its
-    /// own.
     fn serve(&mut self) -> Result<(), DeviceError> {
-        let Some(active) = &mut self.active else {
-            return Ok(());
-        };
-        let broken = |source| DeviceError::Queue { index: 0, source };
-        let mut used = false;
-        for _ in 0..active.queues[0].size() {
-            let mut chains = active.queues[0].iter(&active.memory).map_err(broken)?;
-            let Some(chain) = chains.next() else {
-                break;
-            };
-            let head = chain.head_index();
-            let written = request::serve(&self.backend, &active.memory, chain, &mut self.buffer);
-            active.queues[0]
-                .add_used(&active.memory, head, written)
-                .map_err(broken)?;
-            used = true;
+        let Self {
+            backend,
+            queue,
+            buffer,
+        } = self;
+        match queue {
+            Some(queue) => {
+                queue.serve(|memory, chain| request::serve(backend, memory, chain, buffer))
+            }
+            None => Ok(()),
         }
-        if used {
-            active.interrupt.signal_used();
-        }
-        Ok(())
     }
 }
 
@@ -171,7 +141,7 @@ impl VirtioDevice for Block {
         ];
         bits.iter()
             .chain(&always)
-            .fold(VERSION_1, |features, bit| features | 1 << bit)
+            .fold(1 << VIRTIO_F_VERSION_1, |features, bit| features | 1 << bit)
     }
 
     fn queue_max_sizes(&self) -> &'static [u16] {
@@ -179,42 +149,18 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (index, byte) in data.iter_mut().enumerate() {
-            *byte = offset
-                .checked_add(index)
-                .and_then(|at| config.get(at))
-                .copied()
-                .unwrap_or(0);
-        }
+        read_config_space(&self.config(), offset, data);
     }
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
-        let Activation {
-            memory,
-            interrupt,
-            queues,
-            features: _,
-        } = activation;
-        if !queues
-            .first()
-            .is_some_and(|queue| queue.ready() && queue.is_valid(&memory))
-        {
-            return Err(DeviceError::QueueNotReady { index: 0 });
-        }
-        self.active = Some(Active {
-            memory,
-            interrupt,
-            queues,
-        });
+        self.queue = Some(RequestQueue::new(activation)?);
         Ok(())
     }
 
     fn queues(&self) -> &[Queue] {
-        self.active.as_ref().map_or(&[], |active| &active.queues)
+        self.queue.as_ref().map_or(&[], RequestQueue::all)
     }
 
     fn serve_queue(&mut self, _index: u16) -> Result<(), DeviceError> {
@@ -222,7 +168,7 @@ impl VirtioDevice for Block {
     }
 
     fn reset(&mut self) {
-        self.active = None;
+        self.queue = None;
     }
 
     fn save(&self) -> DeviceState {
@@ -237,8 +183,8 @@ impl VirtioDevice for Block {
         self.serve()?;
         // An interrupt that was raised but not taken when the machine was saved may be lost with
         // the old VMM.
-        if let Some(active) = &self.active {
-            active.interrupt.signal_used();
+        if let Some(queue) = &self.queue {
+            queue.signal();
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! A virtio block device (virtio 1.2, 5.2) on a raw file or a block device of the host.
 //!
-//! Requests are served one after the other, at once, by whoever serves the queue.
+//! Each request is served at once, on the thread that serves the queue.
 
 mod backend;
 mod device;
@@ -10,6 +10,6 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use backend::BlockError;
-pub use device::{Block, BlockConfig};
+pub use backend::{BlockConfig, BlockError};
+pub use device::Block;
 pub use state::BlockState;

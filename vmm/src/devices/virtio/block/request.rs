@@ -1,7 +1,7 @@
 //! One request (virtio 1.2, 5.2.6): header, data, status byte.
 //!
-//! Everything comes from the guest: a request that can't be understood gets a status that says so,
-//! and one that has no place for a status is given back unanswered.
+//! Everything comes from the guest: an invalid request gets a status that says so, and one without room
+//! for a status is given back unanswered.
 
 use std::io::{Read, Write};
 
@@ -13,23 +13,24 @@ use virtio_bindings::bindings::virtio_blk::{
 use virtio_queue::{DescriptorChain, Reader, Writer};
 use vm_memory::GuestMemoryMmap;
 
-use super::backend::Backend;
+use super::backend::{Backend, SECTOR_BYTES};
+use crate::bytes::array_at;
 
-/// Most bytes that one request may move; twice of what Linux asks for at most.
+/// Most bytes that one request may move: twice the most that Linux asks for.
 const MAX_DATA_BYTES: u64 = 16 << 20;
-/// How much is moved at a time.
+/// Most bytes that are moved at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Most sectors of a discard or write-zeroes request, as the configuration says.
 pub(super) const MAX_ZERO_SECTORS: u32 = 1 << 16;
 /// `unmap` of a write-zeroes request; all other flags are reserved.
 const UNMAP: u32 = 1;
 
-/// How a request ends.
+/// Why a request fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Failure {
-    /// Out of range, misshapen, or the host failed.
+    /// It is out of range or malformed, or the host failed.
     Io,
-    /// Not something that this device does.
+    /// The device has no such operation.
     Unsupported,
 }
 
@@ -39,7 +40,7 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// Serves a request; the number of bytes written into the chain.
+/// Serves a request; returns the number of bytes written into the chain.
 pub(super) fn serve(
     backend: &Backend,
     memory: &GuestMemoryMmap,
@@ -69,7 +70,8 @@ pub(super) fn serve(
     if status_writer.write_all(&[status]).is_err() {
         return 0;
     }
-    // Linux looks at the status, not at this; what was not written in between is left as it was.
+    // Linux reads the status and ignores this number. Bytes that a failed read left out stay as they
+    // were.
     u32::try_from(writer.bytes_written() + 1).unwrap_or(0)
 }
 
@@ -81,8 +83,8 @@ fn execute(
 ) -> Result<(), Failure> {
     let mut header = [0; 16];
     reader.read_exact(&mut header)?;
-    let kind = u32::from_le_bytes(array(&header[..4]));
-    let sector = u64::from_le_bytes(array(&header[8..]));
+    let kind = u32::from_le_bytes(array_at(&header, 0));
+    let sector = u64::from_le_bytes(array_at(&header, 8));
     match kind {
         VIRTIO_BLK_T_IN => read(backend, sector, writer, buffer),
         VIRTIO_BLK_T_GET_ID => read_id(backend, writer),
@@ -144,9 +146,9 @@ fn read_id(backend: &Backend, writer: &mut Writer<'_>) -> Result<(), Failure> {
 fn zero(backend: &Backend, kind: u32, reader: &mut Reader<'_>) -> Result<(), Failure> {
     let mut segment = [0; 16];
     reader.read_exact(&mut segment)?;
-    let sector = u64::from_le_bytes(array(&segment[..8]));
-    let sectors = u32::from_le_bytes(array(&segment[8..12]));
-    let flags = u32::from_le_bytes(array(&segment[12..]));
+    let sector = u64::from_le_bytes(array_at(&segment, 0));
+    let sectors = u32::from_le_bytes(array_at(&segment, 8));
+    let flags = u32::from_le_bytes(array_at(&segment, 12));
     let discards = kind == VIRTIO_BLK_T_DISCARD;
     // virtio 1.2, 5.2.6.2: unknown flags, and unmap in a discard, are not supported.
     if flags & !UNMAP != 0 || (discards && flags != 0) {
@@ -155,7 +157,7 @@ fn zero(backend: &Backend, kind: u32, reader: &mut Reader<'_>) -> Result<(), Fai
     if reader.available_bytes() > 0 || sectors > MAX_ZERO_SECTORS {
         return Err(Failure::Io);
     }
-    let bytes = u64::from(sectors) * super::backend::SECTOR_BYTES;
+    let bytes = u64::from(sectors) * SECTOR_BYTES;
     let offset = backend.offset(sector, bytes).ok_or(Failure::Io)?;
     match (bytes, discards) {
         (0, _) => Ok(()),
@@ -169,11 +171,4 @@ fn data_offset(backend: &Backend, sector: u64, bytes: u64) -> Result<u64, Failur
         return Err(Failure::Io);
     }
     backend.offset(sector, bytes).ok_or(Failure::Io)
-}
-
-/// An array of a slice of just that length.
-fn array<const N: usize>(slice: &[u8]) -> [u8; N] {
-    let mut array = [0; N];
-    array.copy_from_slice(slice);
-    array
 }

@@ -1,4 +1,4 @@
-//! What a block device saves.
+//! The saved state of a block device.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,6 @@
-//! The registers behind the transport: device status, features, queue set-up.
+//! The state behind the transport's registers: device status, features, queue set-up.
 //!
-//! All calls come under the transport's lock.
+//! The transport's lock guards all of it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,17 +15,18 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::{MmioInterrupt, SavedTransport, TransportError};
+use crate::bytes::array_at;
 use crate::devices::virtio::device::{Activation, DeviceError, VirtioDevice};
 
 const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;
-/// "MCTL"; drivers do not look.
+/// "MCTL"; drivers ignore it.
 const VENDOR: u32 = u32::from_le_bytes(*b"MCTL");
-/// What a length of "no such shared memory region" reads as (virtio 1.2, 4.2.2.1).
+/// The length of a shared memory region that does not exist (virtio 1.2, 4.2.2.1).
 const NO_REGION: u32 = u32::MAX;
 
 #[derive(Debug)]
-pub(super) struct Inner {
+pub(super) struct TransportState {
     pub(super) device: Box<dyn VirtioDevice>,
     pub(super) memory: GuestMemoryMmap,
     pub(super) interrupt: Arc<MmioInterrupt>,
@@ -34,19 +35,19 @@ pub(super) struct Inner {
     pub(super) driver_features_page: u32,
     pub(super) driver_features: u64,
     pub(super) selected_queue: u32,
-    /// As the driver sets them up; the device has them from DRIVER_OK to reset.
+    /// Set up by the driver; the device owns them from DRIVER_OK to reset.
     pub(super) queues: Vec<Queue>,
     pub(super) active: bool,
 }
 
-impl Inner {
+impl TransportState {
     pub(super) fn read(&self, offset: u64) -> u32 {
         match offset {
             0x00 => MAGIC,
             0x04 => VERSION,
             0x08 => self.device.device_type(),
             0x0c => VENDOR,
-            0x10 => page(self.device.features(), self.device_features_page),
+            0x10 => features_word(self.device.features(), self.device_features_page),
             0x34 => self
                 .selected()
                 .map_or(0, |queue| u32::from(queue.max_size())),
@@ -69,7 +70,7 @@ impl Inner {
         }
     }
 
-    /// Queue set-up is taken between FEATURES_OK and DRIVER_OK (virtio 1.2, 3.1.1) and ignored elsewhere.
+    /// Queue set-up is valid between FEATURES_OK and DRIVER_OK (virtio 1.2, 3.1.1), and ignored otherwise.
     fn configure_queue(&mut self, offset: u64, value: u32) {
         let phase = VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
         if self.status & phase != VIRTIO_CONFIG_S_FEATURES_OK {
@@ -80,7 +81,7 @@ impl Inner {
             return;
         };
         match offset {
-            // The setter itself ignores sizes that are too large or no powers of two.
+            // The setter ignores sizes that are too large or not powers of two.
             0x38 => queue.set_size(u16::try_from(value).unwrap_or(0)),
             0x44 => queue.set_ready(value == 1),
             0x80 => queue.set_desc_table_address(Some(value), None),
@@ -136,7 +137,7 @@ impl Inner {
             return Ok(());
         }
         if added & VIRTIO_CONFIG_S_FEATURES_OK != 0 && !self.features_acceptable() {
-            // The driver reads the status back and finds that it was refused (virtio 1.2, 3.1.1, step 6).
+            // The driver reads the status back and sees the refusal (virtio 1.2, 3.1.1, step 6).
             added &= !(VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK);
         }
         self.status |= added;
@@ -174,7 +175,7 @@ impl Inner {
             self.device.reset();
         }
         self.active = false;
-        // Cannot fail: the same sizes were good when the transport was made.
+        // Cannot fail, since the same sizes were valid when the transport was made.
         self.queues = new_queues(self.device.as_ref()).unwrap_or_default();
     }
 
@@ -248,13 +249,12 @@ pub(super) fn new_queues(device: &dyn VirtioDevice) -> Result<Vec<Queue>, Transp
         .collect()
 }
 
-fn page(features: u64, page: u32) -> u32 {
+/// A half of the features, by its page.
+fn features_word(features: u64, page: u32) -> u32 {
     let bytes = features.to_le_bytes();
-    let word =
-        |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     match page {
-        0 => word(0),
-        1 => word(4),
+        0 => u32::from_le_bytes(array_at(&bytes, 0)),
+        1 => u32::from_le_bytes(array_at(&bytes, 4)),
         _ => 0,
     }
 }

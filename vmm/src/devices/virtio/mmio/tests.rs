@@ -151,7 +151,7 @@ fn identification_is_that_of_version_2() {
 }
 
 #[test]
-fn queues_tell_their_sizes_and_unknown_ones_do_not_exist() {
+fn queues_have_their_sizes_and_unknown_ones_do_not_exist() {
     let (transport, _) = transport();
     let sizes = [0, 1, 2, u32::MAX].map(|queue| {
         write(&transport, 0x30, queue);
@@ -254,7 +254,7 @@ fn a_doorbell_serves_its_queue_once_per_ring() {
 }
 
 #[test]
-fn a_device_that_its_guest_broke_asks_for_a_reset_and_falls_silent() {
+fn a_device_that_its_guest_broke_asks_for_a_reset_and_is_not_served() {
     let (transport, seen) = transport();
     drive(&transport, 1 << 32);
     seen.lock().unwrap().broken = true;
@@ -267,9 +267,9 @@ fn a_device_that_its_guest_broke_asks_for_a_reset_and_falls_silent() {
     assert_eq!(
         read(&transport, 0x60),
         2,
-        "told by a configuration interrupt"
+        "the guest gets a configuration interrupt"
     );
-    // Its backend is served on, or whatever waits there would keep the event loop busy for nothing.
+    // Its backend is still served, or pending work there would keep the event loop busy.
     transport.serve_backend();
     assert_eq!(seen.lock().unwrap().backend_served, 1);
     seen.lock().unwrap().broken = false;
@@ -298,7 +298,7 @@ fn a_machine_whose_guest_broke_a_device_is_restored_with_that_device_broken() {
 }
 
 #[test]
-fn a_restored_transport_goes_on_and_repeats_what_may_be_lost() {
+fn a_restored_transport_continues_and_repeats_notifications_that_may_be_lost() {
     let (before, _) = transport();
     drive(&before, 1 << 32 | 1 << 29);
     before.interrupt.signal_used();

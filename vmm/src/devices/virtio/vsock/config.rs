@@ -1,4 +1,4 @@
-//! What a vsock device is to be, and why it can't be.
+//! The configuration of a vsock device, and why a device can't be made.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,27 +6,27 @@ use std::time::Duration;
 
 use super::ports::PortPolicy;
 
-/// Learns what the device can't know the meaning of.
+/// Receives events of the device.
 pub trait VsockObserver: Send + Sync + std::fmt::Debug {
     /// The guest has handled the transport reset of a restore. Called under the device's lock; may
     /// not block.
     fn reset_acknowledged(&self);
 }
 
-/// What a vsock device is to be.
+/// The configuration of a vsock device.
 #[derive(Debug, Clone)]
 pub struct VsockConfig {
     /// The guest's address, at least 3.
     pub guest_cid: u32,
-    /// Where the host socket is bound. A stale socket there is replaced.
+    /// Where the host socket is bound. Replaces a stale socket there.
     pub host_socket: PathBuf,
     /// How local ports are chosen.
     pub port_policy: PortPolicy,
-    /// Free the saved pairs in the guest before a transport reset.
+    /// Whether the saved pairs are freed in the guest before a transport reset.
     pub eviction: bool,
     /// How long the guest may take to answer a connection request, from its delivery on.
     pub request_timeout: Duration,
-    /// Learns of acknowledged transport resets.
+    /// Receives the acknowledgement of a transport reset.
     pub observer: Arc<dyn VsockObserver>,
 }
 
@@ -47,7 +47,7 @@ pub enum VsockError {
         /// Why not.
         source: std::io::Error,
     },
-    /// epoll or a timer can't be had.
+    /// The host has no descriptor for an epoll or a timer.
     #[error("cannot watch host socket {path}")]
     Watch {
         /// Which.

@@ -1,14 +1,14 @@
 //! One connection: a pure state machine between a host stream and the guest's packets.
 //!
 //! ```text
-//! host connects:   Requesting ─▶ Requested ─▶ Established ─▶ (Draining) ─▶ Over
+//! host connects:   Requesting ─▶ Requested ─▶ Established ─▶ (Draining) ─▶ Closed
 //! guest connects:  Accepting ───────────────▶ Established
 //! ```
 //!
-//! Data from the guest goes straight into the host stream; what that does not take waits in a
-//! backlog that is as long as the credit that the guest was given. Data from the host stays in the
-//! stream until the guest has both credit and a buffer. Nothing here knows file descriptors, queues
-//! or other connections, and time is what the caller says it is.
+//! Data from the guest is written to the host stream at once; the rest waits in a backlog, which is at
+//! most as long as the guest's credit. Data from the host stays in the stream until the guest has both
+//! credit and a buffer. This file knows no file descriptors, queues or other connections, and gets the
+//! time from the caller.
 
 use std::time::{Duration, Instant};
 
@@ -25,21 +25,21 @@ pub(super) struct Deadlines {
     /// The guest may take to answer a request, from its delivery on.
     pub(super) answer: Duration,
     /// The guest may take to answer the SHUTDOWN that ends a connection.
-    pub(super) farewell: Duration,
-    /// Either end may take to begin with what the other has left behind.
+    pub(super) shutdown: Duration,
+    /// Either end may take to begin to read data that the other has sent before its end.
     pub(super) drain: Duration,
 }
 
-/// What a new connection is given.
+/// The settings of a new connection.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Setting {
-    /// How much the guest may send before the host has taken it.
+pub(super) struct Settings {
+    /// How much the guest may send before the host has read it.
     pub(super) buffer_bytes: u32,
     pub(super) deadlines: Deadlines,
     pub(super) now: Instant,
 }
 
-/// What became of a request to the guest.
+/// The outcome of a request to the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     Sent,
@@ -58,10 +58,10 @@ enum Phase {
     Accepting,
     /// Data flows.
     Established,
-    /// The guest's end is gone; the host gets what is left.
+    /// The guest's end is closed; the host gets the backlog.
     Draining,
     /// Nothing is left to do.
-    Over,
+    Closed,
 }
 
 /// One connection.
@@ -74,66 +74,66 @@ pub(super) struct Connection<S> {
     from_guest: LocalCredit,
     guest_sends: bool,
     guest_receives: bool,
-    /// The SHUTDOWN flags that the guest has got from us.
-    told: u32,
-    /// The guest was asked for credit, and has given none since.
+    /// The SHUTDOWN flags that were sent to the guest.
+    shutdown_sent: u32,
+    /// The guest was asked for credit, and has not given any since.
     credit_asked: bool,
     /// The guest has asked for a credit update.
     credit_wanted: bool,
-    /// The guest must learn that the connection is dead.
+    /// The guest must get an RST.
     reset_due: bool,
     /// The guest holds the pair connected, or has held it.
     established: bool,
     outcome: Option<Outcome>,
     deadline: Option<Instant>,
     deadlines: Deadlines,
-    /// When the event came that is being dealt with.
+    /// The time of the current event.
     now: Instant,
 }
 
 impl<S: HostStream> Connection<S> {
-    /// A connection that the host asked for; `early` is what it sent along.
-    pub(super) fn requesting(pair: Pair, stream: S, early: Vec<u8>, setting: Setting) -> Self {
+    /// A connection that the host asked for; `early` is the data that came with its request.
+    pub(super) fn requesting(pair: Pair, stream: S, early: Vec<u8>, settings: Settings) -> Self {
         let host = HostEnd::new(stream, early);
-        let mut connection = Self::new(pair, host, Phase::Requesting, setting);
-        connection.deadline = Some(setting.now + setting.deadlines.delivery);
+        let mut connection = Self::new(pair, host, Phase::Requesting, settings);
+        connection.deadline = Some(settings.now + settings.deadlines.delivery);
         connection
     }
 
     /// A connection that the guest asked for by `request`.
-    pub(super) fn accepting(stream: S, request: &Header, setting: Setting) -> Self {
+    pub(super) fn accepting(stream: S, request: &Header, settings: Settings) -> Self {
         let host = HostEnd::new(stream, Vec::new());
         let pair = request.pair_from_guest();
-        let mut connection = Self::new(pair, host, Phase::Accepting, setting);
+        let mut connection = Self::new(pair, host, Phase::Accepting, settings);
         connection
             .to_guest
             .update(request.buffer_bytes, request.forwarded);
         connection
     }
 
-    fn new(pair: Pair, host: HostEnd<S>, phase: Phase, setting: Setting) -> Self {
+    fn new(pair: Pair, host: HostEnd<S>, phase: Phase, settings: Settings) -> Self {
         Self {
             pair,
             host,
             phase,
             to_guest: PeerCredit::default(),
-            from_guest: LocalCredit::new(setting.buffer_bytes),
+            from_guest: LocalCredit::new(settings.buffer_bytes),
             guest_sends: true,
             guest_receives: true,
-            told: 0,
+            shutdown_sent: 0,
             credit_asked: false,
             credit_wanted: false,
             reset_due: false,
             established: false,
             outcome: None,
             deadline: None,
-            deadlines: setting.deadlines,
-            now: setting.now,
+            deadlines: settings.deadlines,
+            now: settings.now,
         }
     }
 
-    pub(super) fn is_over(&self) -> bool {
-        self.phase == Phase::Over
+    pub(super) fn is_closed(&self) -> bool {
+        self.phase == Phase::Closed
     }
 
     /// Whether the guest may hold this pair connected.
@@ -161,16 +161,16 @@ impl<S: HostStream> Connection<S> {
         std::mem::take(&mut self.reset_due)
     }
 
-    /// What became of the request, once.
+    /// The outcome of the request; returned once.
     pub(super) fn take_outcome(&mut self) -> Option<Outcome> {
         self.outcome.take()
     }
 
-    /// Takes a packet of the guest; the number of payload bytes accepted.
+    /// Handles a packet of the guest; returns the number of payload bytes accepted.
     pub(super) fn receive(&mut self, header: &Header, payload: &[u8], now: Instant) -> usize {
         self.now = now;
         if self.phase == Phase::Requesting {
-            // The guest can't know of this request yet: it means an earlier owner of the pair.
+            // The guest can't know this request yet, so the packet is for an earlier owner of the pair.
             return 0;
         }
         self.to_guest.update(header.buffer_bytes, header.forwarded);
@@ -184,14 +184,14 @@ impl<S: HostStream> Connection<S> {
             (Phase::Established, Op::Shutdown) => self.receive_shutdown(header.flags),
             (Phase::Established, Op::CreditRequest) => self.credit_wanted = true,
             (Phase::Established, Op::CreditUpdate) => {}
-            // Stragglers of an earlier owner of the pair, or of ourselves: nobody waits for them.
+            // Late packets for an earlier owner of the pair, or for this connection. No answer is expected.
             (Phase::Requested | Phase::Draining, op) if op != Op::Request => {}
             (_, _) => self.fail(),
         }
         0
     }
 
-    /// Takes what the guest has sent in place of a packet.
+    /// Handles a malformed packet of the guest.
     pub(super) fn receive_malformed(&mut self) {
         if self.phase != Phase::Requesting {
             self.fail();
@@ -209,7 +209,7 @@ impl<S: HostStream> Connection<S> {
             self.forward(lost);
         }
         self.flush();
-        self.notice_host_gone();
+        self.check_host_receives();
         if self.phase == Phase::Draining {
             self.deadline = Some(now + self.deadlines.drain);
         }
@@ -225,7 +225,7 @@ impl<S: HostStream> Connection<S> {
                     || self.credit_request_due()
                     || self.credit_update_due()
             }
-            Phase::Requested | Phase::Draining | Phase::Over => false,
+            Phase::Requested | Phase::Draining | Phase::Closed => false,
         }
     }
 
@@ -245,14 +245,14 @@ impl<S: HostStream> Connection<S> {
                 (Op::Response, 0, 0)
             }
             Phase::Established => self.next_established(payload)?,
-            Phase::Requested | Phase::Draining | Phase::Over => return None,
+            Phase::Requested | Phase::Draining | Phase::Closed => return None,
         };
         self.credit_wanted = false;
         Some(Header {
             flags,
             payload_bytes,
             buffer_bytes: self.from_guest.buffer_bytes(),
-            forwarded: self.from_guest.tell(),
+            forwarded: self.from_guest.announce(),
             ..Header::to_guest(self.pair, op)
         })
     }
@@ -266,7 +266,7 @@ impl<S: HostStream> Connection<S> {
                 self.answer_host("NOREPLY");
             }
             Phase::Accepting | Phase::Established => self.reset_due = true,
-            Phase::Draining | Phase::Over => {}
+            Phase::Draining | Phase::Closed => {}
         }
         self.finish();
     }
@@ -288,11 +288,11 @@ impl<S: HostStream> Connection<S> {
         }
         let flags = self.shutdown_due();
         if flags != 0 {
-            self.told |= flags;
-            if self.told == SHUTDOWN_BOTH {
-                self.deadline = Some(self.now + self.deadlines.farewell);
+            self.shutdown_sent |= flags;
+            if self.shutdown_sent == SHUTDOWN_BOTH {
+                self.deadline = Some(self.now + self.deadlines.shutdown);
             }
-            return Some((Op::Shutdown, self.told, 0));
+            return Some((Op::Shutdown, self.shutdown_sent, 0));
         }
         if self.credit_request_due() {
             self.credit_asked = true;
@@ -306,7 +306,7 @@ impl<S: HostStream> Connection<S> {
         self.host.is_readable() && self.guest_receives && self.to_guest.available() > 0
     }
 
-    /// The guest has to say when it has credit again; it is asked once per stall.
+    /// Whether to ask the guest to report when it has credit again; once per stall.
     fn credit_request_due(&self) -> bool {
         let stalled = self.host.is_readable() && self.to_guest.available() == 0;
         stalled && self.guest_receives && !self.credit_asked
@@ -316,18 +316,18 @@ impl<S: HostStream> Connection<S> {
         self.credit_wanted || (self.guest_sends && self.from_guest.update_due())
     }
 
-    /// The SHUTDOWN flags that the guest should have and has not.
+    /// The SHUTDOWN flags that are still to be sent to the guest.
     fn shutdown_due(&self) -> u32 {
         let mut flags = 0;
         if !self.host.sends() {
             flags |= SHUTDOWN_SEND;
         }
-        // Where both ends have said all that they had to say, both flags make the guest let go.
+        // Once neither end sends any more, both flags make the guest close the connection.
         let finished = !self.host.sends() && !self.guest_sends && !self.host.has_backlog();
         if !self.host.receives() || finished {
             flags |= SHUTDOWN_RECEIVE;
         }
-        flags & !self.told
+        flags & !self.shutdown_sent
     }
 
     fn read_host(&mut self, payload: &mut [u8]) -> u32 {
@@ -347,9 +347,9 @@ impl<S: HostStream> Connection<S> {
         self.established = true;
         self.outcome = Some(Outcome::Accepted);
         self.deadline = None;
-        if !self.host.say("OK", self.pair.local) {
+        if !self.host.write_handshake_line("OK", self.pair.local) {
             self.host.stop_receiving();
-            self.notice_host_gone();
+            self.check_host_receives();
         }
     }
 
@@ -362,14 +362,14 @@ impl<S: HostStream> Connection<S> {
         }
         let forwarded = self.host.write(payload);
         self.forward(forwarded);
-        self.notice_host_gone();
+        self.check_host_receives();
         payload.len()
     }
 
     fn receive_shutdown(&mut self, flags: u32) {
         if flags & SHUTDOWN_RECEIVE != 0 && self.guest_receives {
             self.guest_receives = false;
-            self.host.refuse_to_read();
+            self.host.stop_reading();
         }
         if flags & SHUTDOWN_SEND != 0 {
             self.guest_sends = false;
@@ -382,7 +382,7 @@ impl<S: HostStream> Connection<S> {
         }
     }
 
-    /// The guest's end is gone. What it has sent before still belongs to the host.
+    /// The guest's end is closed. The host still gets the data that it sent before.
     fn lose_guest(&mut self) {
         match self.phase {
             Phase::Requested => {
@@ -395,7 +395,7 @@ impl<S: HostStream> Connection<S> {
                 self.deadline = Some(self.now + self.deadlines.drain);
             }
             Phase::Draining => {}
-            Phase::Requesting | Phase::Accepting | Phase::Established | Phase::Over => {
+            Phase::Requesting | Phase::Accepting | Phase::Established | Phase::Closed => {
                 self.finish();
             }
         }
@@ -412,28 +412,28 @@ impl<S: HostStream> Connection<S> {
         }
     }
 
-    /// Draws the consequences where the host won't read any more.
-    fn notice_host_gone(&mut self) {
+    /// Ends the connection, or sets its deadline, if the host won't read any more.
+    fn check_host_receives(&mut self) {
         if self.host.receives() {
             return;
         }
         match self.phase {
-            // The guest learns by an RST to its answer, should one still come.
+            // If the guest still answers, it gets an RST.
             Phase::Requested => {
                 self.outcome = Some(Outcome::Unanswered);
                 self.finish();
             }
-            // The guest knows nothing of it, or nothing more.
+            // The guest does not know the connection, or has closed it.
             Phase::Requesting | Phase::Draining => self.finish(),
-            // A guest that gives no credit for what the host has left must not keep it for ever.
+            // A guest that gives no credit must not keep the connection open for ever.
             Phase::Established if self.deadline.is_none() => {
                 self.deadline = Some(self.now + self.deadlines.drain);
             }
-            Phase::Accepting | Phase::Established | Phase::Over => {}
+            Phase::Accepting | Phase::Established | Phase::Closed => {}
         }
     }
 
-    /// Gives the host what it takes of the backlog.
+    /// Writes as much of the backlog as the host takes.
     fn flush(&mut self) {
         let forwarded = self.host.flush();
         self.forward(forwarded);
@@ -454,12 +454,12 @@ impl<S: HostStream> Connection<S> {
     }
 
     fn answer_host(&mut self, word: &str) {
-        // A client that has gone needs no answer.
-        let _ = self.host.say(word, self.pair.local);
+        // Fails only if the client has disconnected.
+        let _ = self.host.write_handshake_line(word, self.pair.local);
     }
 
     fn finish(&mut self) {
-        self.phase = Phase::Over;
+        self.phase = Phase::Closed;
         self.deadline = None;
     }
 }

@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::time::{ClockId, clock_gettime};
 use vmm_control::{CollidedPair, VsockCounters};
 
 use super::state::Pair;
+use crate::clock::monotonic_ns;
 
-/// How many collided pairs are kept.
+/// How many collided pairs are remembered.
 const MAX_COLLIDED: usize = 64;
 
 /// A view of a device's counters. Clones see the same counters.
@@ -29,7 +29,7 @@ impl CountersHandle {
     }
 
     /// Counts a request that the guest has refused, and remembers its pair.
-    pub(super) fn collided(&self, pair: Pair) {
+    pub(super) fn count_collision(&self, pair: Pair) {
         let at_ns = monotonic_ns();
         self.update(|counters| {
             counters.requests_reset += 1;
@@ -43,10 +43,4 @@ impl CountersHandle {
             });
         });
     }
-}
-
-/// CLOCK_MONOTONIC, the clock of all marks between our processes.
-fn monotonic_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }

@@ -13,7 +13,7 @@ pub(super) struct PeerCredit {
 }
 
 impl PeerCredit {
-    /// Takes over what the guest says about its buffer; each of its packets does.
+    /// Updates the state of the guest's buffer, which each of its packets contains.
     pub(super) fn update(&mut self, buffer_bytes: u32, forwarded: u32) {
         self.buffer_bytes = buffer_bytes;
         self.forwarded = Wrapping(forwarded);
@@ -38,7 +38,7 @@ pub(super) struct LocalCredit {
     buffer_bytes: u32,
     received: Wrapping<u32>,
     forwarded: Wrapping<u32>,
-    told: Wrapping<u32>,
+    announced: Wrapping<u32>,
 }
 
 /// The guest sent more than it had credit for.
@@ -51,7 +51,7 @@ impl LocalCredit {
             buffer_bytes,
             received: Wrapping(0),
             forwarded: Wrapping(0),
-            told: Wrapping(0),
+            announced: Wrapping(0),
         }
     }
 
@@ -74,16 +74,16 @@ impl LocalCredit {
         self.forwarded += bytes;
     }
 
-    /// The counter for a packet that is about to be sent.
-    pub(super) fn tell(&mut self) -> u32 {
-        self.told = self.forwarded;
-        self.told.0
+    /// The counter to send in the next packet.
+    pub(super) fn announce(&mut self) -> u32 {
+        self.announced = self.forwarded;
+        self.announced.0
     }
 
-    /// Whether the guest should learn of free space by a packet of its own. At a quarter of the
-    /// buffer, a guest that waits for space always gets an update and a chatty one costs few.
+    /// Whether the guest needs a credit update. With one per quarter of the buffer, a guest that waits for
+    /// space always gets an update, and one that sends much causes few.
     pub(super) fn update_due(&self) -> bool {
-        (self.forwarded - self.told).0 >= self.buffer_bytes / 4
+        (self.forwarded - self.announced).0 >= self.buffer_bytes / 4
     }
 }
 
@@ -140,7 +140,7 @@ mod tests {
         assert!(!local.update_due());
         local.forward(1);
         assert!(local.update_due());
-        assert_eq!(local.tell(), 25);
+        assert_eq!(local.announce(), 25);
         assert!(!local.update_due());
     }
 }

@@ -1,4 +1,5 @@
-//! The device: registers, activation, service of the queues and of the host side, save and restore.
+//! The device: configuration space, activation, service of the queues and of the host side, save and
+//! restore.
 
 use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
@@ -6,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_queue::Queue;
 use vmm_control::VsockCounters;
 
@@ -21,23 +23,24 @@ use super::ports::LocalPorts;
 use super::queues::{EVENT, QUEUES, Queues, TX};
 use super::reset::ResetGate;
 use super::state::{Pair, VsockState};
-use crate::devices::virtio::device::{Activation, DeviceError, DeviceState, VirtioDevice};
+use crate::devices::virtio::device::{
+    Activation, DeviceError, DeviceState, VirtioDevice, read_config_space,
+};
 
 /// Type of a socket device (virtio 1.2, 5.10.1).
 const DEVICE_TYPE: u32 = 19;
-/// VIRTIO_F_VERSION_1, and no more: streams need no feature, and without EVENT_IDX each of the
-/// driver's notifications comes, whatever a saved ring says.
-const FEATURES: u64 = 1 << 32;
+/// No other: streams need no feature, and without EVENT_IDX no saved ring can suppress the driver's
+/// notifications.
+const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1;
 /// Linux gives as many RX buffers of 4 KiB as the queue is long; it puts 8 into the event queue.
 const QUEUE_SIZES: [u16; QUEUES] = [256, 256, 64];
-/// Packets to the guest in one go, so that a fast pair of ends can't keep the event loop for
-/// itself.
+/// Most packets to the guest in one call, so that one fast connection can't occupy the event loop.
 const MAX_BATCH: usize = 256;
-/// How long a request may wait for the guest to take it.
+/// How long a request may wait until the guest receives it.
 const DELIVERY_TIME: Duration = Duration::from_secs(30);
-/// How long the guest may take to let go of a connection that is shut down.
-const FAREWELL_TIME: Duration = Duration::from_secs(2);
-/// How long a host program may leave what the guest has sent before its end.
+/// How long the guest may take to close a connection that was shut down.
+const SHUTDOWN_TIME: Duration = Duration::from_secs(2);
+/// How long a host program may leave data unread that the guest has sent before its end.
 const DRAIN_TIME: Duration = Duration::from_secs(30);
 
 /// A vsock device.
@@ -52,7 +55,7 @@ pub struct Vsock {
     muxer: Muxer<UnixStream>,
     sockets: HostSockets,
     gate: ResetGate,
-    /// What the guest must be told on resume; none after a boot.
+    /// The saved state, until `resume` has told the guest; none after a boot.
     saved: Option<VsockState>,
     counters: CountersHandle,
     payload: Vec<u8>,
@@ -67,8 +70,8 @@ impl Vsock {
         Self::build(config, None)
     }
 
-    /// Makes a device from a saved one. Its host connections are gone; [`VirtioDevice::resume`]
-    /// tells the guest.
+    /// Makes a device from a saved one. Its host connections have ended; [`VirtioDevice::resume`] tells the
+    /// guest.
     ///
     /// # Errors
     /// [`VsockError`] as in [`Vsock::new`], and where the state is not usable.
@@ -108,7 +111,7 @@ impl Vsock {
             deadlines: Deadlines {
                 delivery: DELIVERY_TIME,
                 answer: config.request_timeout,
-                farewell: FAREWELL_TIME,
+                shutdown: SHUTDOWN_TIME,
                 drain: DRAIN_TIME,
             },
         };
@@ -132,21 +135,21 @@ impl Vsock {
         self.counters.read()
     }
 
-    /// A view of the counters that needs no lock of the device.
+    /// A view of the counters that does not need the device's lock.
     pub fn counters_handle(&self) -> CountersHandle {
         self.counters.clone()
     }
 
-    /// Serves everything that can be served now: packets of the guest first, as they may free
-    /// connections, then the reset, then packets to the guest.
+    /// Serves everything that is ready: first packets of the guest, since they may end connections, then
+    /// the reset, then packets to the guest.
     fn serve(&mut self, now: Instant) -> Result<(), DeviceError> {
-        let congested = self.take_packets(now)?;
+        let congested = self.receive_packets(now)?;
         self.advance_reset(now)?;
-        let batch_full = self.put_packets(now)?;
+        let batch_full = self.send_packets(now)?;
         if let Some(queues) = &mut self.queues {
             queues.signal_if_used();
         }
-        // Without RX buffers the congestion lasts; then the driver's next notification goes on.
+        // Without RX buffers the congestion stays; then the driver's next notification continues.
         if batch_full || (congested && !self.muxer.is_congested()) {
             self.sockets.ask_for_another_turn();
         }
@@ -162,9 +165,9 @@ impl Vsock {
             })
     }
 
-    /// Takes what the guest has sent by now; what it adds meanwhile comes with a notification of
-    /// its own. True if packets had to be left because too many answers wait.
-    fn take_packets(&mut self, now: Instant) -> Result<bool, DeviceError> {
+    /// Handles the packets that are in the queue now; later ones come with a notification of their own.
+    /// True if packets were left because too many RSTs wait.
+    fn receive_packets(&mut self, now: Instant) -> Result<bool, DeviceError> {
         for _ in 0..QUEUE_SIZES[usize::from(TX)] {
             if self.muxer.is_congested() {
                 return Ok(true);
@@ -172,7 +175,7 @@ impl Vsock {
             let Some(queues) = &mut self.queues else {
                 break;
             };
-            match queues.take_packet(&mut self.payload)? {
+            match queues.pop_packet(&mut self.payload)? {
                 None => break,
                 Some(Ok(header)) => self.receive(&header, now),
                 Some(Err(malformed)) => self.refuse_malformed(malformed),
@@ -199,10 +202,10 @@ impl Vsock {
         self.muxer.receive(header, payload, now, &mut self.sockets);
     }
 
-    /// A packet sent before the guest has handled the transport reset: it belongs to a connection
-    /// of the VMM that saved. The guest's socket dies by the reset soon, so nobody misses the
-    /// answer, with one exception: a socket that is being closed would wait 8 s for it and keep its
-    /// pair occupied.
+    /// Handles a packet that the guest sent before it has handled the transport reset: it belongs to a
+    /// connection of the VMM that saved. The reset will soon kill the guest's socket, so it needs no answer,
+    /// with one exception: a socket that is being closed would wait 8 s for the answer and keep its pair in
+    /// use.
     fn receive_stale(&mut self, header: &Header, now: Instant) {
         let pair = header.pair_from_guest();
         match header.op {
@@ -210,7 +213,7 @@ impl Vsock {
                 if self.gate.guest_reset(pair, now) {
                     self.counters.update(|counters| counters.pairs_evicted += 1);
                 }
-                // The guest may also give up a request of its own, which waits for the gate.
+                // The guest may also cancel a request of its own that waits for the gate.
                 self.muxer.receive(header, &[], now, &mut self.sockets);
             }
             Op::Shutdown if header.flags & SHUTDOWN_BOTH == SHUTDOWN_BOTH => {
@@ -240,8 +243,8 @@ impl Vsock {
         }
     }
 
-    /// Gives the guest what there is, as long as it has buffers; true if there may be more.
-    fn put_packets(&mut self, now: Instant) -> Result<bool, DeviceError> {
+    /// Sends packets to the guest as long as it has buffers; true if there may be more.
+    fn send_packets(&mut self, now: Instant) -> Result<bool, DeviceError> {
         let Self {
             queues: Some(queues),
             gate,
@@ -252,20 +255,19 @@ impl Vsock {
         else {
             return Ok(false);
         };
-        // While the driver may still hold the address of before the restore, it is spoken to by
-        // that.
+        // While the driver may still use the address from before the restore, packets have that one.
         let cid = u64::from(if gate.is_open() {
             self.guest_cid
         } else {
             self.driver_cid
         });
         for _ in 0..MAX_BATCH {
-            if !gate.has_farewell() && !muxer.has_packet() {
+            if !gate.has_eviction_packet() && !muxer.has_packet() {
                 return Ok(false);
             }
-            let delivered = queues.put_packet(payload, |room| {
+            let delivered = queues.push_packet(payload, |room| {
                 let header = gate
-                    .next_farewell(now)
+                    .next_eviction_packet(now)
                     .or_else(|| muxer.next_packet(room, now))?;
                 Some(Header {
                     destination_cid: cid,
@@ -273,15 +275,14 @@ impl Vsock {
                 })
             })?;
             if !delivered {
-                // Either there was nothing after all, or no buffer; the driver notifies when it
-                // gives some.
+                // There was no packet after all, or no buffer; the driver notifies when it adds some.
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// Publishes a reset that is due and looks for the acknowledgement of one that is published.
+    /// Publishes a reset that is due, and checks for the acknowledgement of one that is published.
     fn advance_reset(&mut self, now: Instant) -> Result<(), DeviceError> {
         let Some(queues) = &mut self.queues else {
             return Ok(());
@@ -289,44 +290,43 @@ impl Vsock {
         self.gate.expire(now);
         if self.gate.is_unpublished() {
             let avail_index = queues.avail_index(EVENT)?;
-            if queues.put_transport_reset()? {
+            if queues.push_transport_reset()? {
                 self.gate.published(avail_index);
             }
         } else if self.gate.unacknowledged().is_some()
             && self.gate.observe(queues.avail_index(EVENT)?)
         {
             self.driver_cid = self.guest_cid;
-            self.show_gate();
+            self.publish_gate();
             self.observer.reset_acknowledged();
         }
         Ok(())
     }
 
-    fn show_gate(&mut self) {
+    fn publish_gate(&mut self) {
         let open = self.gate.is_open();
         self.muxer.set_gate(open);
         self.counters
             .update(|counters| counters.gate_closed = !open);
     }
 
-    /// Starts what a saved state demands of a device whose driver was active.
+    /// Starts the reset that a saved state requires of a device whose driver was active.
     fn begin_reset(&mut self, saved: VsockState, now: Instant) {
         for pair in saved.refused {
             self.muxer.reset(pair, TYPE_STREAM);
         }
         self.gate = match saved.unacknowledged_reset {
-            // Nothing has been connected since, so that reset says all, unless the address has
-            // changed.
+            // Nothing has connected since, so that reset is enough, unless the address has changed.
             Some(avail_index) if saved.guest_cid == self.guest_cid => {
                 ResetGate::published_before(avail_index)
             }
             _ if self.eviction => {
-                self.muxer.let_rest(&saved.connected);
+                self.muxer.reserve(&saved.connected);
                 ResetGate::due(saved.connected, now)
             }
             _ => ResetGate::due(Vec::new(), now),
         };
-        self.show_gate();
+        self.publish_gate();
     }
 }
 
@@ -348,15 +348,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = u64::from(self.guest_cid).to_le_bytes();
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (index, byte) in data.iter_mut().enumerate() {
-            *byte = offset
-                .checked_add(index)
-                .and_then(|at| config.get(at))
-                .copied()
-                .unwrap_or(0);
-        }
+        read_config_space(&u64::from(self.guest_cid).to_le_bytes(), offset, data);
     }
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
@@ -414,12 +406,11 @@ impl VirtioDevice for Vsock {
     fn reset(&mut self) {
         self.queues = None;
         self.muxer.abandon_all();
-        // A driver that starts anew reads the address and has no connections: there is nothing to
-        // tell it.
+        // A driver that starts anew reads the address and has no connections, so it needs no reset.
         self.gate = ResetGate::open();
         self.saved = None;
         self.driver_cid = self.guest_cid;
-        self.show_gate();
+        self.publish_gate();
     }
 
     fn save(&self) -> DeviceState {
@@ -436,7 +427,7 @@ impl VirtioDevice for Vsock {
             unacknowledged_reset: self.gate.unacknowledged(),
         };
         if let Some(saved) = &self.saved {
-            // Restored, but not resumed: what was to be told then still is.
+            // Restored, but not resumed: the guest still has to be told.
             state.connected.extend(&saved.connected);
             state.refused.extend(&saved.refused);
             state.unacknowledged_reset = saved.unacknowledged_reset;

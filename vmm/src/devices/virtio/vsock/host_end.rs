@@ -1,7 +1,7 @@
-//! The host's end of a connection: a non-blocking stream, and what it has not taken yet.
+//! The host's end of a connection: a non-blocking stream, and the backlog that it has not taken yet.
 //!
-//! Knows bytes and directions; credit, packets and phases are the connection's business. The
-//! backlog is bounded by whoever writes: by the credit that the guest was given.
+//! Knows bytes and directions; the caller knows credit, packets and phases, and bounds the backlog by
+//! the guest's credit.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Result, Write};
@@ -13,7 +13,7 @@ pub(super) trait HostStream: Read + Write + std::fmt::Debug {
     /// Closes one direction.
     ///
     /// # Errors
-    /// The other end has gone already.
+    /// The other end has closed the stream.
     fn shut_down(&self, how: Shutdown) -> Result<()>;
 }
 
@@ -27,20 +27,20 @@ impl HostStream for UnixStream {
 #[derive(Debug)]
 pub(super) struct HostEnd<S> {
     stream: S,
-    /// Came along with the handshake, not yet read.
+    /// Received together with the handshake, not yet read.
     early: Vec<u8>,
-    /// Written, but not yet taken by the stream.
+    /// Data that the stream has not taken yet.
     backlog: VecDeque<u8>,
     readable: bool,
     sends: bool,
     receives: bool,
-    /// It was told that nothing more comes.
+    /// The stream's writing direction is shut down.
     writing_ended: bool,
 }
 
 impl<S: HostStream> HostEnd<S> {
     pub(super) fn new(stream: S, early: Vec<u8>) -> Self {
-        // Edge-triggered readiness may have come before this existed, hence readable.
+        // The edge-triggered event may have come before this existed, so it starts as readable.
         let backlog = VecDeque::new();
         Self {
             stream,
@@ -53,7 +53,7 @@ impl<S: HostStream> HostEnd<S> {
         }
     }
 
-    /// Whether more may come from the host.
+    /// Whether the host may send more.
     pub(super) fn sends(&self) -> bool {
         self.sends
     }
@@ -63,7 +63,7 @@ impl<S: HostStream> HostEnd<S> {
         self.receives
     }
 
-    /// Whether [`HostEnd::read`] may find something, be it the end.
+    /// Whether [`HostEnd::read`] may find data or the end.
     pub(super) fn is_readable(&self) -> bool {
         self.sends && (self.readable || !self.early.is_empty())
     }
@@ -72,12 +72,12 @@ impl<S: HostStream> HostEnd<S> {
         self.readable = true;
     }
 
-    /// Whether the stream has not taken everything.
+    /// Whether there is data that the stream has not taken yet.
     pub(super) fn has_backlog(&self) -> bool {
         !self.backlog.is_empty()
     }
 
-    /// Reads what there is, 0 if nothing; the end shows in [`HostEnd::sends`].
+    /// Reads the data that is there, 0 bytes if none; the end changes [`HostEnd::sends`].
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> usize {
         if buffer.is_empty() {
             return 0;
@@ -104,7 +104,7 @@ impl<S: HostStream> HostEnd<S> {
         }
     }
 
-    /// Writes, or keeps for later; the number of bytes that need no more room here.
+    /// Writes data or adds it to the backlog; returns the number of bytes that need no room any more.
     pub(super) fn write(&mut self, bytes: &[u8]) -> usize {
         if !self.receives {
             return bytes.len();
@@ -121,7 +121,8 @@ impl<S: HostStream> HostEnd<S> {
         written
     }
 
-    /// Writes what the stream takes of the backlog; the number of bytes that need no more room.
+    /// Writes as much of the backlog as the stream takes; returns the number of bytes that need no room any
+    /// more.
     pub(super) fn flush(&mut self) -> usize {
         let mut backlog = std::mem::take(&mut self.backlog);
         let before = backlog.len();
@@ -136,39 +137,38 @@ impl<S: HostStream> HostEnd<S> {
             return before;
         }
         let left = backlog.len();
-        // An idle connection holds no memory for a backlog that it once had.
+        // An idle connection keeps no memory for a backlog.
         if left > 0 {
             self.backlog = backlog;
         }
         before - left
     }
 
-    /// The host won't read any more; the number of bytes that were in vain.
+    /// The host won't read any more: drops the backlog and returns its length.
     pub(super) fn stop_receiving(&mut self) -> usize {
         self.receives = false;
         std::mem::take(&mut self.backlog).len()
     }
 
-    /// Nobody wants to read from the host any more.
-    pub(super) fn refuse_to_read(&mut self) {
+    /// The guest does not read any more, so the host is not read either.
+    pub(super) fn stop_reading(&mut self) {
         self.sends = false;
         self.early = Vec::new();
-        // An end that has gone meanwhile shows as hang-up; there is nothing else to learn here.
+        // Fails only if the other end has closed the stream, which a hang-up reports.
         let _ = self.stream.shut_down(Shutdown::Read);
     }
 
-    /// Nobody will write to the host any more, so it sees end-of-file. Said once: each time is an event
-    /// of the stream in its turn (net/unix/af_unix.c: unix_shutdown), upon which this would be called
-    /// again, for ever.
+    /// The guest won't send any more, so the host gets end-of-file. Only once: each shutdown causes an event
+    /// of the stream (net/unix/af_unix.c: unix_shutdown), which would lead to the next shutdown, for ever.
     pub(super) fn end_writing(&mut self) {
         if !std::mem::replace(&mut self.writing_ended, true) {
             let _ = self.stream.shut_down(Shutdown::Write);
         }
     }
 
-    /// Writes a line of the handshake. Nothing has been written before, so that there is room for
-    /// it; false if the host has gone.
-    pub(super) fn say(&mut self, word: &str, local_port: u32) -> bool {
+    /// Writes a line of the handshake, for which there is room, since nothing was written before. False if
+    /// the host has closed the stream.
+    pub(super) fn write_handshake_line(&mut self, word: &str, local_port: u32) -> bool {
         let line = format!("{word} {local_port}\n");
         matches!(self.stream.write(line.as_bytes()), Ok(written) if written == line.len())
     }

@@ -1,20 +1,20 @@
-//! The host's side: a listening Unix socket with its handshake, connections to host services, and
-//! the timer.
+//! The host's side: a listening Unix socket with its handshake, connections to host services, and a
+//! timer.
 //!
 //! A host program connects to the socket and sends `CONNECT <port>\n`. It gets one line:
 //!
 //! | line | meaning |
 //! |---|---|
 //! | `OK <local port>` | connected; raw bytes follow, both ways |
-//! | `RST <local port>` | the guest refused, or holds that pair occupied |
+//! | `RST <local port>` | the guest refused, or still has that pair in use |
 //! | `NOREPLY <local port>` | the guest did not answer in time |
 //! | `GONE <local port>` | ended before the guest could answer |
-//! | `REFUSED <why>` | not asked of the guest at all |
+//! | `REFUSED <why>` | the guest was not asked |
 //!
-//! After all but the first the socket is closed. When the guest connects to a port, a host service
-//! is sought at `<path>_<port>`. All descriptors sit in one epoll instance, which itself can be
-//! waited for; streams are watched edge-triggered, so that a connection that can't move on costs
-//! nothing. Nothing here blocks.
+//! After all but the first the socket is closed. When the guest connects to a port, the device connects
+//! to the host service at `<path>_<port>`. All descriptors are in one epoll instance, which the event
+//! loop waits for; streams are watched edge-triggered, so that a blocked connection costs nothing.
+//! Nothing here blocks.
 
 use std::collections::HashMap;
 use std::io::{Error, ErrorKind, Read, Result, Write};
@@ -33,28 +33,29 @@ use rustix::time::{
 };
 
 use super::muxer::{Dial, Refusal, Token};
+use crate::epoll::ready_now;
 
 /// Most connections of a device, where the limit of open files allows it.
 const MAX_CONNECTIONS: usize = 1 << 15;
-/// Most handshakes at a time, likewise.
+/// Most handshakes at a time, where the limit of open files allows it.
 const MAX_HANDSHAKES: usize = 1024;
-/// Open files that the rest of the process needs.
+/// Open files that are left for the rest of the process.
 const OTHER_FILES: usize = 128;
 /// How long a client may take to send its line.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
-/// How long accepting rests when the process is out of descriptors.
-const ACCEPT_REST: Duration = Duration::from_millis(100);
-/// `CONNECT 4294967295\n` has 19 bytes; what comes behind it in the same read is kept.
+/// How long accepting pauses when the process is out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// `CONNECT 4294967295\n` has 19 bytes; further bytes of the same read are early data.
 const MAX_LINE_BYTES: usize = 32;
-/// Most events and accepted clients per call; the rest comes with the next one.
+/// Most events and accepted clients per call; the next call handles the rest.
 const MAX_BATCH: usize = 128;
 
 const LISTENER: Token = 0;
 const TIMER: Token = 1;
-const AGAIN: Token = 2;
+const ANOTHER_TURN: Token = 2;
 const FIRST_STREAM: Token = 3;
 
-/// What the host side wants.
+/// An event of the host's side.
 #[derive(Debug)]
 pub(super) enum HostEvent {
     /// A handshake is complete.
@@ -72,7 +73,7 @@ pub(super) enum HostEvent {
     },
 }
 
-/// A client that has not sent its line.
+/// A client that has not sent its whole line.
 #[derive(Debug)]
 struct Handshake {
     stream: UnixStream,
@@ -80,7 +81,7 @@ struct Handshake {
     deadline: Instant,
 }
 
-/// What a client's line says so far.
+/// A client's line as received so far.
 #[derive(Debug, PartialEq, Eq)]
 enum Line {
     Incomplete,
@@ -94,11 +95,11 @@ pub(super) struct HostSockets {
     epoll: OwnedFd,
     listener: UnixListener,
     timer: OwnedFd,
-    again: OwnedFd,
+    another_turn: OwnedFd,
     path: PathBuf,
     handshakes: HashMap<Token, Handshake>,
     next_token: Token,
-    resting_until: Option<Instant>,
+    paused_until: Option<Instant>,
     armed: Option<Instant>,
     max_handshakes: usize,
     max_connections: usize,
@@ -112,11 +113,11 @@ impl HostSockets {
             TimerfdClockId::Monotonic,
             TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
         )?;
-        let again = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let another_turn = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         listener.set_nonblocking(true)?;
         watch(&epoll, &listener, LISTENER, epoll::EventFlags::IN)?;
         watch(&epoll, &timer, TIMER, epoll::EventFlags::IN)?;
-        watch(&epoll, &again, AGAIN, epoll::EventFlags::IN)?;
+        watch(&epoll, &another_turn, ANOTHER_TURN, epoll::EventFlags::IN)?;
         let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let files = usize::try_from(files)
             .unwrap_or(usize::MAX)
@@ -129,11 +130,11 @@ impl HostSockets {
             epoll,
             listener,
             timer,
-            again,
+            another_turn,
             path,
             handshakes: HashMap::new(),
             next_token: FIRST_STREAM,
-            resting_until: None,
+            paused_until: None,
             armed: None,
             max_handshakes,
             max_connections,
@@ -152,14 +153,14 @@ impl HostSockets {
 
     /// Makes [`HostSockets::fd`] readable at once.
     pub(super) fn ask_for_another_turn(&self) {
-        // The counter of an eventfd that is readable already may be full.
-        let _ = rustix::io::write(&self.again, &1_u64.to_ne_bytes());
+        // Fails only if the counter is full, and then the eventfd is readable already.
+        let _ = rustix::io::write(&self.another_turn, &1_u64.to_ne_bytes());
     }
 
     /// Makes [`HostSockets::fd`] readable at `deadline`, or when a handshake is late.
     pub(super) fn arm(&mut self, deadline: Option<Instant>, now: Instant) -> Result<()> {
         let handshakes = self.handshakes.values().map(|handshake| handshake.deadline);
-        let earliest = handshakes.chain(self.resting_until).chain(deadline).min();
+        let earliest = handshakes.chain(self.paused_until).chain(deadline).min();
         if earliest == self.armed {
             return Ok(());
         }
@@ -185,23 +186,14 @@ impl HostSockets {
 
     /// Collects what has happened. Never blocks.
     pub(super) fn poll(&mut self, now: Instant) -> Result<Vec<HostEvent>> {
-        let mut ready = Vec::with_capacity(MAX_BATCH);
-        let immediately = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let buffer = rustix::buffer::spare_capacity(&mut ready);
-        match epoll::wait(&self.epoll, buffer, Some(&immediately)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
+        let ready = ready_now(&self.epoll, MAX_BATCH)?;
         let mut events = Vec::with_capacity(ready.len());
         for event in ready {
             match event.data.u64() {
                 LISTENER => self.accept(now, &mut events)?,
                 TIMER => self.clear_timer(),
-                AGAIN => {
-                    let _ = rustix::io::read(&self.again, &mut [0; 8]);
+                ANOTHER_TURN => {
+                    let _ = rustix::io::read(&self.another_turn, &mut [0; 8]);
                 }
                 token if self.handshakes.contains_key(&token) => {
                     events.extend(self.advance_handshake(token));
@@ -236,9 +228,9 @@ impl HostSockets {
                 Ok((stream, _)) => stream,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
-                // Out of descriptors or memory: without a rest, the listener would keep us busy for
-                // nothing.
-                Err(_) => return self.rest(now),
+                // Out of descriptors or memory: without a pause, the listener would stay ready and keep
+                // the event loop busy.
+                Err(_) => return self.pause_accepting(now),
             };
             stream.set_nonblocking(true)?;
             if self.handshakes.len() >= self.max_handshakes {
@@ -246,7 +238,7 @@ impl HostSockets {
                 continue;
             }
             let Ok(token) = self.watch_stream(&stream) else {
-                refuse(&stream, "the host is out of memory for it");
+                refuse(&stream, "the host is out of memory");
                 continue;
             };
             let handshake = Handshake {
@@ -255,25 +247,25 @@ impl HostSockets {
                 deadline: now + HANDSHAKE_TIME,
             };
             self.handshakes.insert(token, handshake);
-            // Clients send their line at once; it is mostly there already.
+            // Most clients send their line at once, so it is usually there already.
             events.extend(self.advance_handshake(token));
         }
         Ok(())
     }
 
-    fn rest(&mut self, now: Instant) -> Result<()> {
+    fn pause_accepting(&mut self, now: Instant) -> Result<()> {
         epoll::delete(&self.epoll, &self.listener)?;
-        self.resting_until = Some(now + ACCEPT_REST);
+        self.paused_until = Some(now + ACCEPT_PAUSE);
         Ok(())
     }
 
     fn expire(&mut self, now: Instant) -> Result<()> {
-        if self.resting_until.is_some_and(|until| until <= now) {
-            // What can't be watched for want of memory has to wait a while longer.
-            self.resting_until =
+        if self.paused_until.is_some_and(|until| until <= now) {
+            // When out of memory, accepting pauses once more.
+            self.paused_until =
                 match watch(&self.epoll, &self.listener, LISTENER, epoll::EventFlags::IN) {
                     Ok(()) => None,
-                    Err(_) => Some(now + ACCEPT_REST),
+                    Err(_) => Some(now + ACCEPT_PAUSE),
                 };
         }
         self.handshakes.retain(|_, handshake| {
@@ -293,9 +285,9 @@ impl HostSockets {
 
     fn advance_handshake(&mut self, token: Token) -> Option<HostEvent> {
         let handshake = self.handshakes.get_mut(&token)?;
-        let over = read_line(&mut handshake.stream, &mut handshake.received);
+        let ended = read_line(&mut handshake.stream, &mut handshake.received);
         match parse_line(&handshake.received) {
-            Line::Incomplete if !over => None,
+            Line::Incomplete if !ended => None,
             Line::Incomplete => {
                 self.handshakes.remove(&token);
                 None
@@ -340,7 +332,7 @@ impl Dial<UnixStream> for HostSockets {
     }
 }
 
-/// Binds the host socket, in the place of one that nobody listens on any more.
+/// Binds the host socket, and replaces one that no process listens on any more.
 pub(super) fn bind(path: &Path) -> Result<UnixListener> {
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == ErrorKind::AddrInUse && is_stale(path) => {
@@ -353,7 +345,7 @@ pub(super) fn bind(path: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-/// Whether `path` is a socket that a process has left behind.
+/// Whether `path` is a socket that no process listens on any more.
 fn is_stale(path: &Path) -> bool {
     let is_socket =
         std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
@@ -370,7 +362,7 @@ fn watch(epoll: &OwnedFd, fd: impl AsFd, token: Token, flags: epoll::EventFlags)
     )?)
 }
 
-/// Reads what is there, as far as a line may be long; true at the end of the stream.
+/// Reads the data that is there, up to the longest line; true at the end of the stream.
 fn read_line(stream: &mut UnixStream, received: &mut Vec<u8>) -> bool {
     while received.len() < MAX_LINE_BYTES && !received.contains(&b'\n') {
         let mut buffer = [0; MAX_LINE_BYTES];
@@ -413,6 +405,6 @@ fn parse_line(received: &[u8]) -> Line {
 }
 
 fn refuse(mut stream: &UnixStream, why: &str) {
-    // A client that has gone needs no reason.
+    // Fails only if the client has disconnected.
     let _ = stream.write_all(format!("REFUSED {why}\n").as_bytes());
 }

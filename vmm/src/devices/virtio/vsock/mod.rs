@@ -1,9 +1,8 @@
 //! A virtio socket device (virtio 1.2, 5.10): streams between programs of the host and of the
 //! guest.
 //!
-//! Seen from here, the *local* port is always the host's end and the *peer* port the guest's,
-//! whoever connected first. `device` ties the parts together; `reset` tells what happens at a
-//! restore.
+//! In all these files, the *local* port is the host's end and the *peer* port the guest's, whoever
+//! connected first. `device` combines the parts; `reset` describes a restore.
 
 mod config;
 mod connection;

@@ -1,22 +1,21 @@
-//! Routes packets and stream events to connections, and takes turns among those that have something
-//! for the guest.
+//! Routes packets and stream events to connections, and lets those that have packets for the guest take
+//! turns.
 //!
-//! Connections are found by their pair, host streams by the token under which they are watched.
-//! Bounded: the number of connections, each one's backlog, and the RSTs that wait for an RX buffer.
+//! Connections are found by their pair, host streams by the token under which they are watched. The number
+//! of connections, each one's backlog and the RSTs that wait for an RX buffer are bounded.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::io::Result;
 use std::time::Instant;
 
-use super::connection::{Connection, Deadlines, Outcome, Setting};
+use super::connection::{Connection, Deadlines, Outcome, Settings};
 use super::counters::CountersHandle;
 use super::host_end::HostStream;
 use super::packet::{Header, MAX_PAYLOAD_BYTES, Op, TYPE_STREAM};
 use super::ports::LocalPorts;
 use super::state::Pair;
 
-/// Above this many RSTs waiting for the guest to give RX buffers, its own packets wait (virtio 1.2,
-/// 5.10.6.1).
+/// While this many RSTs wait for RX buffers, the guest's packets wait too (virtio 1.2, 5.10.6.1).
 const MAX_WAITING_RESETS: usize = 1024;
 /// Connections up to this number get a full buffer, later ones a small one, so that the sum stays
 /// bounded.
@@ -32,11 +31,11 @@ pub(super) trait Dial<S> {
     /// A stream to the service on `port`, already watched under the token.
     ///
     /// # Errors
-    /// Nobody listens there, or is too busy.
+    /// No service listens there, or its backlog is full.
     fn dial(&mut self, port: u32) -> Result<(S, Token)>;
 }
 
-/// What is set for all connections.
+/// Limits of all connections.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     /// Most connections at a time.
@@ -52,7 +51,7 @@ pub(super) enum Refusal {
     NoFreePort,
 }
 
-/// An RST to the guest, for a pair that no connection has any more.
+/// An RST to the guest, for a pair without a connection.
 #[derive(Debug, Clone, Copy)]
 struct WaitingReset {
     pair: Pair,
@@ -65,9 +64,9 @@ struct WaitingReset {
 struct Entry<S> {
     connection: Connection<S>,
     token: Token,
-    /// It is in `ready`.
+    /// Whether it is in `ready`.
     queued: bool,
-    /// Its deadline as it stands in `deadlines`.
+    /// Its deadline as listed in `deadlines`.
     deadline: Option<Instant>,
 }
 
@@ -76,12 +75,12 @@ struct Entry<S> {
 pub(super) struct Muxer<S> {
     connections: HashMap<Pair, Entry<S>>,
     tokens: HashMap<Token, Pair>,
-    /// In the order of their turns; the token tells a pair's owner from an earlier one.
+    /// In the order of their turns; the token distinguishes a pair's owner from an earlier one.
     ready: VecDeque<(Pair, Token)>,
     resets: VecDeque<WaitingReset>,
     deadlines: BTreeSet<(Instant, Pair)>,
-    /// Not given to a connection of the host as long as this muxer lives.
-    resting: HashSet<Pair>,
+    /// Pairs that no new connection of the host gets, as long as this muxer exists.
+    reserved: HashSet<Pair>,
     ports: LocalPorts,
     limits: Limits,
     counters: CountersHandle,
@@ -96,7 +95,7 @@ impl<S: HostStream> Muxer<S> {
             ready: VecDeque::new(),
             resets: VecDeque::new(),
             deadlines: BTreeSet::new(),
-            resting: HashSet::new(),
+            reserved: HashSet::new(),
             ports,
             limits,
             counters,
@@ -109,20 +108,20 @@ impl<S: HostStream> Muxer<S> {
         self.gate_open = open;
     }
 
-    /// Keeps pairs that are being evicted from new connections.
+    /// Reserves pairs that are being evicted, so that no new connection gets one.
     ///
-    /// Linux sends a second RST on such a pair when the owner of the evicted socket closes it at
-    /// last (virtio_transport_common.c: virtio_transport_close), which may be long after the reset.
-    /// It would hit whichever connection had the pair by then.
-    pub(super) fn let_rest(&mut self, pairs: &[Pair]) {
-        self.resting.extend(pairs);
+    /// Linux sends a second RST on such a pair when the owner of the evicted socket finally closes it
+    /// (virtio_transport_common.c: virtio_transport_close), which may be long after the reset. It would end
+    /// a new connection on the same pair.
+    pub(super) fn reserve(&mut self, pairs: &[Pair]) {
+        self.reserved.extend(pairs);
     }
 
     pub(super) fn next_local_port(&self) -> u32 {
         self.ports.next()
     }
 
-    /// A host program asks for `port` of the guest. On a refusal it gets its stream back.
+    /// A host program asks for `port` of the guest. Returns its stream with a refusal.
     pub(super) fn connect(
         &mut self,
         stream: S,
@@ -134,23 +133,23 @@ impl<S: HostStream> Muxer<S> {
         if self.connections.len() >= self.limits.connections {
             return Err((stream, Refusal::TooManyConnections));
         }
-        let (connections, resting) = (&self.connections, &self.resting);
+        let (connections, reserved) = (&self.connections, &self.reserved);
         let in_use = |local| {
             let pair = Pair { local, peer: port };
-            connections.contains_key(&pair) || resting.contains(&pair)
+            connections.contains_key(&pair) || reserved.contains(&pair)
         };
-        // One more attempt than there are pairs in use always suffices.
-        let attempts = connections.len() + resting.len() + 1;
-        let Some(local) = self.ports.take(attempts, in_use) else {
+        // One attempt more than there are pairs in use is always enough.
+        let attempts = connections.len() + reserved.len() + 1;
+        let Some(local) = self.ports.next_free(attempts, in_use) else {
             return Err((stream, Refusal::NoFreePort));
         };
         let pair = Pair { local, peer: port };
-        let connection = Connection::requesting(pair, stream, early, self.setting(now));
+        let connection = Connection::requesting(pair, stream, early, self.settings(now));
         self.insert(pair, token, connection);
         Ok(())
     }
 
-    /// Takes a packet of the guest whose addresses have been checked.
+    /// Handles a packet of the guest whose addresses have been checked.
     pub(super) fn receive(
         &mut self,
         header: &Header,
@@ -169,7 +168,7 @@ impl<S: HostStream> Muxer<S> {
                 self.counters
                     .update(|counters| counters.bytes_from_guest += accepted as u64);
             }
-            self.settle(pair);
+            self.refresh(pair);
             return;
         }
         match header.op {
@@ -184,18 +183,18 @@ impl<S: HostStream> Muxer<S> {
         }
     }
 
-    /// The guest has sent something that is not a packet, but says to which pair it belongs.
+    /// Handles a malformed packet of the guest, by the pair in its header.
     pub(super) fn receive_malformed(&mut self, header: &Header) {
         let pair = header.pair_from_guest();
         if let Some(entry) = self.connections.get_mut(&pair) {
             entry.connection.receive_malformed();
-            self.settle(pair);
+            self.refresh(pair);
         } else {
             self.reset(pair, header.socket_type);
         }
     }
 
-    /// Something happened to a host stream.
+    /// Handles an event of a host stream.
     pub(super) fn stream_ready(
         &mut self,
         token: Token,
@@ -208,7 +207,7 @@ impl<S: HostStream> Muxer<S> {
         };
         if let Some(entry) = self.connections.get_mut(&pair) {
             entry.connection.host_ready(readable, hung_up, now);
-            self.settle(pair);
+            self.refresh(pair);
         }
     }
 
@@ -217,7 +216,7 @@ impl<S: HostStream> Muxer<S> {
         !self.resets.is_empty() || (self.gate_open && !self.ready.is_empty())
     }
 
-    /// Whether so many answers wait that the guest's packets must wait too.
+    /// Whether so many RSTs wait that the guest's packets must wait too.
     pub(super) fn is_congested(&self) -> bool {
         self.resets.len() >= MAX_WAITING_RESETS
     }
@@ -244,7 +243,7 @@ impl<S: HostStream> Muxer<S> {
             entry.queued = false;
             let room = payload.len().min(MAX_PAYLOAD_BYTES);
             let packet = entry.connection.next_packet(&mut payload[..room], now);
-            self.settle(pair);
+            self.refresh(pair);
             if let Some(header) = packet {
                 let bytes = u64::from(header.payload_bytes);
                 self.counters
@@ -255,7 +254,7 @@ impl<S: HostStream> Muxer<S> {
         None
     }
 
-    /// How many turns wait, for connections that are there or not.
+    /// How many turns are queued, also of connections that no longer exist.
     #[cfg(test)]
     pub(super) fn waiting_turns(&self) -> usize {
         self.ready.len()
@@ -266,7 +265,7 @@ impl<S: HostStream> Muxer<S> {
         self.deadlines.first().map(|(deadline, _)| *deadline)
     }
 
-    /// Ends what has waited too long.
+    /// Expires connections whose deadline has passed.
     pub(super) fn expire(&mut self, now: Instant) {
         while let Some(&(deadline, pair)) = self.deadlines.first() {
             if deadline > now {
@@ -276,12 +275,12 @@ impl<S: HostStream> Muxer<S> {
             if let Some(entry) = self.connections.get_mut(&pair) {
                 entry.deadline = None;
                 entry.connection.expire();
-                self.settle(pair);
+                self.refresh(pair);
             }
         }
     }
 
-    /// Answers with RST on a pair that is not connected.
+    /// Queues an RST for a pair that is not connected.
     pub(super) fn reset(&mut self, pair: Pair, socket_type: u16) {
         self.resets.push_back(WaitingReset {
             pair,
@@ -299,7 +298,7 @@ impl<S: HostStream> Muxer<S> {
         self.ready.clear();
         self.resets.clear();
         self.deadlines.clear();
-        self.resting.clear();
+        self.reserved.clear();
         self.count_live();
     }
 
@@ -315,7 +314,7 @@ impl<S: HostStream> Muxer<S> {
             .chain(waiting.map(|reset| reset.pair))
     }
 
-    /// Pairs on which the guest waits for an answer, and by now can only get an RST.
+    /// Pairs on which the guest waits for an answer, which after a save can only be an RST.
     pub(super) fn refused_pairs(&self) -> impl Iterator<Item = Pair> + '_ {
         let awaited = self
             .connections
@@ -342,7 +341,7 @@ impl<S: HostStream> Muxer<S> {
         };
         self.counters
             .update(|counters| counters.guest_connections_accepted += 1);
-        let connection = Connection::accepting(stream, request, self.setting(now));
+        let connection = Connection::accepting(stream, request, self.settings(now));
         self.insert(pair, token, connection);
     }
 
@@ -355,12 +354,12 @@ impl<S: HostStream> Muxer<S> {
         };
         self.connections.insert(pair, entry);
         self.tokens.insert(token, pair);
-        self.settle(pair);
+        self.refresh(pair);
         self.count_live();
     }
 
-    /// Brings everything about a connection in line with what it now wants.
-    fn settle(&mut self, pair: Pair) {
+    /// Updates counters, RSTs, deadlines and turns after a connection has changed.
+    fn refresh(&mut self, pair: Pair) {
         let Some(entry) = self.connections.get_mut(&pair) else {
             return;
         };
@@ -385,10 +384,10 @@ impl<S: HostStream> Muxer<S> {
             }
             entry.deadline = deadline;
         }
-        if entry.connection.is_over() {
+        if entry.connection.is_closed() {
             self.tokens.remove(&entry.token);
             self.connections.remove(&pair);
-            self.forget_departed();
+            self.drop_stale_turns();
             self.count_live();
         } else if !entry.queued && entry.connection.has_packet() {
             entry.queued = true;
@@ -400,9 +399,9 @@ impl<S: HostStream> Muxer<S> {
         }
     }
 
-    /// Keeps the turns of connections that are gone from piling up while the guest takes no
-    /// packets.
-    fn forget_departed(&mut self) {
+    /// Drops turns of connections that no longer exist, so that they do not accumulate while the guest takes
+    /// no packets.
+    fn drop_stale_turns(&mut self) {
         if self.ready.len() > 2 * self.connections.len() + 64 {
             let connections = &self.connections;
             self.ready.retain(|(pair, token)| {
@@ -413,14 +412,14 @@ impl<S: HostStream> Muxer<S> {
         }
     }
 
-    fn setting(&self, now: Instant) -> Setting {
+    fn settings(&self, now: Instant) -> Settings {
         let full = self.connections.len() < FULL_BUFFERS;
         let buffer_bytes = if full {
             FULL_BUFFER_BYTES
         } else {
             SMALL_BUFFER_BYTES
         };
-        Setting {
+        Settings {
             buffer_bytes,
             deadlines: self.limits.deadlines,
             now,
@@ -442,6 +441,6 @@ fn count(counters: &CountersHandle, outcome: Outcome, pair: Pair) {
         Outcome::Sent => counters.update(|counters| counters.requests_sent += 1),
         Outcome::Accepted => counters.update(|counters| counters.requests_accepted += 1),
         Outcome::Unanswered => counters.update(|counters| counters.requests_unanswered += 1),
-        Outcome::Refused => counters.collided(pair),
+        Outcome::Refused => counters.count_collision(pair),
     }
 }

@@ -1,7 +1,6 @@
 //! The packet header (virtio 1.2, 5.10.6) and the two ways across a descriptor chain.
 //!
-//! Guest memory is read once into a buffer of ours; everything is checked there. What a packet
-//! means is not decided here.
+//! A packet is copied from guest memory once and checked in the copy. The caller interprets it.
 
 use std::io::{Read, Write};
 
@@ -9,6 +8,7 @@ use virtio_queue::DescriptorChain;
 use vm_memory::GuestMemoryMmap;
 
 use super::state::Pair;
+use crate::bytes::array_at;
 
 /// Length of a header.
 pub(super) const HEADER_BYTES: usize = 44;
@@ -35,7 +35,7 @@ pub(super) enum Op {
     Data,
     CreditUpdate,
     CreditRequest,
-    /// None of the above; the specification has no such operation.
+    /// An operation that the specification does not have.
     Unknown(u16),
 }
 
@@ -111,16 +111,16 @@ impl Header {
 
     pub(super) fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Self {
         Self {
-            source_cid: u64::from_le_bytes(field(bytes, 0)),
-            destination_cid: u64::from_le_bytes(field(bytes, 8)),
-            source_port: u32::from_le_bytes(field(bytes, 16)),
-            destination_port: u32::from_le_bytes(field(bytes, 20)),
-            payload_bytes: u32::from_le_bytes(field(bytes, 24)),
-            socket_type: u16::from_le_bytes(field(bytes, 28)),
-            op: u16::from_le_bytes(field(bytes, 30)).into(),
-            flags: u32::from_le_bytes(field(bytes, 32)),
-            buffer_bytes: u32::from_le_bytes(field(bytes, 36)),
-            forwarded: u32::from_le_bytes(field(bytes, 40)),
+            source_cid: u64::from_le_bytes(array_at(bytes, 0)),
+            destination_cid: u64::from_le_bytes(array_at(bytes, 8)),
+            source_port: u32::from_le_bytes(array_at(bytes, 16)),
+            destination_port: u32::from_le_bytes(array_at(bytes, 20)),
+            payload_bytes: u32::from_le_bytes(array_at(bytes, 24)),
+            socket_type: u16::from_le_bytes(array_at(bytes, 28)),
+            op: u16::from_le_bytes(array_at(bytes, 30)).into(),
+            flags: u32::from_le_bytes(array_at(bytes, 32)),
+            buffer_bytes: u32::from_le_bytes(array_at(bytes, 36)),
+            forwarded: u32::from_le_bytes(array_at(bytes, 40)),
         }
     }
 
@@ -140,24 +140,16 @@ impl Header {
     }
 }
 
-/// The `N` bytes at a fixed offset.
-fn field<const N: usize>(bytes: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
-    let mut field = [0; N];
-    field.copy_from_slice(&bytes[at..at + N]);
-    field
-}
-
 /// Why a chain on the TX queue is not a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Malformed {
-    /// No header can be read: there is nobody to answer.
+    /// No header can be read, so there is no pair to answer.
     Header,
-    /// The header is there, but its payload is too long, or not there.
+    /// The header can be read, but the payload is too long or missing.
     Payload(Header),
 }
 
-/// Reads a packet of the guest. Only data packets have a payload; it ends up at the front of
-/// `payload`.
+/// Reads a packet of the guest. Only data packets have a payload; it is put at the front of `payload`.
 pub(super) fn read_packet(
     memory: &GuestMemoryMmap,
     chain: DescriptorChain<&GuestMemoryMmap>,
@@ -190,8 +182,8 @@ pub(super) fn payload_capacity(
     writer.available_bytes().checked_sub(HEADER_BYTES)
 }
 
-/// Writes a packet into a chain of the RX queue; the number of bytes written, or `None` where the
-/// guest has changed the chain under our eyes.
+/// Writes a packet into a chain of the RX queue; returns the number of bytes written, or `None` if the
+/// guest has changed the chain meanwhile.
 pub(super) fn write_packet(
     memory: &GuestMemoryMmap,
     chain: DescriptorChain<&GuestMemoryMmap>,

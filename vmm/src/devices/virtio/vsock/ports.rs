@@ -4,18 +4,18 @@ use std::ops::RangeInclusive;
 
 use rand::RngExt;
 
-/// Where local ports begin, as in Firecracker, so that its users find their ports.
+/// First local port, the same as Firecracker's.
 pub(super) const FIRST_LOCAL_PORT: u32 = 1 << 30;
-/// Where they end.
+/// Last local port.
 pub(super) const LAST_LOCAL_PORT: u32 = (1 << 31) - 1;
 
 /// How local ports are chosen.
 ///
-/// A guest that leaks connections keeps their pairs. With `Fixed`, each start then runs into all of
-/// them, one by one; the others exist for that.
+/// A guest that leaks connections keeps their pairs in use. With `Fixed`, each start collides with all
+/// of them, one by one; the other policies avoid that.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PortPolicy {
-    /// Upward from a random port, drawn anew at each start and restore.
+    /// Upward from a new random port at each start and restore.
     #[default]
     Random,
     /// Upward from the saved last port; from 2^30 after a boot.
@@ -35,7 +35,7 @@ impl PortPolicy {
     }
 }
 
-/// The ports still to be given out.
+/// The sequence of local ports.
 #[derive(Debug)]
 pub(super) struct LocalPorts {
     next: u32,
@@ -52,13 +52,17 @@ impl LocalPorts {
         Self { next }
     }
 
-    /// The port that is tried next.
+    /// The port that the next connection tries first.
     pub(super) fn next(&self) -> u32 {
         self.next
     }
 
-    /// Takes the next port that is not in use; `None` after `attempts` that are.
-    pub(super) fn take(&mut self, attempts: usize, in_use: impl Fn(u32) -> bool) -> Option<u32> {
+    /// The next port that is not in use; `None` after `attempts` ports that are.
+    pub(super) fn next_free(
+        &mut self,
+        attempts: usize,
+        in_use: impl Fn(u32) -> bool,
+    ) -> Option<u32> {
         for _ in 0..attempts {
             let port = self.next;
             self.next = if port == LAST_LOCAL_PORT {
@@ -85,14 +89,14 @@ mod tests {
     #[test]
     fn fixed_starts_at_2_to_the_30_even_after_a_restore() {
         let mut ports = LocalPorts::new(PortPolicy::Fixed, Some(FIRST_LOCAL_PORT + 77));
-        assert_eq!(ports.take(1, |_| false), Some(1 << 30));
-        assert_eq!(ports.take(1, |_| false), Some((1 << 30) + 1));
+        assert_eq!(ports.next_free(1, |_| false), Some(1 << 30));
+        assert_eq!(ports.next_free(1, |_| false), Some((1 << 30) + 1));
     }
 
     #[test]
     fn continue_goes_on_where_the_saved_device_stopped() {
         let mut ports = LocalPorts::new(PortPolicy::Continue, Some(FIRST_LOCAL_PORT + 77));
-        assert_eq!(ports.take(1, |_| false), Some(FIRST_LOCAL_PORT + 77));
+        assert_eq!(ports.next_free(1, |_| false), Some(FIRST_LOCAL_PORT + 77));
     }
 
     #[test]
@@ -113,11 +117,11 @@ mod tests {
         let mut ports = LocalPorts::new(PortPolicy::Fixed, None);
         let in_use = [FIRST_LOCAL_PORT, FIRST_LOCAL_PORT + 1, FIRST_LOCAL_PORT + 3];
         assert_eq!(
-            ports.take(4, |port| in_use.contains(&port)),
+            ports.next_free(4, |port| in_use.contains(&port)),
             Some(FIRST_LOCAL_PORT + 2)
         );
         assert_eq!(
-            ports.take(4, |port| in_use.contains(&port)),
+            ports.next_free(4, |port| in_use.contains(&port)),
             Some(FIRST_LOCAL_PORT + 4)
         );
     }
@@ -125,13 +129,13 @@ mod tests {
     #[test]
     fn the_search_for_a_free_port_is_bounded() {
         let mut ports = LocalPorts::new(PortPolicy::Random, None);
-        assert_eq!(ports.take(1000, |_| true), None);
+        assert_eq!(ports.next_free(1000, |_| true), None);
     }
 
     #[test]
     fn the_last_port_is_followed_by_the_first() {
         let mut ports = LocalPorts::new(PortPolicy::Continue, Some(LAST_LOCAL_PORT));
-        assert_eq!(ports.take(1, |_| false), Some(LAST_LOCAL_PORT));
-        assert_eq!(ports.take(1, |_| false), Some(FIRST_LOCAL_PORT));
+        assert_eq!(ports.next_free(1, |_| false), Some(LAST_LOCAL_PORT));
+        assert_eq!(ports.next_free(1, |_| false), Some(FIRST_LOCAL_PORT));
     }
 }

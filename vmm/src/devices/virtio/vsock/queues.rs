@@ -1,5 +1,5 @@
-//! The device's end of its three virtqueues (virtio 1.2, 5.10.2). What goes through them is not
-//! decided here.
+//! The device's end of its three virtqueues (virtio 1.2, 5.10.2). The caller decides what goes through
+//! them.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,7 +8,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestMemoryMmap};
 
 use super::packet::{Header, Malformed, payload_capacity, read_packet, write_packet};
-use crate::devices::virtio::device::{Activation, DeviceError};
+use crate::devices::virtio::device::{Activation, DeviceError, check_ready};
 use crate::devices::virtio::interrupt::Interrupt;
 
 /// Packets to the guest.
@@ -44,12 +44,7 @@ impl Queues {
             features: _,
         } = activation;
         for index in [RX, TX, EVENT] {
-            let ready = queues
-                .get(usize::from(index))
-                .is_some_and(|queue| queue.ready() && queue.is_valid(&memory));
-            if !ready {
-                return Err(DeviceError::QueueNotReady { index });
-            }
+            check_ready(&queues, index, &memory)?;
         }
         Ok(Self {
             memory,
@@ -70,13 +65,13 @@ impl Queues {
         }
     }
 
-    /// Tells the guest driver in any case; it looks at its queues then.
+    /// Tells the guest driver in any case, so that it checks its queues.
     pub(super) fn signal(&mut self) {
         self.used = false;
         self.interrupt.signal_used();
     }
 
-    /// How many chains the guest had put into a queue by now, as the wrapping counter of the ring.
+    /// How many chains the guest has put into a queue, by the ring's wrapping counter.
     pub(super) fn avail_index(&self, index: u16) -> Result<u16, DeviceError> {
         self.queues[usize::from(index)]
             .avail_idx(&self.memory, Ordering::Acquire)
@@ -84,8 +79,8 @@ impl Queues {
             .map_err(|source| DeviceError::Queue { index, source })
     }
 
-    /// The next packet of the guest; its payload ends up at the front of `payload`.
-    pub(super) fn take_packet(
+    /// The next packet of the guest; its payload is put at the front of `payload`.
+    pub(super) fn pop_packet(
         &mut self,
         payload: &mut [u8],
     ) -> Result<Option<Result<Header, Malformed>>, DeviceError> {
@@ -98,11 +93,9 @@ impl Queues {
         Ok(Some(packet))
     }
 
-    /// Puts a packet into the guest's next RX buffer, if there are both. `fill` gets the payload
-    /// space that the buffer has, and returns the header.
-    ///
-    /// Whether a packet was delivered.
-    pub(super) fn put_packet(
+    /// Puts a packet into the guest's next RX buffer, if there are both; returns whether it did. `fill`
+    /// gets as much of `payload` as the buffer has room for, and returns the header.
+    pub(super) fn push_packet(
         &mut self,
         payload: &mut [u8],
         fill: impl FnOnce(&mut [u8]) -> Option<Header>,
@@ -133,8 +126,8 @@ impl Queues {
         Ok(true)
     }
 
-    /// Puts a transport reset into the event queue; false where the guest has left no buffer there.
-    pub(super) fn put_transport_reset(&mut self) -> Result<bool, DeviceError> {
+    /// Puts a transport reset into the event queue; false where the guest has no buffer there.
+    pub(super) fn push_transport_reset(&mut self) -> Result<bool, DeviceError> {
         while let Some(mut chain) = pop(&mut self.queues, EVENT, &self.memory)? {
             let head = chain.head_index();
             let written = chain

@@ -5,28 +5,28 @@
 //! Open ─restore─▶ Evicting ─answered or deadline─▶ Unpublished ─event buffer─▶ Published ─acknowledged─▶ Open
 //! ```
 //!
-//! Host connections end with the VMM process that saved. The guest learns of it by a
-//! TRANSPORT_RESET event, on which Linux kills each connected socket, but leaves it in the table of
-//! connected sockets until its owner closes it (virtio_transport.c: virtio_vsock_reset_sock). A
-//! guest program that never closes leaks the pair.
+//! Host connections end with the VMM process that saved. A TRANSPORT_RESET event tells the guest. Linux
+//! then kills each connected socket, but leaves it in the table of connected sockets until its owner
+//! closes it (virtio_transport.c: virtio_vsock_reset_sock). A guest program that never closes it leaks
+//! the pair.
 //!
 //! *Eviction* frees the pairs without the program's help: a SHUTDOWN with both flags makes Linux
 //! answer with RST and take the socket out of the table, if it comes while the socket is still
 //! established (virtio_transport_common.c: virtio_transport_recv_connected; since "vsock/virtio:
 //! remove socket from connected/bound list on shutdown", 6.7 and stable kernels, tried on Debian's
 //! 6.1.192. Older ones answer, but keep the pair until close). A program that waits for data then
-//! sees end-of-file instead of ECONNRESET. So it must all be through before the reset is published:
-//! the driver handles the two queues by separate work items that may overtake each other.
+//! sees end-of-file instead of ECONNRESET. The eviction must end before the reset is published, since
+//! the driver handles the two queues by separate work items, which may overtake each other.
 //!
-//! A socket with unread data is taken out without an RST. To know when the guest is through all the
-//! same, the last packet is a *fence*: a packet to a pair that can't exist, which Linux answers
-//! with RST in any case (virtio_transport_reset_no_sock); the RX queue is handled in order.
+//! A socket with unread data is taken out without an RST. So that the device knows when the guest has
+//! handled all packets, the last one is a *fence*: a packet to a pair that can't exist, which Linux
+//! always answers with RST (virtio_transport_reset_no_sock); the RX queue is handled in order.
 //!
-//! An evicted socket that its owner closes only later answers once more, with a second RST. So the
-//! pairs of an eviction rest until this VMM ends: no new connection gets one of them.
+//! When its owner finally closes an evicted socket, the guest sends a second RST. So the pairs of an
+//! eviction are reserved until this VMM ends: no new connection gets one of them.
 //!
-//! Before the acknowledgement Linux drops a REQUEST to an occupied pair silently; hence the gate.
-//! It is closed only here, never by a pause or a suspend that failed. Nothing here does I/O.
+//! Before the acknowledgement, Linux silently drops a REQUEST on a pair in use; that is why there is a
+//! gate. Only a restore closes it, never a pause or a failed suspend. Nothing here does I/O.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -34,9 +34,9 @@ use std::time::{Duration, Instant};
 use super::packet::{Header, Op, SHUTDOWN_BOTH};
 use super::state::Pair;
 
-/// How long the guest may take from one answer to the next while pairs are evicted. A guest that
-/// answers the fence never waits for it; an emulated one on a busy host was seen to need 1.4 s for
-/// its first step after a restore.
+/// How long the guest may take from one answer to the next while pairs are evicted. The answer to the
+/// fence ends the eviction earlier. An emulated guest on a busy host needed 1.4 s for its first step
+/// after a restore.
 const QUIET: Duration = Duration::from_secs(2);
 /// How long eviction may take in all.
 const TOTAL: Duration = Duration::from_secs(10);
@@ -46,7 +46,7 @@ const FENCE: Pair = Pair {
     peer: u32::MAX,
 };
 
-/// Where the transport reset stands.
+/// The progress of the transport reset.
 #[derive(Debug)]
 pub(super) struct ResetGate {
     step: Step,
@@ -75,7 +75,7 @@ impl ResetGate {
         Self { step: Step::Open }
     }
 
-    /// A reset is due; `evict` are the pairs to free before.
+    /// A reset is due; the pairs in `evict` are to be freed before it.
     pub(super) fn due(evict: Vec<Pair>, now: Instant) -> Self {
         if evict.is_empty() {
             return Self {
@@ -106,7 +106,7 @@ impl ResetGate {
         matches!(self.step, Step::Open)
     }
 
-    /// Whether the event is to be put into the event queue.
+    /// Whether the event has still to be put into the event queue, and may be.
     pub(super) fn is_unpublished(&self) -> bool {
         matches!(self.step, Step::Unpublished)
     }
@@ -130,13 +130,13 @@ impl ResetGate {
             .flat_map(|eviction| eviction.unanswered.iter().copied())
     }
 
-    /// Whether [`ResetGate::next_farewell`] has a packet.
-    pub(super) fn has_farewell(&self) -> bool {
+    /// Whether [`ResetGate::next_eviction_packet`] has a packet.
+    pub(super) fn has_eviction_packet(&self) -> bool {
         matches!(&self.step, Step::Evicting(eviction) if !eviction.fence_sent)
     }
 
     /// The next packet that evicts a pair, or the fence behind the last.
-    pub(super) fn next_farewell(&mut self, now: Instant) -> Option<Header> {
+    pub(super) fn next_eviction_packet(&mut self, now: Instant) -> Option<Header> {
         let Step::Evicting(eviction) = &mut self.step else {
             return None;
         };
@@ -154,7 +154,7 @@ impl ResetGate {
         Some(Header::to_guest(FENCE, Op::CreditRequest))
     }
 
-    /// The guest has sent an RST; whether it has thereby given up a pair that we asked for.
+    /// The guest has sent an RST; returns whether that frees a pair that is being evicted.
     pub(super) fn guest_reset(&mut self, pair: Pair, now: Instant) -> bool {
         let Step::Evicting(eviction) = &mut self.step else {
             return false;
@@ -175,7 +175,7 @@ impl ResetGate {
         }
     }
 
-    /// Gives a silent guest up; whether it was one.
+    /// Ends the eviction if its deadline has passed; returns whether it has.
     pub(super) fn expire(&mut self, now: Instant) -> bool {
         let silent = self.deadline().is_some_and(|deadline| deadline <= now);
         if silent {
@@ -189,7 +189,7 @@ impl ResetGate {
         self.step = Step::Published { avail_index };
     }
 
-    /// Looks whether the guest has put a buffer back into the event queue; true if that opened the
+    /// Checks whether the guest has put a buffer back into the event queue; returns whether that opens the
     /// gate.
     pub(super) fn observe(&mut self, avail_index: u16) -> bool {
         let Step::Published {
@@ -234,10 +234,10 @@ mod tests {
     fn the_fence_comes_last_and_its_answer_ends_the_eviction() {
         let now = Instant::now();
         let mut gate = evicting(now);
-        let packets: Vec<Header> = std::iter::from_fn(|| gate.next_farewell(now)).collect();
+        let packets: Vec<Header> = std::iter::from_fn(|| gate.next_eviction_packet(now)).collect();
         let ops: Vec<Op> = packets.iter().map(|packet| packet.op).collect();
         assert_eq!(ops, [Op::Shutdown, Op::Shutdown, Op::CreditRequest]);
-        assert!(!gate.has_farewell());
+        assert!(!gate.has_eviction_packet());
         assert!(gate.guest_reset(ONE, now));
         assert!(!gate.is_unpublished());
         assert!(!gate.guest_reset(FENCE, now));
@@ -248,7 +248,7 @@ mod tests {
     fn an_answer_to_a_fence_that_was_not_sent_does_not_count() {
         let now = Instant::now();
         let mut gate = evicting(now);
-        gate.next_farewell(now);
+        gate.next_eviction_packet(now);
         gate.guest_reset(FENCE, now);
         assert!(!gate.is_unpublished());
     }

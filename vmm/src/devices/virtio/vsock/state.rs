@@ -1,4 +1,4 @@
-//! What a vsock device saves: plain data, not trusted on the way in.
+//! The saved state of a vsock device: plain data, which a restore does not trust.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,14 +18,14 @@ pub struct Pair {
 
 /// State of a vsock device.
 ///
-/// Host connections end with the process that saves, so what matters is what the guest believes.
+/// Host connections end with the process that saves, so the state is about the guest's view.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockState {
     /// The address that the guest driver has read.
     pub(super) guest_cid: u32,
-    /// Where the policy `continue` goes on.
+    /// The first port of the policy `continue` after a restore.
     pub(super) next_local_port: u32,
-    /// Pairs that are connected in the guest, for all we know.
+    /// Pairs that may be connected in the guest.
     pub(super) connected: Vec<Pair>,
     /// Pairs whose refusal has not reached the guest yet.
     pub(super) refused: Vec<Pair>,
@@ -35,7 +35,7 @@ pub struct VsockState {
 }
 
 impl VsockState {
-    /// Checks what a device relies on.
+    /// Checks the properties that a device relies on.
     pub(super) fn check(&self) -> Result<(), &'static str> {
         if !(FIRST_LOCAL_PORT..=LAST_LOCAL_PORT).contains(&self.next_local_port) {
             return Err("its next local port is out of range");

@@ -1,4 +1,4 @@
-//! A device between a fake guest and host programs, with the steps that tests are made of.
+//! A device between a fake guest and host programs, with the steps that tests consist of.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 use vm_memory::GuestMemoryMmap;
 
-use crate::devices::virtio::device::{DeviceState, VirtioDevice};
+use crate::devices::virtio::device::{DeviceError, DeviceState, VirtioDevice};
 use crate::devices::virtio::testing::{
     CountedInterrupt, DriverQueue, activation, memory, saved_queues,
 };
@@ -24,11 +24,14 @@ use crate::devices::virtio::vsock::{PortPolicy, Vsock, VsockConfig, VsockObserve
 
 /// The guest's address.
 pub(super) const CID: u32 = 3;
-/// How long anything may take that should happen at once.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// What the fake guest says about its buffers.
+/// Longest wait for an event that should happen at once.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The size of the fake guest's buffers.
 pub(super) const GUEST_BUFFER_BYTES: u32 = 256 * 1024;
-/// A page and a header, as Linux gives.
+/// Sizes of the driver's queues.
+pub(super) const PACKET_QUEUE_SIZE: u16 = 128;
+pub(super) const EVENT_QUEUE_SIZE: u16 = 16;
+/// A page and a header, as Linux has them.
 const RX_BUFFER_BYTES: u32 = 4096 + 44;
 
 /// Counts acknowledged resets.
@@ -43,7 +46,7 @@ impl VsockObserver for Observer {
     }
 }
 
-/// A packet as the guest got it.
+/// A packet that the guest received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Packet {
     pub(super) header: Header,
@@ -59,7 +62,7 @@ impl Packet {
     }
 }
 
-/// What a test may choose.
+/// Options of a test.
 #[derive(Debug, Clone)]
 pub(super) struct Options {
     pub(super) policy: PortPolicy,
@@ -80,7 +83,7 @@ impl Default for Options {
     }
 }
 
-/// The device and both its sides.
+/// The device, its guest and its host.
 #[derive(Debug)]
 pub(super) struct Bench {
     pub(super) vsock: Vsock,
@@ -95,7 +98,7 @@ pub(super) struct Bench {
     folder: TempDir,
 }
 
-/// A device that has not come to rest by then never does.
+/// A device that is still busy after so many rounds always will be.
 const MAX_ROUNDS: usize = 10_000;
 
 impl Bench {
@@ -118,14 +121,26 @@ impl Bench {
             vsock,
             observer,
             interrupt: Arc::default(),
-            rx: DriverQueue::new(&memory, 0, 128),
-            tx: DriverQueue::new(&memory, 1, 128),
-            event: DriverQueue::new(&memory, 2, 16),
+            rx: DriverQueue::new(&memory, 0, PACKET_QUEUE_SIZE),
+            tx: DriverQueue::new(&memory, 1, PACKET_QUEUE_SIZE),
+            event: DriverQueue::new(&memory, 2, EVENT_QUEUE_SIZE),
             options,
             memory,
             arrived: VecDeque::new(),
             folder,
         }
+    }
+
+    /// The driver takes the device out of service, clears its rings and starts anew.
+    pub(super) fn restart_driver(&mut self) {
+        self.vsock.reset();
+        self.rx = DriverQueue::new(&self.memory, 0, PACKET_QUEUE_SIZE);
+        self.tx = DriverQueue::new(&self.memory, 1, PACKET_QUEUE_SIZE);
+        self.event = DriverQueue::new(&self.memory, 2, EVENT_QUEUE_SIZE);
+        self.arrived.clear();
+        self.fill_rx();
+        self.fill_events();
+        self.activate();
     }
 
     pub(super) fn activate(&mut self) {
@@ -152,29 +167,34 @@ impl Bench {
         }
     }
 
-    /// Saves, ends the device as a process would end, and restores it. The guest has not run since.
+    /// Saves, ends the device as a process would end, and restores it. The guest does not run meanwhile.
     pub(super) fn suspend_and_restore(&mut self) {
+        self.suspend_and_try_restore().unwrap();
+    }
+
+    /// As [`Bench::suspend_and_restore`], for a guest that may have broken its queues.
+    pub(super) fn suspend_and_try_restore(&mut self) -> Result<(), DeviceError> {
         let state = postcard::to_stdvec(&self.state()).unwrap();
         let state = postcard::from_bytes(&state).unwrap();
         let queues = saved_queues(self.vsock.queues());
         let config = config(&self.folder, &self.options, &self.observer);
         let other = TempDir::new().unwrap();
-        // The old device must be gone before the new one binds; something has to stand in for it.
+        // The old device must end before the new one binds, so another takes its place meanwhile.
         let stand_in = self::config(&other, &self.options, &self.observer);
         drop(std::mem::replace(
             &mut self.vsock,
             Vsock::new(stand_in).unwrap(),
         ));
         self.vsock = Vsock::restore(config, &state).unwrap();
-        self.interrupt.take();
+        self.interrupt.take_count();
         if !queues.is_empty() {
             let activation = activation(&self.memory, &self.interrupt, queues);
             self.vsock.activate(activation).unwrap();
         }
-        self.vsock.resume().unwrap();
+        self.vsock.resume()
     }
 
-    /// How many resets the guest has acknowledged, as far as the device has noticed.
+    /// How many acknowledged resets the device has noticed.
     pub(super) fn acknowledged(&self) -> usize {
         self.observer.acknowledged.load(Ordering::SeqCst)
     }
@@ -183,9 +203,9 @@ impl Bench {
         self.vsock.counters().gate_closed
     }
 
-    /// Takes the events that have arrived, and does not give the buffers back.
+    /// Takes the events that have arrived, and keeps their buffers.
     pub(super) fn take_events(&mut self) -> Vec<Vec<u8>> {
-        std::iter::from_fn(|| self.event.take())
+        std::iter::from_fn(|| self.event.pop_used())
             .map(|used| used.bytes)
             .collect()
     }
@@ -210,10 +230,10 @@ impl Bench {
         client
     }
 
-    /// A program of the host connects, and says nothing yet.
+    /// A program of the host connects, and has not sent its line yet.
     pub(super) fn dial(&self) -> UnixStream {
         let client = UnixStream::connect(self.socket()).unwrap();
-        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.set_read_timeout(Some(DEADLINE)).unwrap();
         client
     }
 
@@ -230,18 +250,18 @@ impl Bench {
 
     /// Serves the host's side until `done`.
     pub(super) fn serve_until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         while !done(self) {
             assert!(
                 Instant::now() < deadline,
-                "waited in vain for {what}: {:?}",
+                "waited too long for {what}: {:?}",
                 self.vsock
             );
             self.serve_host(Duration::from_millis(20));
         }
     }
 
-    /// Serves the host's side once, if something happens there within `wait`; whether it did.
+    /// Serves the host's side once, if something happens there within `wait`; returns whether it did.
     pub(super) fn serve_host(&mut self, wait: Duration) -> bool {
         let fd = self
             .vsock
@@ -259,10 +279,10 @@ impl Bench {
     }
 
     /// Serves the host's side until nothing happens there.
-    pub(super) fn settle(&mut self) {
+    pub(super) fn serve_until_idle(&mut self) {
         // A guest must not be able to keep the event loop busy for nothing.
-        let rest = (0..MAX_ROUNDS).find(|_| !self.serve_host(Duration::ZERO));
-        assert!(rest.is_some(), "never comes to rest: {:?}", self.vsock);
+        let idle = (0..MAX_ROUNDS).any(|_| !self.serve_host(Duration::ZERO));
+        assert!(idle, "it stays busy for ever: {:?}", self.vsock);
     }
 
     /// The next packet for the guest, in order of arrival.
@@ -276,12 +296,12 @@ impl Bench {
 
     /// The next packet for the guest, if one has arrived.
     pub(super) fn packet_if_any(&mut self) -> Option<Packet> {
-        self.settle();
+        self.serve_until_idle();
         self.collect();
         self.arrived.pop_front()
     }
 
-    /// The next packet, which has to be for that.
+    /// The next packet, which must have that operation.
     pub(super) fn expect(&mut self, op: Op) -> Packet {
         let packet = self.next_packet();
         assert_eq!(packet.header.op, op, "{packet:?}");
@@ -290,7 +310,7 @@ impl Bench {
 
     /// Checks that the guest has nothing to receive.
     pub(super) fn expect_nothing(&mut self) {
-        self.settle();
+        self.serve_until_idle();
         self.collect();
         assert_eq!(self.arrived, VecDeque::new());
     }
@@ -298,7 +318,7 @@ impl Bench {
     /// Takes what has arrived and gives the buffers back.
     fn collect(&mut self) {
         let mut took = false;
-        while let Some(used) = self.rx.take() {
+        while let Some(used) = self.rx.pop_used() {
             took = true;
             let (header, payload) = used.bytes.split_at(HEADER_BYTES);
             let header = Header::from_bytes(header.try_into().unwrap());
@@ -363,7 +383,7 @@ impl Bench {
     pub(super) fn send_packet(&mut self, header: Header, payload: &[u8]) {
         self.queue_packet(header, payload);
         self.vsock.serve_queue(TX).unwrap();
-        while self.tx.take().is_some() {}
+        while self.tx.pop_used().is_some() {}
     }
 
     /// The guest puts a packet into its queue, and has not notified yet.
@@ -371,7 +391,7 @@ impl Bench {
         self.tx.give_bytes(&[&header.to_bytes(), payload].concat());
     }
 
-    /// A connection that the host has opened, in use: its client and its pair.
+    /// An established connection that the host has opened: its client and its pair.
     pub(super) fn established(&mut self, port: u32) -> (UnixStream, Pair) {
         let mut client = self.connect(port);
         let pair = self.expect(Op::Request).pair();

@@ -78,7 +78,7 @@ fn a_line_may_come_in_pieces() {
     let mut bench = Bench::new(Options::default());
     let mut client = bench.dial();
     client.write_all(b"CONN").unwrap();
-    bench.settle();
+    bench.serve_until_idle();
     client.write_all(b"ECT 5\r\n").unwrap();
     assert_eq!(bench.expect(Op::Request).pair().peer, 5);
 }
@@ -97,7 +97,7 @@ fn lines_that_are_not_understood_are_refused_with_a_reason() {
         let mut bench = Bench::new(Options::default());
         let mut client = bench.dial();
         client.write_all(text.as_bytes()).unwrap();
-        bench.settle();
+        bench.serve_until_idle();
         let answer = line(&mut client);
         assert_eq!(
             answer, "REFUSED not a line of the form CONNECT <port>",
@@ -138,7 +138,7 @@ fn a_silent_guest_is_no_reply_counted_from_the_delivery() {
     assert!(delivered.elapsed() >= timeout - Duration::from_millis(5));
     assert_eq!(line(&mut client), format!("NOREPLY {}", 1 << 30));
     assert_eq!(rest(&mut client), b"");
-    // An answer after all finds nobody.
+    // A late answer gets an RST.
     let pair = bench.expect(Op::Request).pair();
     bench.send(pair, Op::Response);
     assert_eq!(bench.expect(Op::Reset).pair(), pair);
@@ -150,7 +150,7 @@ fn a_client_that_gives_up_leaves_nothing_behind() {
     let client = bench.connect(1024);
     let pair = bench.expect(Op::Request).pair();
     drop(client);
-    bench.settle();
+    bench.serve_until_idle();
     assert_eq!(bench.vsock.counters().live_connections, 0);
     bench.send(pair, Op::Response);
     assert_eq!(bench.expect(Op::Reset).pair(), pair);
@@ -333,8 +333,8 @@ fn a_host_program_that_closes_is_shut_down_both_ways_and_forgotten_after_the_rst
 fn a_slow_host_program_gets_all_that_the_guest_sent_before_it_closed() {
     let mut bench = Bench::new(Options::default());
     let (mut client, pair) = bench.established(1024);
-    // The client's socket takes a few hundred KiB; the rest of these waits in the device. Credit
-    // updates, which tell how much has been forwarded, stop when the socket is full.
+    // The client's socket takes a few hundred KiB, and the rest waits in the device. Credit updates,
+    // which report how much has been forwarded, stop when the socket is full.
     let (mut sent, mut forwarded) = (0_usize, 0_usize);
     while sent - forwarded < 60 * 1024 {
         bench.send_data(pair, &[7; 4096]);
@@ -400,7 +400,7 @@ fn connections_with_much_to_send_take_turns() {
     let (mut second, two) = bench.established(1024);
     first.write_all(&[1; 65536]).unwrap();
     second.write_all(&[2; 65536]).unwrap();
-    bench.settle();
+    bench.serve_until_idle();
     let order: Vec<Pair> = (0..16).map(|_| bench.expect(Op::Data).pair()).collect();
     let turns = order.windows(2).filter(|two| two[0] != two[1]).count();
     assert!(
@@ -422,7 +422,7 @@ fn waiting_answers_are_bounded_and_none_is_lost() {
         let header = bench.packet(Pair { local: 80, peer }, Op::CreditUpdate);
         bench.queue_packet(header, &[]);
         bench.vsock.serve_queue(1).unwrap();
-        while bench.tx.take().is_some() {}
+        while bench.tx.pop_used().is_some() {}
         unserved = peer;
     }
     assert!(
@@ -459,14 +459,14 @@ fn a_thousand_connections_at_once_keep_their_bytes_apart() {
 }
 
 #[test]
-fn a_connection_of_which_the_guest_closed_one_direction_comes_to_rest() {
+fn a_connection_of_which_the_guest_closed_one_direction_does_not_keep_the_device_busy() {
     let mut bench = Bench::new(Options::default());
     let (mut client, pair) = bench.established(1024);
     bench.send_shutdown(pair, SHUTDOWN_SEND);
-    bench.settle();
+    bench.serve_until_idle();
     assert_eq!(rest(&mut client), b"", "the client sees the end");
     client.write_all(b"still listening?").unwrap();
-    bench.settle();
+    bench.serve_until_idle();
     assert_eq!(bench.expect(Op::Data).payload, b"still listening?");
 }
 
@@ -479,7 +479,7 @@ fn a_request_that_its_client_gave_up_counts_as_unanswered() {
     bench.serve_until("the client's end to be noticed", |bench| {
         bench.vsock.counters().requests_unanswered == 1
     });
-    // A late answer finds nobody.
+    // A late answer gets an RST.
     bench.send(pair, Op::Response);
     assert_eq!(bench.expect(Op::Reset).pair(), pair);
 }

@@ -1,14 +1,19 @@
-//! Guests and clients that lie: nothing panics, nothing grows without bound, others are not harmed.
+//! Hostile guests and clients: nothing panics, nothing grows without bound, memory that was not
+//! offered stays as it is, and the device remains usable.
 
 use std::io::Write;
 
 use proptest::prelude::{Just, Strategy, any, prop, prop_oneof, proptest};
 use proptest::test_runner::Config;
+use vm_memory::{Bytes, GuestAddress};
 
-use super::bench::{Bench, Options};
-use crate::devices::virtio::device::VirtioDevice;
-use crate::devices::virtio::testing::Descriptor;
-use crate::devices::virtio::vsock::packet::{HEADER_BYTES, Header};
+use super::bench::{Bench, EVENT_QUEUE_SIZE, Options, PACKET_QUEUE_SIZE};
+use crate::devices::virtio::device::{DeviceError, VirtioDevice};
+use crate::devices::virtio::testing::{
+    Descriptor, MemoryBefore, assert_no_harm, hostile_descriptor, hostile_head,
+};
+use crate::devices::virtio::vsock::packet::{HEADER_BYTES, Header, Op};
+use crate::devices::virtio::vsock::queues::{EVENT, RX, TX};
 use crate::devices::virtio::vsock::state::Pair;
 
 /// Headers that are mostly about one of a few pairs, with any operation and any numbers.
@@ -50,6 +55,91 @@ fn header() -> impl Strategy<Value = Header> {
     })
 }
 
+/// How many packets lie in memory, and where: beyond all buffers and rings.
+const PACKETS: usize = 8;
+const PACKETS_ADDRESS: u64 = (48 << 20) - 4096;
+
+/// Hostile chains for each queue.
+#[derive(Debug, Clone)]
+struct Chains {
+    /// Whole packets in memory, to which some descriptors of the TX queue lead.
+    packets: Vec<Header>,
+    descriptors: Vec<(Descriptor, Option<usize>)>,
+    heads: Vec<(u16, u16)>,
+}
+
+fn chains(confined: bool) -> impl Strategy<Value = Chains> {
+    let packets = prop::collection::vec(header(), PACKETS);
+    let descriptor = (
+        hostile_descriptor(PACKET_QUEUE_SIZE, confined),
+        prop::option::of(0..PACKETS),
+    );
+    let descriptors = prop::collection::vec(
+        descriptor,
+        usize::from(2 * PACKET_QUEUE_SIZE + EVENT_QUEUE_SIZE),
+    );
+    // As many as the smallest queue holds, so that no ring overflows by their number alone.
+    let head = prop_oneof![
+        2 => (Just(RX), hostile_head(PACKET_QUEUE_SIZE)),
+        3 => (Just(TX), hostile_head(PACKET_QUEUE_SIZE)),
+        1 => (Just(EVENT), hostile_head(EVENT_QUEUE_SIZE)),
+    ];
+    let heads = prop::collection::vec(head, 0..usize::from(EVENT_QUEUE_SIZE));
+    (packets, descriptors, heads).prop_map(|(packets, descriptors, heads)| Chains {
+        packets,
+        descriptors,
+        heads,
+    })
+}
+
+impl Chains {
+    fn offer(&self, bench: &mut Bench) {
+        let address = |at: usize| PACKETS_ADDRESS + (at * HEADER_BYTES) as u64;
+        for (at, packet) in self.packets.iter().enumerate() {
+            let place = GuestAddress(address(at));
+            let memory = bench.tx.memory();
+            memory.write_slice(&packet.to_bytes(), place).unwrap();
+        }
+        let size = usize::from(PACKET_QUEUE_SIZE);
+        let (rx, rest) = self.descriptors.split_at(size);
+        let (tx, event) = rest.split_at(size);
+        for (slot, (descriptor, packet)) in (0..).zip(tx) {
+            let whole = |at| Descriptor {
+                address: address(at),
+                bytes: u32::try_from(HEADER_BYTES).unwrap(),
+                flags: 0,
+                ..*descriptor
+            };
+            bench.tx.store(slot, packet.map_or(*descriptor, whole));
+        }
+        for (queue, descriptors) in [(&bench.rx, rx), (&bench.event, event)] {
+            for (slot, (descriptor, _)) in (0..).zip(descriptors) {
+                queue.store(slot, *descriptor);
+            }
+        }
+        for (queue, head) in &self.heads {
+            match *queue {
+                RX => bench.rx.publish(*head),
+                TX => bench.tx.publish(*head),
+                _ => bench.event.publish(*head),
+            }
+        }
+    }
+}
+
+/// Calls the device as the transport does, which takes it out of service where that fails; whether it
+/// did.
+fn as_transport(
+    bench: &mut Bench,
+    call: impl FnOnce(&mut Bench) -> Result<(), DeviceError>,
+) -> bool {
+    let failed = call(bench).is_err();
+    if failed {
+        bench.vsock.reset();
+    }
+    failed
+}
+
 proptest! {
     #![proptest_config(Config { cases: 64, ..Config::default() })]
 
@@ -61,13 +151,13 @@ proptest! {
         let mut bench = Bench::new(Options::default());
         let _service = bench.listen(80);
         let _client = bench.connect(1024);
-        bench.settle();
+        bench.serve_until_idle();
         if restore {
             bench.suspend_and_restore();
         }
         for (header, payload) in packets {
             bench.send_packet(header, &payload);
-            bench.settle();
+            bench.serve_until_idle();
         }
         assert!(bench.vsock.counters().live_connections <= 64);
         let _saved = bench.state();
@@ -75,33 +165,49 @@ proptest! {
 
     #[test]
     fn any_descriptors_on_any_queue_do_no_harm(
-        descriptors in prop::collection::vec(any::<(u64, u32, u16, u16)>(), 128),
-        heads in prop::collection::vec((0_u16..160, 0_u8..3), 0..128),
-        index in any::<u16>(),
+        (confined, chains) in any::<bool>().prop_flat_map(|confined| (Just(confined), chains(confined))),
+        restore in any::<bool>(),
+        avail_index in prop::option::of(any::<u16>()),
     ) {
-        let mut bench = Bench::new(Options::default());
+        let mut bench = Bench::without_driver(Options::default());
+        bench.activate();
+        let _service = bench.listen(80);
         let _client = bench.connect(1024);
-        for (slot, (address, bytes, flags, next)) in (0..).zip(descriptors) {
-            let bytes = if slot % 2 == 0 { bytes % 100 } else { bytes };
-            let descriptor = Descriptor { address: address >> 37, bytes, flags, next: next % 160 };
-            bench.tx.store(slot, descriptor);
-            bench.rx.store(slot, descriptor);
-            bench.event.store(slot % 16, descriptor);
+        chains.offer(&mut bench);
+        let before = confined.then(|| MemoryBefore::of(bench.rx.memory()));
+
+        let mut broken = false;
+        if restore {
+            broken |= as_transport(&mut bench, Bench::suspend_and_try_restore);
         }
-        for (head, queue) in heads {
-            match queue {
-                0 => bench.rx.publish(head),
-                1 => bench.tx.publish(head),
-                _ => bench.event.publish(head),
+        for queue in [EVENT, TX, RX] {
+            broken |= as_transport(&mut bench, |bench| bench.vsock.serve_queue(queue));
+        }
+        broken |= as_transport(&mut bench, |bench| bench.vsock.serve_backend());
+        if let Some(before) = before {
+            assert_no_harm(before, &[&bench.rx, &bench.tx, &bench.event]);
+        }
+
+        if confined && !broken {
+            // It was not thrown off course: the next packet is taken.
+            while bench.tx.pop_used().is_some() {}
+            let dropped = bench.vsock.counters().guest_packets_dropped;
+            let stray = Pair { local: 7, peer: 7 };
+            let header = Header { source_cid: 99, ..bench.packet(stray, Op::CreditUpdate) };
+            bench.queue_packet(header, &[]);
+            broken |= as_transport(&mut bench, |bench| bench.vsock.serve_queue(TX));
+            if !broken {
+                assert!(bench.tx.pop_used().is_some(), "the packet was not taken");
+                assert_eq!(bench.vsock.counters().guest_packets_dropped, dropped + 1);
             }
         }
-        // Broken rings are errors to the transport; all that counts here is that it comes back.
-        for queue in 0..3 {
-            let _ = bench.vsock.serve_queue(queue);
+        if let Some(index) = avail_index {
+            bench.tx.set_avail_index(index);
+            as_transport(&mut bench, |bench| bench.vsock.serve_queue(TX));
         }
-        let _ = bench.vsock.serve_backend();
-        bench.tx.set_avail_index(index);
-        let _ = bench.vsock.serve_queue(1);
+        bench.restart_driver();
+        bench.serve_until_idle();
+        let _usable = bench.established(1024);
     }
 
     #[test]
@@ -113,10 +219,10 @@ proptest! {
         for piece in pieces {
             // It may have been refused by now.
             let _ = hostile.write_all(&piece);
-            bench.settle();
+            bench.serve_until_idle();
         }
         drop(hostile);
-        bench.settle();
+        bench.serve_until_idle();
         let _usable = bench.established(1024);
     }
 
@@ -135,11 +241,11 @@ fn clients_that_say_nothing_are_bounded_and_do_not_keep_others_out_for_long() {
     let silent: Vec<_> = (0..1100)
         .map(|_| {
             let client = bench.dial();
-            bench.settle();
+            bench.serve_until_idle();
             client
         })
         .collect();
     drop(silent);
-    bench.settle();
+    bench.serve_until_idle();
     let _usable = bench.established(1024);
 }

@@ -1,7 +1,7 @@
 //! One muxer between a modelled guest and modelled host streams, under random schedules.
 //!
-//! No queues, no sockets, no clock: what is checked is that every byte arrives once and in order,
-//! whatever either side does when, and that buffers keep their bounds.
+//! Without queues, sockets and clock, these tests check that every byte arrives once and in order under
+//! any schedule, and that buffers stay within their bounds.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -27,7 +27,7 @@ use crate::devices::virtio::vsock::packet::{
 use crate::devices::virtio::vsock::ports::{LocalPorts, PortPolicy};
 use crate::devices::virtio::vsock::state::Pair;
 
-/// What a stream holds for a program that does not read, like a socket buffer.
+/// How much a stream buffers for a program that does not read, like a socket.
 const STREAM_BYTES: usize = 10_000;
 const GUEST_BUFFER_BYTES: usize = 30_000;
 
@@ -97,7 +97,7 @@ fn muxer(connections: usize) -> Muxer<FakeStream> {
     let deadlines = Deadlines {
         delivery: 30 * second,
         answer: 2 * second,
-        farewell: second,
+        shutdown: second,
         drain: second,
     };
     let ports = LocalPorts::new(PortPolicy::Fixed, None);
@@ -111,7 +111,7 @@ fn muxer(connections: usize) -> Muxer<FakeStream> {
     )
 }
 
-/// A guest that keeps to the protocol, with one connection.
+/// A guest that follows the protocol, with one connection.
 #[derive(Debug)]
 struct World {
     muxer: Muxer<FakeStream>,
@@ -236,7 +236,7 @@ impl World {
         true
     }
 
-    fn take(&mut self, step: &Step) {
+    fn apply(&mut self, step: &Step) {
         match *step {
             Step::ProgramWrites(bytes) => self.program_writes(bytes),
             Step::ProgramReads(bytes) => self.program_reads(bytes),
@@ -301,7 +301,7 @@ impl World {
         self.send(Op::CreditUpdate, 0, &[]);
     }
 
-    /// Both sides read on until nothing moves.
+    /// Both sides read until no data is left.
     fn finish(&mut self) {
         for _ in 0..10_000 {
             let before = (self.read_by_guest.len(), self.read_by_program.len());
@@ -329,7 +329,7 @@ proptest! {
     ) {
         let mut world = World::new();
         for step in &steps {
-            world.take(step);
+            world.apply(step);
         }
         world.finish();
         assert_eq!(world.read_by_guest.len(), world.written_by_program);
@@ -422,7 +422,7 @@ fn clients_that_come_and_go_while_the_guest_takes_nothing_leave_no_trace() {
     }
     assert!(
         muxer.waiting_turns() < 100,
-        "{} turns wait for nobody",
+        "{} turns are queued without a connection",
         muxer.waiting_turns()
     );
     assert!(muxer.next_packet(&mut [0; 100], now).is_none());

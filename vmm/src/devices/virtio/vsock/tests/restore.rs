@@ -1,4 +1,4 @@
-//! What the guest is told after a restore, and what waits until it has listened.
+//! What a restored device tells the guest, and what waits until the guest has acknowledged it.
 
 use std::io::{ErrorKind, Read};
 
@@ -17,8 +17,8 @@ fn without_eviction() -> Options {
     }
 }
 
-/// Answers the packets of an eviction as Linux does; the pairs, in order.
-fn let_evict(bench: &mut Bench) -> Vec<Pair> {
+/// Answers the packets of an eviction as Linux does; returns the pairs, in order.
+fn answer_eviction(bench: &mut Bench) -> Vec<Pair> {
     let mut pairs = Vec::new();
     loop {
         let packet = bench.next_packet();
@@ -38,7 +38,10 @@ fn let_evict(bench: &mut Bench) -> Vec<Pair> {
 fn a_restore_publishes_a_transport_reset_and_signals_it() {
     let mut bench = Bench::new(without_eviction());
     bench.suspend_and_restore();
-    assert!(bench.interrupt.take() > 0, "published, but not signalled");
+    assert!(
+        bench.interrupt.take_count() > 0,
+        "published, but not signalled"
+    );
     assert_eq!(bench.take_events(), vec![vec![0; 4]]);
     assert!(bench.gate_is_closed());
 }
@@ -49,7 +52,10 @@ fn each_of_many_chained_restores_resets_the_guest_once() {
     for cycle in 1..=20 {
         let _client = bench.established(1024);
         bench.suspend_and_restore();
-        assert!(bench.interrupt.take() > 0, "cycle {cycle} did not signal");
+        assert!(
+            bench.interrupt.take_count() > 0,
+            "cycle {cycle} did not signal"
+        );
         bench.acknowledge_reset();
         assert_eq!(bench.acknowledged(), cycle);
         assert!(!bench.gate_is_closed());
@@ -108,7 +114,7 @@ fn packets_in_the_tx_queue_at_the_save_are_served_without_a_notification() {
     bench.queue_packet(request, &[]);
     bench.suspend_and_restore();
     assert!(
-        bench.tx.take().is_some(),
+        bench.tx.pop_used().is_some(),
         "the packet in flight was not served"
     );
     let _accepted = service.accept().unwrap();
@@ -120,7 +126,7 @@ fn packets_in_the_tx_queue_at_the_save_are_served_without_a_notification() {
             peer: 5000
         }
     );
-    // And TX goes on as before.
+    // And TX continues as before.
     bench.send(
         Pair {
             local: 81,
@@ -191,7 +197,7 @@ fn a_suspend_before_the_acknowledgement_signals_again_but_publishes_once() {
     let mut bench = Bench::new(without_eviction());
     bench.suspend_and_restore();
     bench.suspend_and_restore();
-    assert!(bench.interrupt.take() > 0);
+    assert!(bench.interrupt.take_count() > 0);
     assert!(bench.gate_is_closed());
     bench.acknowledge_reset();
     assert_eq!(bench.acknowledged(), 1);
@@ -220,7 +226,7 @@ fn eviction_shuts_down_each_saved_pair_before_the_reset() {
         Vec::<Vec<u8>>::new(),
         "the reset came too early"
     );
-    let mut evicted = let_evict(&mut bench);
+    let mut evicted = answer_eviction(&mut bench);
     evicted.sort_unstable();
     pairs.sort_unstable();
     assert_eq!(evicted, pairs);
@@ -230,11 +236,11 @@ fn eviction_shuts_down_each_saved_pair_before_the_reset() {
 }
 
 #[test]
-fn an_evicted_pair_rests_so_that_its_owners_late_close_hits_nobody() {
+fn an_evicted_pair_is_reserved_so_that_its_owners_late_close_ends_no_connection() {
     let mut bench = Bench::new(Options::default());
     let evicted = bench.established(1024).1;
     bench.suspend_and_restore();
-    assert_eq!(let_evict(&mut bench), vec![evicted]);
+    assert_eq!(answer_eviction(&mut bench), vec![evicted]);
     bench.acknowledge_reset();
     let mut client = bench.connect(1024);
     let pair = bench.expect(Op::Request).pair();
@@ -247,15 +253,15 @@ fn an_evicted_pair_rests_so_that_its_owners_late_close_hits_nobody() {
 }
 
 #[test]
-fn a_pair_that_rested_is_used_again_by_the_next_vmm() {
+fn a_reserved_pair_is_used_again_by_the_next_vmm() {
     let mut bench = Bench::new(Options::default());
     let first = bench.established(1024).1;
     bench.suspend_and_restore();
-    let_evict(&mut bench);
+    answer_eviction(&mut bench);
     bench.acknowledge_reset();
     let second = bench.established(1024).1;
     bench.suspend_and_restore();
-    assert_eq!(let_evict(&mut bench), vec![second]);
+    assert_eq!(answer_eviction(&mut bench), vec![second]);
     bench.acknowledge_reset();
     assert_eq!(bench.established(1024).1, first);
 }
@@ -266,7 +272,7 @@ fn eviction_covers_requests_that_the_guest_may_have_accepted_meanwhile() {
     let _client = bench.connect(1024);
     let pair = bench.expect(Op::Request).pair();
     bench.suspend_and_restore();
-    assert_eq!(let_evict(&mut bench), vec![pair]);
+    assert_eq!(answer_eviction(&mut bench), vec![pair]);
 }
 
 #[test]
@@ -317,7 +323,7 @@ fn a_suspend_amid_an_eviction_leaves_the_rest_to_the_next_restore() {
     let left = if answered == first { second } else { first };
     let evicted = {
         // What the first restore had put into the queue is still there.
-        let mut seen = let_evict(&mut bench);
+        let mut seen = answer_eviction(&mut bench);
         seen.retain(|pair| *pair != answered);
         seen.dedup();
         seen
@@ -380,7 +386,7 @@ fn a_dead_pair_does_no_harm_to_a_new_request_on_the_same_pair() {
     let (_old, pair) = bench.established(1024);
     bench.suspend_and_restore();
     let mut client = bench.connect(1024);
-    bench.settle();
+    bench.serve_until_idle();
     bench.send_data(pair, b"from the dead");
     bench.acknowledge_reset();
     assert_eq!(
@@ -475,8 +481,8 @@ fn a_changed_cid_counts_once_the_guest_has_read_it() {
     let old = bench.options.cid;
     bench.options.cid = 77;
     bench.suspend_and_restore();
-    let farewell = bench.expect(Op::Shutdown);
-    assert_eq!(farewell.header.destination_cid, u64::from(old));
+    let shutdown = bench.expect(Op::Shutdown);
+    assert_eq!(shutdown.header.destination_cid, u64::from(old));
     let fence = bench.expect(Op::CreditRequest).pair();
     for pair in [pair, fence] {
         let header = Header {

@@ -1,19 +1,14 @@
-//! The control socket: greeting, events, several clients, and clients that do not behave.
-
-mod harness;
+//! The control socket: greeting, events, several clients, and clients that misbehave.
 
 use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 
-use harness::{COUNT, Control, HELLO, Host, failure, kvm_is_there};
+use crate::harness::{COUNT, Control, HELLO, Host, dot_and_halt, failure, vmm_command};
+use rustix::process::{Pid, Signal, kill_process};
 use vmm_control::{Event, ExitReason, Message, Reply, RequestBody, RunState, exit_code};
 
-#[test]
-fn every_client_learns_of_the_end() {
-    if !kvm_is_there() {
-        return;
-    }
+pub(crate) fn every_client_gets_a_report_of_the_end() {
     let host = Host::with_guest(COUNT);
     let vmm = host.boot();
     let mut first = vmm.control();
@@ -36,11 +31,7 @@ fn every_client_learns_of_the_end() {
     assert_eq!(status.code(), Some(exit_code::SUCCESS));
 }
 
-#[test]
-fn a_greeting_tells_state_and_phases() {
-    if !kvm_is_there() {
-        return;
-    }
+pub(crate) fn a_greeting_has_state_and_phases() {
     let host = Host::with_guest(COUNT);
     let vmm = host.boot();
     vmm.wait_for_console('.', 1);
@@ -75,12 +66,8 @@ fn a_greeting_tells_state_and_phases() {
     );
 }
 
-#[test]
-fn clients_that_do_not_behave_lose_their_connection_and_nothing_else() {
-    if !kvm_is_there() {
-        return;
-    }
-    let host = Host::with_guest(COUNT);
+pub(crate) fn clients_that_misbehave_lose_their_connection_and_nothing_else() {
+    let host = Host::with_guest(&dot_and_halt());
     let vmm = host.boot();
     let mut rude = vmm.control();
     rude.stream
@@ -101,50 +88,34 @@ fn clients_that_do_not_behave_lose_their_connection_and_nothing_else() {
     ));
 }
 
-#[test]
-fn a_supervisor_may_pass_the_listener_as_standard_input() {
-    if !kvm_is_there() {
-        return;
-    }
+/// Boots a machine whose control socket is its standard input.
+fn boot_with_inherited_socket(host: &Host) -> Command {
+    let mut command = vmm_command();
+    command
+        .args(["boot", "--machine-id", "m1", "--generation", "1"])
+        .args(["--vcpus", "1", "--memory-mib", "64", "--control-fd", "0"])
+        .arg("--kernel")
+        .arg(host.path("kernel"));
+    command
+}
+
+pub(crate) fn a_supervisor_may_pass_the_listener_as_standard_input() {
     let host = Host::with_guest(COUNT);
     let path = host.path("passed");
     let listener = UnixListener::bind(&path).unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_mctl-vmm"))
-        .args([
-            "boot",
-            "--machine-id",
-            "m1",
-            "--generation",
-            "1",
-            "--vcpus",
-            "1",
-        ])
-        .args(["--memory-mib", "64", "--control-fd", "0", "--kernel"])
-        .arg(host.path("kernel"))
+    let mut child = boot_with_inherited_socket(&host)
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)))
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let mut control = Control::new(UnixStream::connect(&path).unwrap());
+    let mut control = Control::connect(UnixStream::connect(&path).unwrap()).unwrap();
     assert_eq!(control.request(RequestBody::Quit), Reply::Done);
     assert!(child.wait().unwrap().success());
 }
 
-#[test]
-fn standard_input_that_is_no_listener_is_refused() {
+pub(crate) fn standard_input_that_is_no_listener_is_refused() {
     let host = Host::with_guest(HELLO);
-    let output = Command::new(env!("CARGO_BIN_EXE_mctl-vmm"))
-        .args([
-            "boot",
-            "--machine-id",
-            "m1",
-            "--generation",
-            "1",
-            "--vcpus",
-            "1",
-        ])
-        .args(["--memory-mib", "64", "--control-fd", "0", "--kernel"])
-        .arg(host.path("kernel"))
+    let output = boot_with_inherited_socket(&host)
         .stdin(Stdio::null())
         .output()
         .unwrap();
@@ -152,11 +123,7 @@ fn standard_input_that_is_no_listener_is_refused() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("--control-fd 0"));
 }
 
-#[test]
-fn all_threads_are_confined_and_a_signal_ends_the_machine_in_order() {
-    if !kvm_is_there() {
-        return;
-    }
+pub(crate) fn all_threads_are_confined_and_a_signal_ends_the_machine_in_order() {
     let host = Host::with_guest(COUNT);
     let vmm = host.boot_with("2", "64");
     vmm.wait_for_console('.', 1);
@@ -170,14 +137,8 @@ fn all_threads_are_confined_and_a_signal_ends_the_machine_in_order() {
         status.contains("Seccomp:\t2")
     };
     assert!(tasks.into_iter().all(confined));
-    let pid = vmm.pid().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-TERM", &pid])
-            .status()
-            .unwrap()
-            .success()
-    );
+    let pid = Pid::from_raw(vmm.pid().cast_signed()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
     let (status, report) = vmm.wait();
     assert_eq!(report.reason, ExitReason::Quit);
     assert_eq!(status.code(), Some(exit_code::SUCCESS));

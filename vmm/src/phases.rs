@@ -1,10 +1,10 @@
-//! Named spans of time, each beginning where the last one ended.
+//! Phases: named spans of time, each of which begins where the one before it ended.
 
 use vmm_control::Phase;
 
 use crate::clock::monotonic_ns;
 
-/// Collects phases.
+/// A sequence of phases.
 #[derive(Debug, Clone)]
 pub struct Phases {
     phases: Vec<Phase>,
@@ -12,7 +12,7 @@ pub struct Phases {
 }
 
 impl Phases {
-    /// The first phase begins at that moment.
+    /// The first phase begins at `start_ns`.
     #[must_use]
     pub fn starting_at(start_ns: u64) -> Self {
         Self {
@@ -21,12 +21,12 @@ impl Phases {
         }
     }
 
-    /// Ends the phase that is under way, now, and names it.
+    /// Ends the current phase now, and names it; the next one begins.
     pub fn end(&mut self, name: &str) {
         self.end_at(name, monotonic_ns());
     }
 
-    /// Ends the phase that is under way at a moment measured elsewhere.
+    /// As [`Self::end`], at a moment that was measured elsewhere.
     pub fn end_at(&mut self, name: &str, end_ns: u64) {
         let end_ns = end_ns.max(self.end_ns);
         self.phases.push(Phase {

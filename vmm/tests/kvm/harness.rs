@@ -1,13 +1,7 @@
 //! Whole VMM processes on `/dev/kvm`, with tiny guests written here byte by byte.
 
-#![allow(dead_code, reason = "each test file uses its part")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "this is test code, which clippy can't tell here"
-)]
-
-use std::io::{BufRead, BufReader, Write};
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -16,20 +10,16 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use vmm_control::{Event, ExitReport, Hello, Message, Reply, Request, RequestBody};
 
-/// Everything a VMM is waited for takes far less.
+/// Longest wait for anything that a VMM does, which takes far less.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+/// Names the VMM's binary, if it is not the one of this build: inside a virtual host it lies
+/// elsewhere.
+pub(crate) const VMM_ENV: &str = "MCTL_TEST_VMM";
 
-/// Whether tests with KVM can run; says so if not.
-pub(crate) fn kvm_is_there() -> bool {
-    let there = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_ok();
-    if !there {
-        println!("skipped: no /dev/kvm");
-    }
-    there
+/// A command that starts the VMM.
+pub(crate) fn vmm_command() -> Command {
+    let built = || OsString::from(env!("CARGO_BIN_EXE_mctl-vmm"));
+    Command::new(std::env::var_os(VMM_ENV).unwrap_or_else(built))
 }
 
 /// An ELF kernel of one segment at 1 MiB, which is its code.
@@ -78,81 +68,105 @@ pub(crate) const HELLO: &[u8] = &[
 /// Dots that [`COUNT`] prints.
 pub(crate) const COUNT_DOTS: usize = 100;
 
-/// Counts in a register and in memory, compares them at each 4096th step, fills one page and prints a dot then.
-/// After 100 dots it checks all pages, prints E, or ! as soon as anything differs, and powers off.
+/// Counts in a register and in memory, compares them at each 4096th step, fills one page and prints a dot then,
+/// at least 2^26 cycles of the time stamp counter after the last one: some 25 ms, so that a guest on the fastest
+/// KVM is still running when a test suspends it. After 100 dots it checks all pages, prints E, or ! as soon as
+/// anything differs, and powers off.
 pub(crate) const COUNT: &[u8] = &[
     0xba, 0xf8, 0x03, 0x00, 0x00, // mov $0x3f8,%edx
     0x31, 0xdb, // xor %ebx,%ebx
     0x41, 0xbc, 0x1e, 0xab, 0xa1, 0x5c, // mov $0x5ca1ab1e,%r12d
     0x45, 0x31, 0xed, // xor %r13d,%r13d
-    0x48, 0xff, 0xc3, // inc %rbx
+    0x0f, 0x31, // rdtsc
+    0x48, 0xc1, 0xe2, 0x20, // shl $32,%rdx
+    0x48, 0x09, 0xd0, // or %rdx,%rax
+    0x49, 0x89, 0xc6, // mov %rax,%r14
+    0x48, 0xff, 0xc3, // again: inc %rbx
     0x48, 0x89, 0x1c, 0x25, 0x00, 0x00, 0x40, 0x00, // mov %rbx,0x400000
     0xf7, 0xc3, 0xff, 0x0f, 0x00, 0x00, // test $0xfff,%ebx
-    0x75, 0xed, // jne -19
+    0x75, 0xed, // jne again
     0x48, 0x39, 0x1c, 0x25, 0x00, 0x00, 0x40, 0x00, // cmp %rbx,0x400000
-    0x75, 0x3d, // jne bad
+    0x75, 0x59, // jne bad
     0x41, 0x81, 0xfc, 0x1e, 0xab, 0xa1, 0x5c, // cmp $0x5ca1ab1e,%r12d
-    0x75, 0x34, // jne bad
+    0x75, 0x50, // jne bad
     0x44, 0x89, 0xe8, // mov %r13d,%eax
     0xc1, 0xe0, 0x0c, // shl $12,%eax
     0x4c, 0x89, 0xa8, 0x00, 0x00, 0x50, 0x00, // mov %r13,0x500000(%rax)
     0x41, 0xff, 0xc5, // inc %r13d
+    0x0f, 0x31, // pace: rdtsc
+    0x48, 0xc1, 0xe2, 0x20, // shl $32,%rdx
+    0x48, 0x09, 0xd0, // or %rdx,%rax
+    0x4c, 0x29, 0xf0, // sub %r14,%rax
+    0x48, 0x3d, 0x00, 0x00, 0x00, 0x04, // cmp $0x4000000,%rax
+    0x72, 0xec, // jb pace
+    0x49, 0x01, 0xc6, // add %rax,%r14
+    0xba, 0xf8, 0x03, 0x00, 0x00, // mov $0x3f8,%edx
     0xb0, 0x2e, // mov $'.',%al
     0xee, // out %al,(%dx)
     0x41, 0x83, 0xfd, 0x64, // cmp $100,%r13d
-    0x72, 0xc1, // jb to inc %rbx
+    0x72, 0xa5, // jb again
     0x31, 0xc9, // xor %ecx,%ecx
-    0x89, 0xc8, // mov %ecx,%eax
+    0x89, 0xc8, // check: mov %ecx,%eax
     0xc1, 0xe0, 0x0c, // shl $12,%eax
     0x48, 0x39, 0x88, 0x00, 0x00, 0x50, 0x00, // cmp %rcx,0x500000(%rax)
     0x75, 0x0b, // jne bad
     0xff, 0xc1, // inc %ecx
     0x44, 0x39, 0xe9, // cmp %r13d,%ecx
-    0x72, 0xeb, // jb to mov %ecx,%eax
+    0x72, 0xeb, // jb check
     0xb0, 0x45, // mov $'E',%al
-    0xeb, 0x02, // jmp +2
+    0xeb, 0x02, // jmp end
     0xb0, 0x21, // bad: mov $'!',%al
+    0xba, 0xf8, 0x03, 0x00, 0x00, // end: mov $0x3f8,%edx
     0xee, // out %al,(%dx)
     0xba, 0x00, 0x06, 0x00, 0x00, // mov $0x600,%edx
     0xb0, 0x34, // mov $0x34,%al
     0xee, // out %al,(%dx)
-    0xf4, // hlt
-    0xeb, 0xfd, // jmp -3
+    0xf4, // halt: hlt
+    0xeb, 0xfd, // jmp halt
 ];
 
-/// Reads the time stamp counter, prints a dot at each 4096th reading and ! as soon as one is below the last.
+/// Reads the time stamp counter, prints a dot at each 2^26th cycle and ! as soon as a reading is below the last.
 /// After 100 dots it prints E and powers off.
 pub(crate) const WATCH_TSC: &[u8] = &[
-    0xbe, 0xf8, 0x03, 0x00, 0x00, // mov    $0x3f8,%esi
-    0x31, 0xff, // xor    %edi,%edi
-    0x31, 0xed, // xor    %ebp,%ebp
-    0x31, 0xc9, // xor    %ecx,%ecx
+    0xbe, 0xf8, 0x03, 0x00, 0x00, // mov $0x3f8,%esi
+    0x31, 0xff, // xor %edi,%edi
     0x0f, 0x31, // rdtsc
-    0x48, 0xc1, 0xe2, 0x20, // shl    $0x20,%rdx
-    0x48, 0x09, 0xd0, // or     %rdx,%rax
-    0x48, 0x39, 0xe8, // cmp    %rbp,%rax
-    0x72, 0x1d, // jb     0x36
-    0x48, 0x89, 0xc5, // mov    %rax,%rbp
-    0xff, 0xc1, // inc    %ecx
-    0xf7, 0xc1, 0xff, 0x0f, 0x00, 0x00, // test   $0xfff,%ecx
-    0x75, 0xe5, // jne    0xb
-    0x89, 0xf2, // mov    %esi,%edx
-    0xb0, 0x2e, // mov    $0x2e,%al
-    0xee, // out    %al,(%dx)
-    0xff, 0xc7, // inc    %edi
-    0x83, 0xff, 0x64, // cmp    $0x64,%edi
-    0x72, 0xd9, // jb     0xb
-    0xb0, 0x45, // mov    $0x45,%al
-    0xeb, 0x02, // jmp    0x38
-    0xb0, 0x21, // mov    $0x21,%al
-    0x89, 0xf2, // mov    %esi,%edx
-    0xee, // out    %al,(%dx)
-    0xba, 0x00, 0x06, 0x00, 0x00, // mov    $0x600,%edx
-    0xb0, 0x34, // mov    $0x34,%al
-    0xee, // out    %al,(%dx)
-    0xf4, // hlt
-    0xeb, 0xfd, // jmp    0x43
+    0x48, 0xc1, 0xe2, 0x20, // shl $32,%rdx
+    0x48, 0x09, 0xd0, // or %rdx,%rax
+    0x48, 0x89, 0xc5, // mov %rax,%rbp
+    0x49, 0x89, 0xc6, // mov %rax,%r14
+    0x0f, 0x31, // again: rdtsc
+    0x48, 0xc1, 0xe2, 0x20, // shl $32,%rdx
+    0x48, 0x09, 0xd0, // or %rdx,%rax
+    0x48, 0x39, 0xe8, // cmp %rbp,%rax
+    0x72, 0x21, // jb back
+    0x48, 0x89, 0xc5, // mov %rax,%rbp
+    0x4c, 0x29, 0xf0, // sub %r14,%rax
+    0x48, 0x3d, 0x00, 0x00, 0x00, 0x04, // cmp $0x4000000,%rax
+    0x72, 0xe4, // jb again
+    0x49, 0x89, 0xee, // mov %rbp,%r14
+    0x89, 0xf2, // mov %esi,%edx
+    0xb0, 0x2e, // mov $'.',%al
+    0xee, // out %al,(%dx)
+    0xff, 0xc7, // inc %edi
+    0x83, 0xff, 0x64, // cmp $100,%edi
+    0x72, 0xd5, // jb again
+    0xb0, 0x45, // mov $'E',%al
+    0xeb, 0x02, // jmp end
+    0xb0, 0x21, // back: mov $'!',%al
+    0x89, 0xf2, // end: mov %esi,%edx
+    0xee, // out %al,(%dx)
+    0xba, 0x00, 0x06, 0x00, 0x00, // mov $0x600,%edx
+    0xb0, 0x34, // mov $0x34,%al
+    0xee, // out %al,(%dx)
+    0xf4, // halt: hlt
+    0xeb, 0xfd, // jmp halt
 ];
+
+/// Prints a dot, then halts for ever: for tests that may take longer than [`COUNT`] runs.
+pub(crate) fn dot_and_halt() -> Vec<u8> {
+    out_and_halt(0x3f8, b'.')
+}
 
 /// Writes a byte to a port, then halts for ever.
 pub(crate) fn out_and_halt(port: u16, value: u8) -> Vec<u8> {
@@ -164,7 +178,7 @@ pub(crate) fn out_and_halt(port: u16, value: u8) -> Vec<u8> {
 /// An undefined instruction without an interrupt table to catch it.
 pub(crate) const TRIPLE_FAULT: &[u8] = &[0x0f, 0x0b];
 
-/// A directory with everything that a machine needs on its host.
+/// A directory with all files of one machine.
 pub(crate) struct Host {
     directory: TempDir,
 }
@@ -227,9 +241,11 @@ impl Host {
             .append(true)
             .open(self.path("vmm.log"))
             .unwrap();
-        let _ = std::fs::remove_file(self.path("exit.json"));
+        // One per process, since several may be on one host.
+        let exit_file = self.path(&format!("exit-{generation}.json"));
+        let _ = std::fs::remove_file(&exit_file);
         let _ = std::fs::remove_file(self.path("control"));
-        let child = Command::new(env!("CARGO_BIN_EXE_mctl-vmm"))
+        let child = vmm_command()
             .args(arguments)
             .args([
                 "--machine-id",
@@ -240,7 +256,7 @@ impl Host {
             .arg("--control")
             .arg(self.path("control"))
             .arg("--exit-file")
-            .arg(self.path("exit.json"))
+            .arg(&exit_file)
             .arg("--console")
             .arg(self.path("console"))
             .args(extra)
@@ -249,34 +265,39 @@ impl Host {
             .stderr(log)
             .spawn()
             .unwrap();
-        Vmm { host: self, child }
+        Vmm {
+            host: self,
+            child,
+            exit_file,
+        }
     }
 }
 
-/// A running VMM; killed when the test is through with it.
+/// A running VMM, killed on drop.
 pub(crate) struct Vmm<'a> {
     host: &'a Host,
     child: Child,
+    exit_file: PathBuf,
 }
 
 impl Vmm<'_> {
-    /// Connects to the control socket and takes the greeting.
+    /// Connects to the control socket and reads the greeting. Tries again where the VMM closes the
+    /// connection, as it does while it has too many.
     pub(crate) fn control(&self) -> Control {
         let path = self.host.path("control");
-        let stream = self.poll("listen on its control socket", || {
-            UnixStream::connect(&path).ok()
-        });
-        Control::new(stream)
+        self.poll("greet on its control socket", || {
+            Control::connect(UnixStream::connect(&path).ok()?)
+        })
     }
 
-    /// Waits until the console holds so many of that character.
+    /// Waits until the console has `character` that many times.
     pub(crate) fn wait_for_console(&self, character: char, count: usize) {
-        self.poll("print enough", || {
+        self.poll(&format!("print {count} times {character:?}"), || {
             (self.host.console().matches(character).count() >= count).then_some(())
         });
     }
 
-    /// Waits for the end.
+    /// Waits for the end of the process.
     pub(crate) fn wait(mut self) -> (ExitStatus, ExitReport) {
         let end = Instant::now() + DEADLINE;
         let status = loop {
@@ -290,13 +311,9 @@ impl Vmm<'_> {
             );
             std::thread::sleep(Duration::from_millis(2));
         };
-        let text = std::fs::read(self.host.path("exit.json"))
+        let text = std::fs::read(&self.exit_file)
             .unwrap_or_else(|error| panic!("no exit report, {error}: {}", self.state()));
         (status, serde_json::from_slice(&text).unwrap())
-    }
-
-    pub(crate) fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -335,27 +352,33 @@ impl Drop for Vmm<'_> {
 pub(crate) struct Control {
     pub(crate) stream: UnixStream,
     reader: BufReader<UnixStream>,
+    #[allow(dead_code, reason = "a benchmark uses it")]
     pub(crate) hello: Hello,
     pub(crate) events: Vec<Event>,
     next_id: u64,
 }
 
 impl Control {
-    pub(crate) fn new(stream: UnixStream) -> Self {
+    /// Reads the greeting; none where the connection is closed instead.
+    pub(crate) fn connect(stream: UnixStream) -> Option<Self> {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         let mut line = String::new();
-        reader.read_line(&mut line).unwrap();
+        match reader.read_line(&mut line) {
+            Ok(0) => return None,
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+            result => drop(result.unwrap()),
+        }
         let Ok(Message::Hello(hello)) = serde_json::from_str(&line) else {
             panic!("no greeting: {line:?}");
         };
-        Self {
+        Some(Self {
             stream,
             reader,
             hello,
             events: Vec::new(),
             next_id: 1,
-        }
+        })
     }
 
     /// The next message; none at the end.
@@ -374,7 +397,7 @@ impl Control {
         id
     }
 
-    /// Waits for the reply to that request; events on the way are kept.
+    /// Waits for the reply to that request; collects the events that come before it.
     pub(crate) fn reply(&mut self, wanted: u64) -> Reply {
         loop {
             match self.message().expect("the connection stays open") {

@@ -1,0 +1,94 @@
+//! Runs the calling program once more, inside a virtual KVM host.
+//!
+//! For tests and measurements that need a KVM where this host has none, or none that runs Linux:
+//! the same binary, the same arguments. The caller decides whether that is necessary, and names
+//! the files that the program needs there.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::host::{Config, HostError, Run, VirtualHost};
+use crate::pack::{HostFile, Parts};
+
+/// Memory of the virtual host; guests and their images (on tmpfs) share it.
+pub const MEMORY_MIB: u32 = 8192;
+/// Processors of the virtual host. QEMU runs them by turns (`qemu.rs` says why), so a second one
+/// would only slow down the first.
+pub const CPUS: u32 = 1;
+/// A folder inside for results, to be named in [`Rerun::export`].
+pub const EXPORT: &str = "/export";
+/// The folder of programs inside.
+pub const PROGRAMS: &str = "/usr/bin";
+
+/// Set inside, where the probe cannot tell emulated hardware from real.
+const INSIDE_ENV: &str = "MCTL_VIRTUAL_KVM";
+
+/// Why the program could not be run inside to its end.
+#[derive(Debug, Error)]
+pub enum RerunError {
+    #[error("cannot find this program's own path")]
+    OwnPath(#[source] io::Error),
+    #[error("this program has no name")]
+    NoName,
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+/// What to run inside.
+#[derive(Debug)]
+pub struct Rerun<'a> {
+    pub parts: Parts,
+    /// Arguments of this program, without its name.
+    pub arguments: Vec<String>,
+    /// Added to its environment.
+    pub environment: Vec<(String, String)>,
+    /// The files that it needs inside.
+    pub files: Vec<HostFile>,
+    /// A folder inside, such as [`EXPORT`], and the folder outside that it is copied to at the end.
+    pub export: Option<(&'a str, &'a Path)>,
+    /// Where the host's logs go.
+    pub log_folder: PathBuf,
+    /// Longest that the run may take.
+    pub deadline: Duration,
+}
+
+impl Rerun<'_> {
+    /// Runs the program to its end and returns its exit code.
+    pub fn run(self) -> Result<i32, RerunError> {
+        let this = std::env::current_exe().map_err(RerunError::OwnPath)?;
+        let name = this.file_name().ok_or(RerunError::NoName)?;
+        let program = format!("{PROGRAMS}/{}", name.to_string_lossy());
+        let mut environment = self.environment;
+        environment.push((INSIDE_ENV.to_owned(), "1".to_owned()));
+        let mut files = self.files;
+        files.push(HostFile::program(this, program.clone()));
+        let argv = std::iter::once(program).chain(self.arguments).collect();
+        let host = VirtualHost::start(&Config {
+            parts: self.parts,
+            memory_mib: MEMORY_MIB,
+            cpus: CPUS,
+            files,
+            run: Run::Command {
+                argv,
+                env: environment,
+                export: self
+                    .export
+                    .map(|(inside, outside)| (inside.to_owned(), outside.to_owned())),
+            },
+            log_folder: self.log_folder,
+        })?;
+        let code = host.wait_command(self.deadline)?;
+        // The exported files came before the exit code, so a host that does not power off may be
+        // killed.
+        host.shutdown();
+        Ok(code)
+    }
+}
+
+/// Whether this process runs inside a virtual host, by [`Rerun::run`].
+pub fn is_inside() -> bool {
+    std::env::var_os(INSIDE_ENV).is_some()
+}
