@@ -73,6 +73,33 @@ const LAYERS: &[Layers] = &[
         ],
     },
     Layers {
+        root: "vmm/src/lib.rs",
+        module: "",
+        rows: &[
+            &["command_line"],
+            &["machine"],
+            &["boot", "control", "process"],
+            &["vcpu"],
+            &["image", "vm", "sandbox"],
+            &["devices", "memory"],
+            &["bus"],
+            &["log", "phases", "epoll", "sys"],
+            &["bytes", "clock", "page"],
+        ],
+    },
+    Layers {
+        root: "vmm/src/lib.rs",
+        module: "devices::virtio",
+        rows: &[
+            &["mmio"],
+            &["saved_device"],
+            &["block", "rng", "vsock"],
+            &["request_queue"],
+            &["device"],
+            &["interrupt"],
+        ],
+    },
+    Layers {
         root: "cli/src/main.rs",
         module: "",
         rows: &[

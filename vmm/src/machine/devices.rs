@@ -20,9 +20,9 @@ use crate::bus::{Bus, RangeTaken};
 use crate::devices::power::{I8042, PowerRegisters};
 use crate::devices::serial::{ConsoleOutput, SavedSerial, SerialPort};
 use crate::devices::virtio::block::{Block, BlockConfig, BlockError};
-use crate::devices::virtio::device::{DeviceState, VirtioDevice};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, SavedTransport, TransportError};
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::saved_device::{DeviceState, SavedDevice};
 use crate::devices::virtio::vsock::{CountersHandle, Vsock, VsockConfig, VsockError};
 use crate::image::DiskFile;
 use crate::sys::fd::new_event;
@@ -129,7 +129,7 @@ impl Devices {
     /// # Errors
     /// [`DevicesError`].
     pub fn new(context: &DeviceContext<'_>, console: ConsoleOutput) -> Result<Self, DevicesError> {
-        let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+        let mut devices: Vec<Box<dyn SavedDevice>> = Vec::new();
         let mut vsock_counters = None;
         if let Some(config) = vsock_config(context)? {
             let vsock = Vsock::new(config)?;
@@ -174,7 +174,7 @@ impl Devices {
         let mut disk_files = Vec::new();
         let mut transports = Vec::with_capacity(saved.transports.len());
         for transport in &saved.transports {
-            let device: Box<dyn VirtioDevice> = match &transport.device {
+            let device: Box<dyn SavedDevice> = match &transport.device {
                 DeviceState::Vsock(state) => {
                     let config = vsock_config(context)?.ok_or(DevicesError::NoVsockSocket)?;
                     let vsock = Vsock::restore(config, state)?;

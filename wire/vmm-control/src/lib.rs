@@ -9,8 +9,8 @@
 mod message;
 mod report;
 
-pub use message::{Event, Hello, Message, Phase, Reply, Request, RequestBody, RunState};
-pub use report::{CollidedPair, ExitReason, ExitReport, SuspendFigures, VsockCounters};
+pub use message::{Event, Hello, Message, Reply, Request, RequestBody, RunState};
+pub use report::{CollidedPair, ExitReason, ExitReport, Phase, SuspendFigures, VsockCounters};
 
 /// Version of this protocol, in [`Hello`].
 pub const VERSION: u32 = 1;

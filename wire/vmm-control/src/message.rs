@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ExitReport, SuspendFigures, VsockCounters};
+use crate::report::{ExitReport, Phase, SuspendFigures, VsockCounters};
 
 /// One line from the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,21 +94,6 @@ pub enum RunState {
     Paused,
     /// Halted, and being saved.
     Suspending,
-}
-
-/// A span of time with a name.
-///
-/// Names: a restore has `vmm_start` (from the first line of main), `image_open`, `memory_map`,
-/// `kvm_restore`, `first_entry`; boot has `vmm_start`, `memory_map`, `kernel_load`, `kvm_setup`, `first_entry`;
-/// suspend has `pause`, `quiesce`, `collect`, `scan`, `retire`, `memory_write`, `checksum`, `sync`, `commit`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Phase {
-    /// Lower case, one word or joined by underscores.
-    pub name: String,
-    /// Begin on CLOCK_MONOTONIC.
-    pub start_ns: u64,
-    /// End on CLOCK_MONOTONIC.
-    pub end_ns: u64,
 }
 
 /// Answer to a [`Request`].

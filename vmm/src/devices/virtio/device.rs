@@ -67,9 +67,7 @@ pub enum DeviceError {
 
 /// A virtio device behind a transport.
 ///
-/// Life: created → (`activate` → `serve_*`… → `reset`)* . `save` may come at any time while vCPUs
-/// are halted and the event loop does not serve; a device that has work in flight finishes or records
-/// it then. A restored device gets `activate` with its old queues (if it was active) and
+/// Life: created → (`activate` → `serve_*`… → `reset`)* . A restored device gets `activate` with its old queues (if it was active) and
 /// then `resume` once, before any vCPU runs.
 pub trait VirtioDevice: Send + std::fmt::Debug {
     /// Short lower-case name for logs and errors.
@@ -111,8 +109,6 @@ pub trait VirtioDevice: Send + std::fmt::Debug {
     /// Drops the queues and the negotiated features (virtio 1.2, 2.4). Connections to the host end; the
     /// device's configuration stays.
     fn reset(&mut self);
-    /// State beyond the queues.
-    fn save(&self) -> DeviceState;
     /// Called once after a restore and its `activate`, before vCPUs run: tells the guest what it must know
     /// about the restore.
     ///
@@ -143,17 +139,6 @@ pub(super) fn read_config_space(config: &[u8], offset: u64, data: &mut [u8]) {
     let copied = rest.len().min(data.len());
     data[..copied].copy_from_slice(&rest[..copied]);
     data[copied..].fill(0);
-}
-
-/// State of one device beyond its queues and transport; plain data, not trusted on the way in.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub enum DeviceState {
-    /// A vsock device.
-    Vsock(super::vsock::VsockState),
-    /// An entropy device has none.
-    Rng,
-    /// A block device.
-    Block(super::block::BlockState),
 }
 
 /// A queue's state as it is saved; mirrors [`QueueState`], which has no serde.

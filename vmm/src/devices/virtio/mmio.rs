@@ -21,8 +21,9 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::registers::{TransportState, new_queues};
-use super::device::{DeviceError, DeviceState, SavedQueue, VirtioDevice};
+use super::device::{DeviceError, SavedQueue};
 use super::interrupt::Interrupt;
+use super::saved_device::{DeviceState, SavedDevice};
 use crate::bus::BusDevice;
 use crate::log;
 use crate::sys::fd::new_event;
@@ -136,7 +137,7 @@ impl MmioTransport {
     /// # Errors
     /// [`TransportError`].
     pub fn new(
-        device: Box<dyn VirtioDevice>,
+        device: Box<dyn SavedDevice>,
         memory: GuestMemoryMmap,
     ) -> Result<Self, TransportError> {
         let name = device.name();
@@ -188,7 +189,7 @@ impl MmioTransport {
     /// # Errors
     /// [`TransportError`].
     pub fn restore(
-        device: Box<dyn VirtioDevice>,
+        device: Box<dyn SavedDevice>,
         memory: GuestMemoryMmap,
         saved: &SavedTransport,
     ) -> Result<Self, TransportError> {

@@ -4,6 +4,7 @@ pub mod device;
 pub mod interrupt;
 pub mod mmio;
 mod request_queue;
+pub mod saved_device;
 
 pub mod block;
 pub mod rng;

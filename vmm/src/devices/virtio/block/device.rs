@@ -12,9 +12,7 @@ use virtio_queue::Queue;
 use super::backend::{Backend, BlockConfig, BlockError, SECTOR_BYTES};
 use super::request::{self, MAX_ZERO_SECTORS};
 use super::state::BlockState;
-use crate::devices::virtio::device::{
-    Activation, DeviceError, DeviceState, VirtioDevice, read_config_space,
-};
+use crate::devices::virtio::device::{Activation, DeviceError, VirtioDevice, read_config_space};
 use crate::devices::virtio::request_queue::RequestQueue;
 
 /// Type of a block device (virtio 1.2, 5.2.1).
@@ -117,6 +115,15 @@ impl Block {
             None => Ok(()),
         }
     }
+
+    /// Its state beyond the queue, to be saved.
+    pub(in crate::devices::virtio) fn state(&self) -> BlockState {
+        BlockState {
+            size_bytes: self.backend.size_bytes(),
+            read_only: self.backend.read_only(),
+            id: self.backend.id().to_owned(),
+        }
+    }
 }
 
 impl VirtioDevice for Block {
@@ -169,14 +176,6 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         self.queue = None;
-    }
-
-    fn save(&self) -> DeviceState {
-        DeviceState::Block(BlockState {
-            size_bytes: self.backend.size_bytes(),
-            read_only: self.backend.read_only(),
-            id: self.backend.id().to_owned(),
-        })
     }
 
     fn resume(&mut self) -> Result<(), DeviceError> {

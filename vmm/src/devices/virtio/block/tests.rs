@@ -8,8 +8,8 @@ use proptest::prelude::{any, prop, proptest};
 use proptest::test_runner::Config;
 use tempfile::TempDir;
 
-use super::{Block, BlockConfig, BlockError, BlockState};
-use crate::devices::virtio::device::{DeviceState, VirtioDevice};
+use super::{Block, BlockConfig, BlockError};
+use crate::devices::virtio::device::VirtioDevice;
 use crate::devices::virtio::testing::{
     CountedInterrupt, Descriptor, DriverQueue, MemoryBefore, activation, assert_no_harm,
     hostile_descriptor, hostile_head, memory, saved_queues,
@@ -193,7 +193,7 @@ fn the_serial_number_is_padded_to_20_bytes() {
     let (status, id) = disk.ask(GET_ID, 0, &[], 20);
     assert_eq!(status, OK);
     assert_eq!(id.len(), 20);
-    assert!(id.starts_with(state(&disk.block).id.as_bytes()), "{id:?}");
+    assert!(id.starts_with(disk.block.state().id.as_bytes()), "{id:?}");
 }
 
 #[test]
@@ -259,7 +259,7 @@ fn what_is_no_disk_is_refused() {
 
 #[test]
 fn a_restored_disk_may_have_another_path_but_no_other_size_or_mode() {
-    let saved = state(&Fixture::new(false).block);
+    let saved = Fixture::new(false).block.state();
     let folder = TempDir::new().unwrap();
     let path = disk(folder.path(), DISK_BYTES);
     let restore = |read_only| {
@@ -271,7 +271,7 @@ fn a_restored_disk_may_have_another_path_but_no_other_size_or_mode() {
             &saved,
         )
     };
-    assert_eq!(state(&restore(false).unwrap()).id, saved.id);
+    assert_eq!(restore(false).unwrap().state().id, saved.id);
     assert!(matches!(restore(true), Err(BlockError::ModeChanged { .. })));
     disk(folder.path(), DISK_BYTES + 512);
     assert!(matches!(
@@ -286,7 +286,7 @@ fn a_request_made_before_the_save_is_served_on_resume() {
     let header = header(READ, 0);
     disk.queue.give(&[&header], &[512, 1]).unwrap();
     let queues = saved_queues(disk.block.queues());
-    let saved = state(&disk.block);
+    let saved = disk.block.state();
     let config = BlockConfig {
         path: disk.path.clone(),
         read_only: false,
@@ -308,13 +308,6 @@ fn segment(sector: u64, sectors: u32, flags: u32) -> [u8; 16] {
     segment[8..12].copy_from_slice(&sectors.to_le_bytes());
     segment[12..].copy_from_slice(&flags.to_le_bytes());
     segment
-}
-
-fn state(block: &Block) -> BlockState {
-    match block.save() {
-        DeviceState::Block(state) => state,
-        other => panic!("a block device saved {other:?}"),
-    }
 }
 
 /// Where the headers of hostile requests lie; their chains begin with one or lead anywhere.

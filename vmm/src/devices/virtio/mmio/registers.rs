@@ -17,6 +17,7 @@ use vm_memory::GuestMemoryMmap;
 use super::{MmioInterrupt, SavedTransport, TransportError};
 use crate::bytes::array_at;
 use crate::devices::virtio::device::{Activation, DeviceError, VirtioDevice};
+use crate::devices::virtio::saved_device::SavedDevice;
 
 const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;
@@ -27,7 +28,7 @@ const NO_REGION: u32 = u32::MAX;
 
 #[derive(Debug)]
 pub(super) struct TransportState {
-    pub(super) device: Box<dyn VirtioDevice>,
+    pub(super) device: Box<dyn SavedDevice>,
     pub(super) memory: GuestMemoryMmap,
     pub(super) interrupt: Arc<MmioInterrupt>,
     pub(super) status: u32,

@@ -8,7 +8,8 @@ use virtio_queue::Queue;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::*;
-use crate::devices::virtio::device::{Activation, DeviceError, DeviceState, VirtioDevice};
+use crate::devices::virtio::device::{Activation, DeviceError, VirtioDevice};
+use crate::devices::virtio::saved_device::{DeviceState, SavedDevice};
 
 const ACKNOWLEDGE: u32 = 1;
 const DRIVER: u32 = 2;
@@ -77,6 +78,9 @@ impl VirtioDevice for Recorder {
         self.seen.lock().unwrap().resets += 1;
         self.queues.clear();
     }
+}
+
+impl SavedDevice for Recorder {
     fn save(&self) -> DeviceState {
         DeviceState::Rng
     }

@@ -8,9 +8,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_queue::{DescriptorChain, Queue};
 use vm_memory::GuestMemoryMmap;
 
-use crate::devices::virtio::device::{
-    Activation, DeviceError, DeviceState, VirtioDevice, read_config_space,
-};
+use crate::devices::virtio::device::{Activation, DeviceError, VirtioDevice, read_config_space};
 use crate::devices::virtio::request_queue::RequestQueue;
 
 /// Type of an entropy device (virtio 1.2, 5.4.1).
@@ -94,10 +92,6 @@ impl VirtioDevice for Rng {
 
     fn reset(&mut self) {
         self.queue = None;
-    }
-
-    fn save(&self) -> DeviceState {
-        DeviceState::Rng
     }
 
     fn resume(&mut self) -> Result<(), DeviceError> {

@@ -23,9 +23,7 @@ use super::ports::LocalPorts;
 use super::queues::{EVENT, QUEUES, Queues, TX};
 use super::reset::ResetGate;
 use super::state::{Pair, VsockState};
-use crate::devices::virtio::device::{
-    Activation, DeviceError, DeviceState, VirtioDevice, read_config_space,
-};
+use crate::devices::virtio::device::{Activation, DeviceError, VirtioDevice, read_config_space};
 
 /// Type of a socket device (virtio 1.2, 5.10.1).
 const DEVICE_TYPE: u32 = 19;
@@ -328,6 +326,29 @@ impl Vsock {
         };
         self.publish_gate();
     }
+
+    /// Its state beyond the queues, to be saved.
+    pub(in crate::devices::virtio) fn state(&self) -> VsockState {
+        let connected: BTreeSet<Pair> = self
+            .muxer
+            .connected_pairs()
+            .chain(self.gate.unevicted())
+            .collect();
+        let mut state = VsockState {
+            guest_cid: self.driver_cid,
+            next_local_port: self.muxer.next_local_port(),
+            connected: connected.into_iter().collect(),
+            refused: self.muxer.refused_pairs().collect(),
+            unacknowledged_reset: self.gate.unacknowledged(),
+        };
+        if let Some(saved) = &self.saved {
+            // Restored, but not resumed: the guest still has to be told.
+            state.connected.extend(&saved.connected);
+            state.refused.extend(&saved.refused);
+            state.unacknowledged_reset = saved.unacknowledged_reset;
+        }
+        state
+    }
 }
 
 impl VirtioDevice for Vsock {
@@ -411,28 +432,6 @@ impl VirtioDevice for Vsock {
         self.saved = None;
         self.driver_cid = self.guest_cid;
         self.publish_gate();
-    }
-
-    fn save(&self) -> DeviceState {
-        let connected: BTreeSet<Pair> = self
-            .muxer
-            .connected_pairs()
-            .chain(self.gate.unevicted())
-            .collect();
-        let mut state = VsockState {
-            guest_cid: self.driver_cid,
-            next_local_port: self.muxer.next_local_port(),
-            connected: connected.into_iter().collect(),
-            refused: self.muxer.refused_pairs().collect(),
-            unacknowledged_reset: self.gate.unacknowledged(),
-        };
-        if let Some(saved) = &self.saved {
-            // Restored, but not resumed: the guest still has to be told.
-            state.connected.extend(&saved.connected);
-            state.refused.extend(&saved.refused);
-            state.unacknowledged_reset = saved.unacknowledged_reset;
-        }
-        DeviceState::Vsock(state)
     }
 
     fn resume(&mut self) -> Result<(), DeviceError> {
