@@ -28,11 +28,7 @@ pub(crate) fn print(session: &Session, report: &Report) -> Result<(), CommandErr
     for rule in cycles::rules_in_words() {
         output.note(&rule);
     }
-    let verdict = if report.flatness.flat {
-        "flat"
-    } else {
-        "not flat"
-    };
+    let verdict = report.flatness.in_words();
     let reason = output.harmless(&report.flatness.reason);
     Ok(output.line(&format!("verdict: {verdict}: {reason}"))?)
 }

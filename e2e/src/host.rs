@@ -1,9 +1,6 @@
-//! A KVM host with a supervisor on it: this machine where its KVM runs Linux guests, otherwise a
-//! virtual one.
-//!
-//! Which of the two it is makes no difference to whoever drives machines on it.
+//! A KVM host with a supervisor on it: this machine if its KVM runs Linux guests, otherwise a virtual
+//! KVM host. Callers that drive machines on it need not know which.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -31,7 +28,7 @@ pub struct KvmHost {
     kind: KvmKind,
     client: Client,
     log: PathBuf,
-    /// What strangers show over TCP, where that is served.
+    /// The token for TCP, if the API is served there.
     token: Option<String>,
     place: Place,
 }
@@ -48,13 +45,13 @@ struct Supervisor(Child);
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
-        // It may have ended by itself; either way nothing is left to do.
+        // It may have ended by itself, and then there is nothing to kill.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// What kind of KVM there is here, and what that means in a sentence.
+/// Which kind of KVM this machine has, and a sentence about what that means.
 pub fn kind_of_kvm() -> (KvmKind, String) {
     let found = probe::detect();
     if !found.runs_linux() {
@@ -75,20 +72,21 @@ pub fn kind_of_kvm() -> (KvmKind, String) {
     )
 }
 
-/// Whether Linux guests can run on this very machine.
+/// Whether Linux guests can run on this machine.
 pub fn runs_linux_here() -> bool {
     probe::detect().runs_linux()
 }
 
 impl KvmHost {
-    /// Builds the images and starts a supervisor that has them. `folder` takes state and logs.
+    /// Builds the images and starts a supervisor with them. State and logs are written to `folder`.
     ///
     /// # Errors
-    /// What is missing, or did not come up in time.
+    /// If something is missing, or the supervisor does not answer in time.
     pub async fn start(folder: &Path, images: &[GuestImage]) -> anyhow::Result<Self> {
         let (kind, sentence) = kind_of_kvm();
         output::say(&sentence);
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
         let folder = folder
             .canonicalize()
             .context("cannot resolve the output folder")?;
@@ -106,16 +104,16 @@ impl KvmHost {
                 ..host
             }
         } else {
-            Self::virtual_one(&folder, images)?
+            Self::in_virtual_host(&folder, images)?
         };
         host.wait_ready().await?;
         Ok(host)
     }
 
-    /// Starts a supervisor on this very machine, with images that are there already.
+    /// Starts a supervisor on this machine, with images that exist already.
     ///
     /// # Errors
-    /// What is missing, or did not come up in time.
+    /// If something is missing, or the supervisor does not answer in time.
     pub async fn start_here(folder: &Path, image_store: &Path) -> anyhow::Result<Self> {
         let (kind, _) = kind_of_kvm();
         let state = empty_state(folder)?;
@@ -154,7 +152,7 @@ impl KvmHost {
         })
     }
 
-    fn virtual_one(folder: &Path, images: &[GuestImage]) -> anyhow::Result<Self> {
+    fn in_virtual_host(folder: &Path, images: &[GuestImage]) -> anyhow::Result<Self> {
         let token = new_token();
         let host = VirtualHost::start(&Config {
             parts: parts()?,
@@ -189,7 +187,8 @@ impl KvmHost {
         while let Err(error) = self.client.host().await {
             if Instant::now() >= deadline {
                 let log = self.log.display();
-                return Err(error).with_context(|| format!("the supervisor is silent; see {log}"));
+                return Err(error)
+                    .with_context(|| format!("the supervisor does not answer; see {log}"));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -201,11 +200,11 @@ impl KvmHost {
         &self.client
     }
 
-    /// Address and token for a client of another make.
+    /// Address and token for other clients.
     ///
     /// # Errors
-    /// Where the supervisor does not say.
-    pub async fn for_strangers(&self) -> anyhow::Result<(String, String)> {
+    /// If the API is not served over TCP.
+    pub async fn tcp_access(&self) -> anyhow::Result<(String, String)> {
         let address = match &self.place {
             Place::Virtual(host) => host.api_url(),
             Place::Here(_) => self.client.host().await?.address,
@@ -215,32 +214,32 @@ impl KvmHost {
             .context("the supervisor is not served over TCP")
     }
 
-    /// Where the supervisor writes what it does.
+    /// The supervisor's log.
     pub fn log(&self) -> &Path {
         &self.log
     }
 
-    /// What the report says about it.
+    /// The host as reports describe it.
+    ///
+    /// # Errors
+    /// If the supervisor does not answer.
     pub async fn describe(&self) -> anyhow::Result<Host> {
         let info = self
             .client
             .host()
             .await
             .context("cannot ask the supervisor about its host")?;
-        let details = BTreeMap::from([
-            ("kvm_detail".to_owned(), info.kvm_detail.into()),
-            ("cpu".to_owned(), info.cpu.into()),
-            ("kernel".to_owned(), info.kernel.into()),
-            ("cpus".to_owned(), info.cpus.into()),
-            ("memory_mib".to_owned(), info.memory_mib.into()),
-        ]);
+        // From outside it is not visible that this harness emulates the host.
         Ok(Host {
             kvm: self.kind,
-            details,
+            ..Host::from(info)
         })
     }
 
-    /// Ends the supervisor and whatever it ran on.
+    /// Ends the supervisor, and the virtual host if it ran in one.
+    ///
+    /// # Errors
+    /// If it does not end in time.
     pub fn stop(self) -> anyhow::Result<()> {
         match self.place {
             Place::Virtual(host) => host.shutdown(),
@@ -268,13 +267,13 @@ fn new_token() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-/// An empty state directory; machines of an earlier run that was killed would only be in the way.
+/// An empty state directory, without the machines of an earlier run that was killed.
 fn empty_state(folder: &Path) -> anyhow::Result<PathBuf> {
     let state = folder.join("state");
     if state.exists() {
         fs::remove_dir_all(&state).context("cannot remove the state of an earlier run")?;
     }
-    fs::create_dir_all(&state).with_context(|| format!("cannot make {}", state.display()))?;
+    fs::create_dir_all(&state).with_context(|| format!("cannot create {}", state.display()))?;
     Ok(state)
 }
 

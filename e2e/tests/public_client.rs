@@ -44,7 +44,7 @@ async fn a_public_client_from_npm_drives_machines_with_real_guests() {
     let host = KvmHost::start(&folder, &[GuestImage::Default])
         .await
         .unwrap();
-    let (address, token) = host.for_strangers().await.unwrap();
+    let (address, token) = host.tcp_access().await.unwrap();
 
     let client = Command::new(tools.join("bin/node"))
         .arg(project().join("supervisor/tests/contract/fly_admin.js"))

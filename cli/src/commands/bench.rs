@@ -1,17 +1,16 @@
 //! `mctl bench resume`: chained suspend/resume cycles on a user's machine, with the verdict of the
 //! end-to-end harness.
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
 use cycles::{
-    Cycle, FailedCheck, Host, Interruption, KvmKind, LeftoverVsocks, MIN_CYCLES, MachineSubject,
-    Observer, Report, RunOptions, SubjectDescription, cycles_csv, report_page, run_cycles,
+    Cycle, FailedCheck, Host, Interruption, LeftoverVsocks, MIN_CYCLES, MachineSubject, Observer,
+    Report, RunOptions, SubjectDescription, cycles_csv, report_page, run_cycles,
 };
-use machine_api::{HostInfo, MachineState};
+use machine_api::MachineState;
 
 use crate::arguments::MachineArg;
 use crate::cycle_report::{print, write_file};
@@ -80,7 +79,7 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
             state: machine.state,
         });
     }
-    let host = host_of_report(session.client.host().await?);
+    let host = Host::from(session.client.host().await?);
     let started_at = jiff::Timestamp::now().to_string();
     let mut subject = MachineSubject::new(
         session.client.clone(),
@@ -121,29 +120,6 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
         return Err(CommandError::NotFlat);
     }
     Ok(())
-}
-
-fn host_of_report(info: HostInfo) -> Host {
-    let kvm = match info.kvm.as_str() {
-        "hardware" => KvmKind::Hardware,
-        "virtual" => KvmKind::Virtual,
-        "software" => KvmKind::Software,
-        _ => KvmKind::Unknown,
-    };
-    let details = [
-        ("cpu", info.cpu.into()),
-        ("kernel", info.kernel.into()),
-        ("cpus", info.cpus.into()),
-        ("memory_mib", info.memory_mib.into()),
-        ("kvm_detail", info.kvm_detail.into()),
-    ];
-    Host {
-        kvm,
-        details: details
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect::<BTreeMap<_, _>>(),
-    }
 }
 
 struct Watching {

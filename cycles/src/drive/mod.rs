@@ -4,6 +4,7 @@
 //! Nothing here judges latencies: that is left to `judge`.
 
 mod check;
+mod host;
 mod interruption;
 mod machine;
 mod run;

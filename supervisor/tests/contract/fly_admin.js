@@ -114,8 +114,8 @@ async function main() {
   await fly.Machine.deleteMachine({ app_name, machine_id: second.id, force: true });
   assert.deepEqual(await fly.Machine.listMachines(app_name), []);
 
-  const stranger = new Client('no-such-token', { apiUrl: process.env.FLY_API_HOSTNAME });
-  assert.match(await refusal(stranger.Machine.listMachines(app_name)), /^401: /);
+  const intruder = new Client('no-such-token', { apiUrl: process.env.FLY_API_HOSTNAME });
+  assert.match(await refusal(intruder.Machine.listMachines(app_name)), /^401: /);
   console.log('done');
 }
 

@@ -342,7 +342,7 @@ proptest! {
 }
 
 #[test]
-fn requests_and_farewells_have_deadlines() {
+fn requests_and_shutdowns_have_deadlines() {
     let mut muxer = muxer(10);
     let begin = Instant::now();
     let (undelivered, unanswered) = (FakeStream::default(), FakeStream::default());
