@@ -14,20 +14,10 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use cycles::{Report, report_page};
-use libtest_mimic::{Arguments, Trial};
-
-/// Makes a list of trials from test functions.
-macro_rules! trials {
-    ($($name:ident),+ $(,)?) => {
-        vec![$(Trial::test(stringify!($name), || {
-            $name();
-            Ok(())
-        })),+]
-    };
-}
+use trials::{Arguments, ignore_if, trials};
 
 fn main() -> ExitCode {
-    let mut trials = trials![
+    let mut all = trials![
         the_page_says_if_its_cycles_contradict_the_verdict,
         the_page_of_an_interrupted_run_does_not_blame_its_latencies,
         pages_of_synthetic_runs_can_be_written,
@@ -43,15 +33,9 @@ fn main() -> ExitCode {
     ];
     let version = Command::new("chromium").arg("--version").output();
     let there = version.is_ok_and(|output| output.status.success());
-    trials.extend(in_a_browser.into_iter().map(|trial| {
-        if there {
-            trial
-        } else {
-            let reason = "there is no chromium here (apt-get install chromium)";
-            trial.with_kind(reason).with_ignored_flag(true)
-        }
-    }));
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    let obstacle = (!there).then_some("there is no chromium here (apt-get install chromium)");
+    all.extend(ignore_if(obstacle, in_a_browser));
+    trials::run(&Arguments::from_args(), all).exit_code()
 }
 
 /// The page's DOM after its script has run.

@@ -19,22 +19,12 @@ use std::time::{Duration, Instant};
 use kvm_host::host::{Config, HostError, Run, VirtualHost};
 use kvm_host::pack::{HostFile, Parts};
 use kvm_host::qemu;
-use libtest_mimic::{Arguments, Trial};
+use trials::{Arguments, ignore_if, trials};
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Makes a list of trials from test functions.
-macro_rules! trials {
-    ($($name:ident),+ $(,)?) => {
-        vec![$(Trial::test(stringify!($name), || {
-            $name();
-            Ok(())
-        })),+]
-    };
-}
-
 fn main() -> ExitCode {
-    let mut trials = trials![
+    let all = trials![
         a_command_sees_kvm_and_its_exit_code_and_files_come_out,
         an_idle_host_gets_interrupts_from_outside,
         a_program_that_is_not_there_is_named,
@@ -42,14 +32,8 @@ fn main() -> ExitCode {
         a_supervisor_that_does_not_come_up_is_reported_at_once,
         qemu_does_not_outlive_an_owner_that_was_killed,
     ];
-    if let Err(error) = qemu::check_installed() {
-        let reason = error.to_string();
-        trials = trials
-            .into_iter()
-            .map(|trial| trial.with_kind(&reason).with_ignored_flag(true))
-            .collect();
-    }
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    let obstacle = qemu::check_installed().err().map(|error| error.to_string());
+    trials::run(&Arguments::from_args(), ignore_if(obstacle.as_deref(), all)).exit_code()
 }
 
 fn config(folder: &Path, run: Run) -> Config {

@@ -17,18 +17,25 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("guest-protocol", &[]),
     ("machine-api", &[]),
     ("vmm-control", &[]),
+    ("trials", &[]),
     ("client", &["machine-api"]),
-    ("cycles", &["client", "machine-api"]),
+    ("cycles", &["client", "machine-api", "trials"]),
     ("cli", &["client", "cycles", "kvm-host", "machine-api"]),
     ("guest-init", &["guest-protocol"]),
     // kvm-host only in tests, which run inside a virtual host where there is no KVM.
-    ("vmm", &["vmm-control", "kvm-host"]),
+    ("vmm", &["vmm-control", "kvm-host", "trials"]),
     (
         "supervisor",
-        &["guest-protocol", "machine-api", "vmm-control", "kvm-host"],
+        &[
+            "guest-protocol",
+            "machine-api",
+            "vmm-control",
+            "kvm-host",
+            "trials",
+        ],
     ),
     ("rootfs", &[]),
-    ("kvm-host", &["rootfs"]),
+    ("kvm-host", &["rootfs", "trials"]),
     // The peer adapter makes the same readiness check through Firecracker's vsock socket.
     (
         "e2e",

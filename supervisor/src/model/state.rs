@@ -14,6 +14,9 @@
 //! ```
 
 /// The state of a machine. Names in -ing are transitions, which the driver carries out.
+///
+/// `machine_api::MachineState` has the same names. Two types on purpose: a state that the API shows
+/// differently one day must not change what is stored and decided here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum State {
     /// Stored, never started.

@@ -18,20 +18,10 @@ mod usage;
 
 use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Trial};
-
-/// Makes a list of trials from test functions, named by their path.
-macro_rules! trials {
-    ($($test:path),+ $(,)?) => {
-        vec![$(Trial::test(stringify!($test), || {
-            $test();
-            Ok(())
-        })),+]
-    };
-}
+use trials::{Arguments, ignore_if, trials};
 
 fn main() -> ExitCode {
-    let mut trials = trials![
+    let mut all = trials![
         scale::costs_of_lists_and_of_idle_machines_grow_no_faster_than_the_number_of_machines,
         scale::resumes_that_are_requested_together_wait_for_their_turn,
         exhaustion::descriptors::when_out_of_descriptors_each_transition_says_so_and_loses_nothing,
@@ -48,9 +38,6 @@ fn main() -> ExitCode {
         exhaustion::space::output_of_a_guest_while_the_disk_is_full_is_in_the_log_afterwards,
     ];
     let obstacle = exhaustion::space::obstacle();
-    trials.extend(on_a_small_disk.into_iter().map(|trial| match &obstacle {
-        Some(reason) => trial.with_kind(reason).with_ignored_flag(true),
-        None => trial,
-    }));
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    all.extend(ignore_if(obstacle.as_deref(), on_a_small_disk));
+    trials::run(&Arguments::from_args(), all).exit_code()
 }

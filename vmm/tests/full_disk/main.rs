@@ -11,30 +11,24 @@ mod fixture;
 mod save;
 #[path = "../support/small_disk.rs"]
 mod small_disk;
-#[path = "../support/trials.rs"]
-mod trials;
 
 use std::process::ExitCode;
 
-use libtest_mimic::Arguments;
-
-use trials::{ignore_if, trials};
+use trials::{Arguments, ignore_if, trials};
 
 fn main() -> ExitCode {
-    let on_tmpfs = trials! {
-        save:
-            a_booted_machine_outlives_a_full_disk,
-            summing_up_sparse_chunks_takes_no_room_on_tmpfs;
-    };
-    let on_ext4 = trials! {
-        save:
-            a_resumed_machine_outlives_a_full_disk,
-            a_machine_on_a_full_disk_can_be_saved_elsewhere;
-    };
-    let mut trials = ignore_if(small_disk::reason_against_tmpfs().as_deref(), on_tmpfs);
-    trials.extend(ignore_if(
+    let on_tmpfs = trials![
+        save::a_booted_machine_outlives_a_full_disk,
+        save::summing_up_sparse_chunks_takes_no_room_on_tmpfs,
+    ];
+    let on_ext4 = trials![
+        save::a_resumed_machine_outlives_a_full_disk,
+        save::a_machine_on_a_full_disk_can_be_saved_elsewhere,
+    ];
+    let mut all = ignore_if(small_disk::reason_against_tmpfs().as_deref(), on_tmpfs);
+    all.extend(ignore_if(
         small_disk::reason_against_ext4().as_deref(),
         on_ext4,
     ));
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    trials::run(&Arguments::from_args(), all).exit_code()
 }

@@ -36,6 +36,13 @@ fn fill_up(disk: &SmallDisk) -> PathBuf {
     path
 }
 
+/// The disk was full while pages were written.
+fn assert_no_space(error: &SaveError) {
+    let step = Step::WritePages;
+    let expected = matches!(error, SaveError::NoSpace { step: found, .. } if *found == step);
+    assert!(expected, "{error}");
+}
+
 pub(crate) fn a_booted_machine_outlives_a_full_disk() {
     let directory = scratch();
     let disk = SmallDisk::tmpfs(directory.path(), "1m");
@@ -46,16 +53,7 @@ pub(crate) fn a_booted_machine_outlives_a_full_disk() {
 
     let error = subject.save().unwrap_err();
 
-    assert!(
-        matches!(
-            error,
-            SaveError::NoSpace {
-                step: Step::WritePages,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert_no_space(&error);
     subject.assert_intact();
     assert!(
         !directory.path().join("memory").exists(),
@@ -77,16 +75,7 @@ pub(crate) fn a_resumed_machine_outlives_a_full_disk() {
 
     let error = subject.save().unwrap_err();
 
-    assert!(
-        matches!(
-            error,
-            SaveError::NoSpace {
-                step: Step::WritePages,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert_no_space(&error);
     subject.assert_intact();
     std::fs::remove_file(ballast).unwrap();
     subject.save().unwrap();

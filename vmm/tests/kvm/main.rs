@@ -22,8 +22,6 @@ mod msrs;
 #[path = "../support/small_disk.rs"]
 mod small_disk;
 mod suspend;
-#[path = "../support/trials.rs"]
-mod trials;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -33,11 +31,10 @@ use kvm_host::pack::{self, HostFile, PackError, Parts};
 use kvm_host::probe::{self, KvmKind};
 use kvm_host::qemu;
 use kvm_host::rerun::{self, Rerun, RerunError};
-use libtest_mimic::{Arguments, Trial};
 use vmm::log::chain;
 
 use harness::VMM_ENV;
-use trials::{ignore_if, trials};
+use trials::{Arguments, Trial, ignore_if, trials};
 
 /// Changes where the tests run; see above.
 const WISH_ENV: &str = "MCTL_KVM_TESTS";
@@ -157,54 +154,45 @@ fn report(arguments: &Arguments, against_kvm: Option<&str>) -> ExitCode {
     let mut all = trials_without_kvm();
     all.extend(ignore_if(against_kvm, trials_with_kvm()));
     all.extend(ignore_if(against_both, trials_with_kvm_and_mount()));
-    libtest_mimic::run(arguments, all).exit_code()
+    trials::run(arguments, all).exit_code()
 }
 
 fn trials_without_kvm() -> Vec<Trial> {
-    trials! {
-        boot:
-            files_that_are_no_kernel_are_refused_with_the_reason;
-        control:
-            standard_input_that_is_no_listener_is_refused;
-    }
+    trials![
+        boot::files_that_are_no_kernel_are_refused_with_the_reason,
+        control::standard_input_that_is_no_listener_is_refused,
+    ]
 }
 
 fn trials_with_kvm() -> Vec<Trial> {
-    trials! {
-        boot:
-            a_guest_prints_reaches_its_devices_and_powers_off,
-            eight_processors_and_eight_gibibytes_boot,
-            both_ways_to_reset_are_a_reset,
-            a_triple_fault_is_a_crash;
-        control:
-            every_client_gets_a_report_of_the_end,
-            a_greeting_has_state_and_phases,
-            clients_that_misbehave_lose_their_connection_and_nothing_else,
-            a_supervisor_may_pass_the_listener_as_standard_input,
-            all_threads_are_confined_and_a_signal_ends_the_machine_in_order;
-        msrs:
-            memory_types_survive_though_kvm_does_not_list_them;
-        suspend:
-            chained_cycles_lose_and_repeat_nothing,
-            a_second_suspend_writes_only_what_changed,
-            phases_of_a_suspend_and_of_a_restore_are_adjacent,
-            memory_and_processors_of_any_number_survive,
-            a_paused_guest_stands_still_until_it_is_unpaused,
-            a_paused_machine_can_be_suspended,
-            a_suspend_without_a_directory_fails_and_the_machine_continues,
-            a_cancelled_suspend_leaves_the_machine_running,
-            images_that_are_not_right_are_refused_before_the_guest_runs,
-            the_time_stamp_counter_never_jumps_back_not_even_in_its_first_second,
-            damaged_memory_is_found_after_a_lazy_resume,
-            damaged_memory_is_refused_before_the_guest_runs_if_asked_for;
-    }
+    trials![
+        boot::a_guest_prints_reaches_its_devices_and_powers_off,
+        boot::eight_processors_and_eight_gibibytes_boot,
+        boot::both_ways_to_reset_are_a_reset,
+        boot::a_triple_fault_is_a_crash,
+        control::every_client_gets_a_report_of_the_end,
+        control::a_greeting_has_state_and_phases,
+        control::clients_that_misbehave_lose_their_connection_and_nothing_else,
+        control::a_supervisor_may_pass_the_listener_as_standard_input,
+        control::all_threads_are_confined_and_a_signal_ends_the_machine_in_order,
+        msrs::memory_types_survive_though_kvm_does_not_list_them,
+        suspend::chained_cycles_lose_and_repeat_nothing,
+        suspend::a_second_suspend_writes_only_what_changed,
+        suspend::phases_of_a_suspend_and_of_a_restore_are_adjacent,
+        suspend::memory_and_processors_of_any_number_survive,
+        suspend::a_paused_guest_stands_still_until_it_is_unpaused,
+        suspend::a_paused_machine_can_be_suspended,
+        suspend::a_suspend_without_a_directory_fails_and_the_machine_continues,
+        suspend::a_cancelled_suspend_leaves_the_machine_running,
+        suspend::images_that_are_not_right_are_refused_before_the_guest_runs,
+        suspend::the_time_stamp_counter_never_jumps_back_not_even_in_its_first_second,
+        suspend::damaged_memory_is_found_after_a_lazy_resume,
+        suspend::damaged_memory_is_refused_before_the_guest_runs_if_asked_for,
+    ]
 }
 
 fn trials_with_kvm_and_mount() -> Vec<Trial> {
-    trials! {
-        suspend:
-            a_full_file_system_fails_the_suspend_and_the_machine_continues;
-    }
+    trials![suspend::a_full_file_system_fails_the_suspend_and_the_machine_continues,]
 }
 
 #[expect(clippy::print_stderr, reason = "messages of a test executable")]

@@ -9,16 +9,13 @@
 #[path = "../image/fixture.rs"]
 mod fixture;
 mod private_pages;
-#[path = "../support/trials.rs"]
-mod trials;
 
 use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Trial};
 use vmm::memory::MachineMemory;
 
 use private_pages::Source;
-use trials::ignore_if;
+use trials::{Arguments, Trial, ignore_if};
 
 /// Makes a list of trials from test functions of a source.
 macro_rules! trials_of {
@@ -46,9 +43,9 @@ macro_rules! trials_of {
 fn main() -> ExitCode {
     let table: Source = MachineMemory::private_pages_by_table;
     let scan: Source = MachineMemory::private_pages_by_scan;
-    let mut trials = trials_of!(table);
-    trials.extend(ignore_if(reason_against_scan(), trials_of!(scan)));
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    let mut all = trials_of!(table);
+    all.extend(ignore_if(reason_against_scan(), trials_of!(scan)));
+    trials::run(&Arguments::from_args(), all).exit_code()
 }
 
 fn reason_against_scan() -> Option<&'static str> {

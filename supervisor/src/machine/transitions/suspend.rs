@@ -135,6 +135,11 @@ impl Driver {
             timing: Some(timing),
             ..EventDetails::default()
         };
+        self.become_suspended(details);
+    }
+
+    /// The image is whole and the VMM has ended.
+    pub(super) fn become_suspended(&mut self, details: EventDetails) {
         self.transition_then_store(Event::SuspendDone, details, |record| {
             record.image_generation = Some(record.generation);
             record.facts.image_unusable = None;

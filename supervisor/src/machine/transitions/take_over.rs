@@ -9,7 +9,6 @@ use crate::machine::request::Request;
 use crate::model::event::EventDetails;
 use crate::model::graceful_stop::GracefulStop;
 use crate::model::recovery::{Recovery, recovery};
-use crate::model::state::Event;
 use crate::model::timing::Trace;
 use crate::vmm_process::{VmmExit, read_exit_report, remove_sockets};
 
@@ -84,11 +83,6 @@ impl Driver {
             message: Some(message),
             ..EventDetails::default()
         };
-        self.transition_then_store(Event::SuspendDone, details, |record| {
-            record.image_generation = Some(record.generation);
-            record.facts.image_unusable = None;
-            record.vmm = None;
-        });
-        self.answer_waiters(None);
+        self.become_suspended(details);
     }
 }
