@@ -332,3 +332,30 @@ fn the_readme_names_only_recipes_that_exist() {
         .collect();
     assert!(missing.is_empty(), "not in the justfile: {missing:?}");
 }
+
+#[test]
+fn documents_name_only_files_that_exist() {
+    let mut documents = files(".md");
+    documents.retain(|path| !path.ends_with("CHANGELOG.md"));
+    let known: Vec<String> = files("")
+        .iter()
+        .map(|path| format!("/{}", relative(path)))
+        .collect();
+    let mut missing = Vec::new();
+    for document in documents {
+        let text = fs::read_to_string(&document).expect("a readable document");
+        // Every second piece between backticks is code.
+        for name in text.split('`').skip(1).step_by(2) {
+            let named = name.strip_suffix('/').unwrap_or(name);
+            let is_path = name.ends_with(".rs") || (name.ends_with('/') && !name.contains(' '));
+            // A path may be relative to the crate that its section is about.
+            let exists = known.iter().any(|path| {
+                path.ends_with(&format!("/{named}")) || path.contains(&format!("/{named}/"))
+            });
+            if is_path && !exists && !name.starts_with("target/") {
+                missing.push(format!("{}: {name}", relative(&document)));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
