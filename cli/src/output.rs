@@ -127,13 +127,8 @@ impl Output {
 
     /// An error with all its causes, and what to do about it.
     pub(crate) fn error(&self, error: &dyn Error, hint: Option<&str>) {
-        let mut text = format!("{} {error}", painted("error:", Style::Bad, self.colour_err));
-        let mut cause = error.source();
-        while let Some(source) = cause {
-            text = format!("{text}: {source}");
-            cause = source.source();
-        }
-        self.message(&text);
+        let label = painted("error:", Style::Bad, self.colour_err);
+        self.message(&format!("{label} {}", error_text::with_causes(error)));
         if let Some(hint) = hint {
             self.message(&format!(
                 "{} {hint}",

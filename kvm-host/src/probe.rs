@@ -95,7 +95,7 @@ pub fn detect() -> KvmKind {
     match measure_with_deadline() {
         Ok(rate) => classify(cpu_has_virtualisation(), rate),
         Err(error) => KvmKind::Missing {
-            reason: chain(&error),
+            reason: error_text::with_causes(&error),
         },
     }
 }
@@ -190,16 +190,6 @@ fn measure() -> Result<u64, ProbeError> {
 fn loop_code(loops: u16) -> [u8; 7] {
     let [low, high] = loops.to_le_bytes();
     [0xb9, low, high, 0x49, 0x75, 0xfd, 0xf4]
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(&format!(": {cause}"));
-        next = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

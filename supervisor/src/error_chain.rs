@@ -7,19 +7,9 @@ use crate::exhaustion;
 
 /// `error` with all its causes and a hint if there is one: `cannot open x: no space left (free …)`.
 pub(crate) fn error_chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = String::new();
-    let mut hint = None;
-    let mut next = Some(error);
-    while let Some(cause) = next {
-        if !text.is_empty() {
-            text.push_str(": ");
-        }
-        text.push_str(&cause.to_string());
-        hint = hint.or_else(|| cause.downcast_ref().and_then(exhaustion::hint));
-        next = cause.source();
+    let text = error_text::with_causes(error);
+    match exhaustion::hint_in_causes(error) {
+        Some(hint) => format!("{text} ({hint})"),
+        None => text,
     }
-    if let Some(hint) = hint {
-        text.push_str(&format!(" ({hint})"));
-    }
-    text
 }

@@ -2,6 +2,7 @@
 //!
 //! The system's own message ("Too many open files") names neither. `error_chain` adds these hints.
 
+use std::error::Error;
 use std::io;
 
 use rustix::fs::{Mode, OFlags, open};
@@ -49,10 +50,15 @@ pub(crate) fn raise_descriptor_limit() {
     }
 }
 
+/// What to do about `error`, if it or one of its causes means that something is used up.
+pub(crate) fn hint_in_causes(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    let own = error.downcast_ref().and_then(hint);
+    own.or_else(|| error.source().and_then(hint_in_causes))
+}
+
 /// Whether `error`, or one of its causes, means that something is used up.
-pub(crate) fn is_exhaustion(error: &(dyn std::error::Error + 'static)) -> bool {
-    let own = error.downcast_ref().and_then(hint).is_some();
-    own || error.source().is_some_and(is_exhaustion)
+pub(crate) fn is_exhaustion(error: &(dyn Error + 'static)) -> bool {
+    hint_in_causes(error).is_some()
 }
 
 /// Fails if a start would run out of descriptors half-way: its image may be consumed by then, and

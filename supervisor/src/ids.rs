@@ -43,10 +43,9 @@ pub(crate) fn random_name() -> String {
     format!("{adjective}-{noun}-{:04}", rng.random_range(0..10_000))
 }
 
-/// 32 random bytes as 64 hexadecimal digits: a secret, or entropy.
+/// 32 random bytes as 64 hexadecimal digits, for secrets.
 pub(crate) fn random_hex() -> String {
-    let bytes: [u8; 32] = rand::rng().random();
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(rand::rng().random::<[u8; 32]>())
 }
 
 #[cfg(test)]

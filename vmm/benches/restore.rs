@@ -21,7 +21,6 @@ use std::process::ExitCode;
 
 use harness::{Host, Vmm as Process};
 use vmm::clock::monotonic_ns;
-use vmm::log;
 use vmm::memory::MachineMemory;
 use vmm::vm::{Vm, open_kvm};
 use vmm_control::{Event, Message, Phase, Reply, RequestBody};
@@ -38,7 +37,7 @@ const IDLE: &[u8] = &[0xeb, 0xfe];
 
 fn main() -> ExitCode {
     if let Err(error) = open_kvm() {
-        println!("not measured: {}", log::chain(&error));
+        println!("not measured: {}", error_text::with_causes(&error));
         return ExitCode::SUCCESS;
     }
     let sizes: Vec<String> = std::env::args()

@@ -18,16 +18,3 @@ pub fn line(message: Arguments<'_>) {
     );
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
-
-/// An error with its whole chain of causes, for messages to people.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
-}

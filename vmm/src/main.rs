@@ -56,8 +56,9 @@ fn finish(identity: &Identity, ending: &Ending, exit_file: Option<PathBuf>) -> E
 }
 
 fn boot_and_run(identity: Identity, args: BootArgs, phases: Phases) -> Ending {
-    let refused =
-        |error: &dyn std::error::Error| Ending::new(ExitReason::HostFailed, log::chain(error));
+    let refused = |error: &dyn std::error::Error| {
+        Ending::new(ExitReason::HostFailed, error_text::with_causes(error))
+    };
     let (control, host) = match host_side(&args.common) {
         Ok(sides) => sides,
         Err(error) => return refused(error.as_ref()),
@@ -83,7 +84,12 @@ fn boot_and_run(identity: Identity, args: BootArgs, phases: Phases) -> Ending {
 fn restore_and_run(identity: Identity, args: RestoreArgs, phases: Phases) -> Ending {
     let (control, host) = match host_side(&args.common) {
         Ok(sides) => sides,
-        Err(error) => return Ending::new(ExitReason::HostFailed, log::chain(error.as_ref())),
+        Err(error) => {
+            return Ending::new(
+                ExitReason::HostFailed,
+                error_text::with_causes(error.as_ref()),
+            );
+        }
     };
     let source = RestoreSource {
         image: args.image,
@@ -100,7 +106,7 @@ fn restore_and_run(identity: Identity, args: RestoreArgs, phases: Phases) -> End
             } else {
                 ExitReason::HostFailed
             };
-            Ending::new(reason, log::chain(&error))
+            Ending::new(reason, error_text::with_causes(&error))
         }
     }
 }

@@ -3,7 +3,6 @@
 //! A failed check or a failing subject ends the run; the records so far are returned. Nothing is
 //! printed here: an [`Observer`] is notified.
 
-use std::error::Error;
 use std::ops::ControlFlow;
 
 use super::check::{Continuity, CycleError, LeftoverVsocks, check_duration, check_phases};
@@ -56,7 +55,7 @@ pub async fn run_cycles<S: Subject>(
         Ok(before) => before,
         Err(error) => {
             let error = CycleError::Observe {
-                chain: chain(&error),
+                chain: error_text::with_causes(&error),
             };
             return failed(run, 0, &error, observer);
         }
@@ -104,10 +103,10 @@ async fn one_cycle<S: Subject>(
         .suspend()
         .await
         .map_err(|error| CycleError::Suspend {
-            chain: chain(&error),
+            chain: error_text::with_causes(&error),
         })?;
     let resume = subject.resume().await.map_err(|error| CycleError::Resume {
-        chain: chain(&error),
+        chain: error_text::with_causes(&error),
     })?;
     let SuspendOutcome {
         total_ms: suspend_ms,
@@ -138,18 +137,6 @@ async fn one_cycle<S: Subject>(
         image_bytes_written,
     };
     Ok((cycle, guest))
-}
-
-/// An error and its sources in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

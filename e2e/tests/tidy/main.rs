@@ -17,16 +17,21 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("guest-protocol", &[]),
     ("machine-api", &[]),
     ("vmm-control", &[]),
+    ("error-text", &[]),
     ("trials", &[]),
     ("client", &["machine-api"]),
-    ("cycles", &["client", "machine-api", "trials"]),
-    ("cli", &["client", "cycles", "kvm-host", "machine-api"]),
-    ("guest-init", &["guest-protocol"]),
+    ("cycles", &["client", "error-text", "machine-api", "trials"]),
+    (
+        "cli",
+        &["client", "cycles", "error-text", "kvm-host", "machine-api"],
+    ),
+    ("guest-init", &["error-text", "guest-protocol"]),
     // kvm-host only in tests, which run inside a virtual host where there is no KVM.
-    ("vmm", &["vmm-control", "kvm-host", "trials"]),
+    ("vmm", &["error-text", "vmm-control", "kvm-host", "trials"]),
     (
         "supervisor",
         &[
+            "error-text",
             "guest-protocol",
             "machine-api",
             "vmm-control",
@@ -35,7 +40,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("rootfs", &[]),
-    ("kvm-host", &["rootfs", "trials"]),
+    ("kvm-host", &["error-text", "rootfs", "trials"]),
     // The peer adapter makes the same readiness check through Firecracker's vsock socket.
     (
         "e2e",

@@ -3,7 +3,7 @@
 
 use std::error::Error;
 
-use crate::os::console::{chain, say};
+use crate::os::console::say;
 use crate::os::power;
 
 pub(crate) mod loopback;
@@ -31,7 +31,11 @@ pub(crate) struct Step {
 pub(crate) fn run(steps: &[Step]) {
     for step in steps {
         if let Err(error) = (step.run)() {
-            say(format_args!("cannot {}: {}", step.name, chain(&*error)));
+            say(format_args!(
+                "cannot {}: {}",
+                step.name,
+                error_text::with_causes(&*error)
+            ));
             if step.failure == Failure::PowersOff {
                 power::power_off();
             }

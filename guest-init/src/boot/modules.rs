@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
 
-use crate::os::console::{chain, say};
+use crate::os::console::say;
 
 const DIRECTORY: &str = "/lib/modules";
 
@@ -47,7 +47,7 @@ pub(crate) fn load_all() -> Result<(), ModuleError> {
     let order = fs::read_to_string(&path).map_err(|source| ModuleError::Order { path, source })?;
     for line in parse_order(&order) {
         if let Err(error) = load(line) {
-            say(chain(&error));
+            say(error_text::with_causes(&error));
         }
     }
     Ok(())

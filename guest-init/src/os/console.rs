@@ -26,15 +26,3 @@ pub(crate) fn say(message: impl Display) {
     let line = format!("guest-init: {message}\n");
     let _unwritable = io::stderr().write_all(line.as_bytes());
 }
-
-/// The error with all its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    line
-}

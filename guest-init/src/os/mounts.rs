@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
-use crate::os::console::{chain, say};
+use crate::os::console::say;
 
 /// Why a file system was not mounted.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +69,10 @@ pub(crate) fn mount_table() -> Result<(), MountError> {
     for entry in TABLE {
         match mount_entry(entry) {
             Err(error) if entry.is_needed => return Err(error),
-            Err(error) => say(format_args!("continuing without it: {}", chain(&error))),
+            Err(error) => say(format_args!(
+                "continuing without it: {}",
+                error_text::with_causes(&error)
+            )),
             Ok(()) => {}
         }
     }

@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use crate::connection::registry::{Registry, Ticket};
 use crate::connection::{Connection, ConnectionError, Message};
-use crate::os::console::{chain, say};
+use crate::os::console::say;
 use crate::os::kernel::Kernel;
 use crate::os::{clock, sys};
 use crate::processes::main_process::MainProcess;
@@ -135,11 +135,11 @@ impl Server {
 
     fn wake_up(&self, wake: &Wake) {
         if let Err(error) = wake::reseed(wake, &*self.kernel) {
-            say(chain(&error));
+            say(error_text::with_causes(&error));
         }
         match wake::step_clock(wake, &*self.kernel) {
             Ok(step_ms) => self.clock_step_ms.set(Some(step_ms)),
-            Err(error) => say(chain(&error)),
+            Err(error) => say(error_text::with_causes(&error)),
         }
     }
 
@@ -189,7 +189,10 @@ impl Server {
 pub(crate) async fn serve(server: Rc<Server>, connection: Connection) {
     match serve_call(&server, connection).await {
         Ok(()) | Err(ConnectionError::Ended) => {}
-        Err(error) => say(format_args!("gave up a connection: {}", chain(&error))),
+        Err(error) => say(format_args!(
+            "gave up a connection: {}",
+            error_text::with_causes(&error)
+        )),
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 
 use crate::connection::{Connection, ConnectionError};
-use crate::os::console::{chain, say};
+use crate::os::console::say;
 use crate::os::procfs;
 
 /// Sends samples until the connection ends. Watches the connection between samples, so that its end
@@ -22,7 +22,7 @@ pub(crate) async fn serve(
             _tick = ticks.tick() => match procfs::sample() {
                 Ok(sample) => connection.send_json(&sample).await?,
                 Err(error) => {
-                    say(format_args!("cannot stream CPU usage any further: {}", chain(&error)));
+                    say(format_args!("cannot stream CPU usage any further: {}", error_text::with_causes(&error)));
                     return Ok(());
                 }
             },

@@ -5,7 +5,6 @@ use std::error::Error;
 use guest_protocol::{Refusal, RefusalKind};
 
 use crate::connection::ConnectionError;
-use crate::os::console::chain;
 
 /// Why a service ended early.
 #[derive(Debug)]
@@ -32,6 +31,6 @@ impl From<ConnectionError> for ServiceError {
 pub(crate) fn refusal(kind: RefusalKind, error: &dyn Error) -> Refusal {
     Refusal {
         kind,
-        message: chain(error),
+        message: error_text::with_causes(error),
     }
 }

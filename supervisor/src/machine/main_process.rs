@@ -3,17 +3,28 @@
 use guest_protocol::{ExecSpec, LaunchFile, Request, TerminalSize};
 use machine_api::MachineConfig;
 
-/// The call that starts the main process; none where the configuration names no program.
+/// Whether guest-init is told to start a main process. Without one there is no output to read either.
+pub(crate) fn has_main_process(config: &MachineConfig) -> bool {
+    let init = config.init.as_ref();
+    let names_program = init.is_some_and(|init| {
+        let words = [&init.exec, &init.entrypoint, &init.cmd];
+        words.into_iter().any(|words| !words.is_empty())
+    });
+    // Disks are mounted and files written by the same call.
+    names_program || !config.mounts.is_empty() || !config.files.is_empty()
+}
+
+/// The call that starts the main process, if there is one.
 pub(crate) fn launch_request(config: &MachineConfig, hostname: &str) -> Option<Request> {
+    if !has_main_process(config) {
+        return None;
+    }
     let init = config.init.clone().unwrap_or_default();
-    let argv = if init.exec.is_empty() {
+    let argv: Vec<String> = if init.exec.is_empty() {
         init.entrypoint.into_iter().chain(init.cmd).collect()
     } else {
         init.exec
     };
-    if argv.is_empty() && config.mounts.is_empty() && config.files.is_empty() {
-        return None;
-    }
     let mounts = config
         .mounts
         .iter()

@@ -73,11 +73,11 @@ pub fn run(machine: Machine, control: Option<ControlListener>) -> Ending {
     let identity = machine.identity.clone();
     let mut runner = match Runner::new(machine, control) {
         Ok(runner) => runner,
-        Err(error) => return Ending::new(ExitReason::HostFailed, log::chain(&error)),
+        Err(error) => return Ending::new(ExitReason::HostFailed, error_text::with_causes(&error)),
     };
-    let ending = runner
-        .serve()
-        .unwrap_or_else(|error| Ending::new(ExitReason::HostFailed, log::chain(&error)));
+    let ending = runner.serve().unwrap_or_else(|error| {
+        Ending::new(ExitReason::HostFailed, error_text::with_causes(&error))
+    });
     runner.broadcast(&vmm_control::Event::Exiting(ending.report(&identity)));
     ending
 }
@@ -280,7 +280,10 @@ impl Runner {
                 None
             }
             Err(VerifyError::Stopped) => None,
-            Err(error) => Some(Ending::new(ExitReason::ImageDamaged, log::chain(&error))),
+            Err(error) => Some(Ending::new(
+                ExitReason::ImageDamaged,
+                error_text::with_causes(&error),
+            )),
         }
     }
 
@@ -414,7 +417,7 @@ impl Runner {
             Ok(saving) => self.suspend = Some((saving, client, id)),
             Err(error) => {
                 self.continue_after_failed_suspend()?;
-                self.reply(client, id, failure("io", log::chain(&error)));
+                self.reply(client, id, failure("io", error_text::with_causes(&error)));
             }
         }
         Ok(None)
@@ -433,7 +436,7 @@ impl Runner {
                 Ok(Some(Ending::new(ExitReason::Suspended, "suspended")))
             }
             Err(error) => {
-                let message = log::chain(&error);
+                let message = error_text::with_causes(&error);
                 log::line(format_args!(
                     "suspend failed, the machine continues: {message}"
                 ));

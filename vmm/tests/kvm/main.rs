@@ -31,7 +31,6 @@ use kvm_host::pack::{self, HostFile, PackError, Parts};
 use kvm_host::probe::{self, KvmKind};
 use kvm_host::qemu;
 use kvm_host::rerun::{self, Rerun, RerunError};
-use vmm::log::chain;
 
 use harness::VMM_ENV;
 use trials::{Arguments, Trial, ignore_if, trials};
@@ -75,7 +74,9 @@ fn main() -> ExitCode {
             }
             report(&arguments, None)
         }
-        Place::Inside(parts) => run_inside(parts).unwrap_or_else(|error| fail(&chain(&error))),
+        Place::Inside(parts) => {
+            run_inside(parts).unwrap_or_else(|error| fail(&error_text::with_causes(&error)))
+        }
         Place::Nowhere { reason } if wish == Wish::Require => fail(&format!(
             "the tests that need KVM can run nowhere, and {WISH_ENV}=require: {reason}"
         )),
@@ -124,10 +125,10 @@ fn place(wish: Wish) -> Place {
 
 /// The parts of a virtual host, or the reason why there can be none.
 fn gather_parts() -> Result<Parts, String> {
-    qemu::check_installed().map_err(|error| chain(&error))?;
+    qemu::check_installed().map_err(|error| error_text::with_causes(&error))?;
     let gather =
         || -> Result<Parts, PackError> { Parts::from_user_cache(&pack::find_init()?, &say) };
-    gather().map_err(|error| chain(&error))
+    gather().map_err(|error| error_text::with_causes(&error))
 }
 
 /// Runs this executable with its arguments in a virtual host.

@@ -48,26 +48,17 @@ impl Wake {
     /// A wake-up of the host's time and entropy.
     #[must_use]
     pub fn new(realtime_ns: u64, entropy: &[u8; ENTROPY_BYTES]) -> Self {
-        let entropy_hex = entropy.iter().map(|byte| format!("{byte:02x}")).collect();
         Self {
             realtime_ns,
-            entropy_hex,
+            entropy_hex: hex::encode(entropy),
         }
     }
 
     /// The entropy, decoded; none if it has another length or is not hexadecimal.
     #[must_use]
     pub fn entropy(&self) -> Option<[u8; ENTROPY_BYTES]> {
-        if self.entropy_hex.len() != 2 * ENTROPY_BYTES {
-            return None;
-        }
         let mut bytes = [0; ENTROPY_BYTES];
-        let (digits, _) = self.entropy_hex.as_bytes().as_chunks::<2>();
-        for (byte, [high, low]) in bytes.iter_mut().zip(digits) {
-            let high = char::from(*high).to_digit(16)?;
-            let low = char::from(*low).to_digit(16)?;
-            *byte = u8::try_from(high << 4 | low).ok()?;
-        }
+        hex::decode_to_slice(&self.entropy_hex, &mut bytes).ok()?;
         Some(bytes)
     }
 }

@@ -13,7 +13,7 @@ use crate::machine::driver::{Attended, Driver, Effect};
 use crate::machine::error::MachineError;
 use crate::machine::handle::LiveGuest;
 use crate::machine::launch::{Launch, launch_spec};
-use crate::machine::main_process::launch_request;
+use crate::machine::main_process::{has_main_process, launch_request};
 use crate::machine::request::Request;
 use crate::machine::session::GuestSession;
 use crate::model::event::{EventDetails, Source};
@@ -230,7 +230,6 @@ impl Driver {
     pub(super) fn bring_up(&self, vmm: VmmProcess, spawned_ns: u64, resumed: bool) -> BringUp {
         let defaults = &self.context.configuration.start_settings;
         let settings = defaults.overridden_by(self.record.config.vsock.as_ref());
-        let launch = launch_request(&self.record.config, &self.record.name);
         BringUp {
             machine_id: self.record.id.clone(),
             dir: self.dir.clone(),
@@ -239,7 +238,10 @@ impl Driver {
             limits: settings.readiness,
             monitor_first: settings.monitor_first,
             resumed,
-            launch: launch.filter(|_| !resumed),
+            // A resumed guest has its main process; the request may hold megabytes of files.
+            launch: (!resumed)
+                .then(|| launch_request(&self.record.config, &self.record.name))
+                .flatten(),
             spawned_ns,
         }
     }
@@ -291,7 +293,7 @@ impl Driver {
     /// Begins the long-lived connections and lets others use the guest.
     pub(super) fn begin_session(&mut self, guest: ReadyGuest) {
         let address = self.guest_address();
-        let with_output = launch_request(&self.record.config, &self.record.name).is_some();
+        let with_output = has_main_process(&self.record.config);
         let session = GuestSession::begin(&address, guest.monitor, &self.log, with_output);
         let observations = session.observations();
         self.publish_live(Some(LiveGuest {

@@ -299,7 +299,7 @@ impl MmioTransport {
     fn retire_if_broken(&self, state: &mut TransportState, result: Result<(), DeviceError>) {
         let Err(error) = result else { return };
         if !self.is_logged.swap(true, Ordering::Relaxed) {
-            let text = log::chain(&error);
+            let text = error_text::with_causes(&error);
             log::line(format_args!(
                 "{} device needs a reset by its driver: {text}",
                 self.name
