@@ -37,8 +37,8 @@ pub use judge::{
 pub use record::{
     Attempt, AttemptOutcome, Cell, CellCycle, CellKey, CellVerdict, Cycle, Expectation,
     FailedCheck, Flatness, GuestKind, Host, KvmKind, LoadError, MAX_CYCLES, MAX_REPORT_BYTES,
-    Matrix, Peer, Phases, PortPolicy, Problem, Report, Run, RunConfig, RunEnd, SCHEMA, ScaleResume,
-    ScaleRun, SubjectDescription, UNATTRIBUTED, load, on_or_off, parse,
+    Matrix, Peer, Phases, PortPolicy, Problem, Report, Resources, Run, RunConfig, RunEnd, SCHEMA,
+    ScaleResume, ScaleRun, SubjectDescription, UNATTRIBUTED, load, on_or_off, parse,
 };
 pub use render::{cycles_csv, report_page, scale_table, tables_of};
 pub use statistics::{

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use super::check::{Continuity, CycleError, LeftoverVsocks, check_duration, check_phases};
 use super::subject::{GuestObservation, ResumeOutcome, Subject, SuspendOutcome};
-use crate::record::{Cycle, FailedCheck, Run, RunEnd, SubjectDescription};
+use crate::record::{Cycle, FailedCheck, Resources, Run, RunEnd, SubjectDescription};
 
 /// What to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +135,7 @@ async fn one_cycle<S: Subject>(
         readiness,
         guest_open_vsocks: guest.open_vsocks,
         image_bytes_written,
+        resources: Resources::default(),
     };
     Ok((cycle, guest))
 }

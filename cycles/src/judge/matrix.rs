@@ -201,7 +201,7 @@ fn cell_cycle(cycle: &Cycle) -> CellCycle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Attempt, AttemptOutcome, Phases, RunEnd, SubjectDescription};
+    use crate::record::{Attempt, AttemptOutcome, Phases, Resources, RunEnd, SubjectDescription};
 
     fn key(guest: GuestKind, port_policy: PortPolicy, eviction: bool) -> CellKey {
         CellKey {
@@ -257,6 +257,7 @@ mod tests {
                 readiness: vec![attempt.clone(); usize::try_from(count).unwrap()],
                 guest_open_vsocks: Some(2 + leak * number),
                 image_bytes_written: None,
+                resources: Resources::default(),
             }
         };
         let run = Run {

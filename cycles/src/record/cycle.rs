@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::phases::{Phases, to_the_microsecond};
+use super::resources::Resources;
 
 /// One suspend and the resume that followed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,6 +30,9 @@ pub struct Cycle {
     /// Bytes that the suspend wrote.
     #[serde(default)]
     pub image_bytes_written: Option<u64>,
+    /// What was in use after the cycle.
+    #[serde(default, skip_serializing_if = "Resources::is_empty")]
+    pub resources: Resources,
 }
 
 impl Cycle {

@@ -10,6 +10,7 @@ mod load;
 mod matrix;
 mod phases;
 mod report;
+mod resources;
 mod run;
 mod scale;
 mod subject;
@@ -23,6 +24,7 @@ pub use matrix::{
 };
 pub use phases::{Phases, UNATTRIBUTED};
 pub use report::{Host, KvmKind, Peer, Report, RunConfig, SCHEMA};
+pub use resources::Resources;
 pub use run::{Run, RunEnd};
 pub use scale::{ScaleResume, ScaleRun};
 pub use subject::{PortPolicy, SubjectDescription};

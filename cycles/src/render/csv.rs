@@ -78,7 +78,7 @@ fn field(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Attempt, AttemptOutcome};
+    use crate::record::{Attempt, AttemptOutcome, Resources};
 
     fn cycle(phase: &str) -> Cycle {
         let attempt = |port, outcome| Attempt {
@@ -98,6 +98,7 @@ mod tests {
             ],
             guest_open_vsocks: Some(3),
             image_bytes_written: None,
+            resources: Resources::default(),
         }
     }
 

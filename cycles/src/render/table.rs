@@ -202,7 +202,7 @@ mod tests {
 
     use super::*;
     use crate::record::{
-        Attempt, FailedCheck, Host, KvmKind, Peer, Phases, PortPolicy, Run, RunEnd,
+        Attempt, FailedCheck, Host, KvmKind, Peer, Phases, PortPolicy, Resources, Run, RunEnd,
         SubjectDescription,
     };
 
@@ -221,6 +221,7 @@ mod tests {
             readiness: vec![attempt; attempts],
             guest_open_vsocks: None,
             image_bytes_written: None,
+            resources: Resources::default(),
         }
     }
 

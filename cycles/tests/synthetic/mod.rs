@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use cycles::{
     Attempt, AttemptOutcome, Cell, CellKey, Cycle, GuestKind, Host, KvmKind, Matrix, Peer, Phases,
-    PortPolicy, Report, Run, RunEnd, ScaleRun, SubjectDescription,
+    PortPolicy, Report, Resources, Run, RunEnd, ScaleRun, SubjectDescription,
 };
 
 /// A multiplicative congruential generator: random enough for pictures.
@@ -90,6 +90,7 @@ pub(crate) fn run(seed: u64, cycles: u32, leak: u32, failed: impl Fn(u32) -> u32
             readiness: (0..=retries).map(attempt).collect(),
             guest_open_vsocks: Some(2 + leak * (number - 1)),
             image_bytes_written: Some(6 << 20),
+            resources: Resources::default(),
         }
     };
     Run {
