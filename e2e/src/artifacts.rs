@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
+use serde::{Deserialize, Serialize};
 
 /// The folder of this executable and of the project's other binaries.
 pub fn binaries() -> anyhow::Result<PathBuf> {
@@ -34,7 +35,8 @@ pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// A guest image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum GuestImage {
     /// The released init
     Default,

@@ -1,6 +1,7 @@
 //! A KVM host with a supervisor on it: this machine if its KVM runs Linux guests, otherwise a virtual
 //! KVM host. Callers that drive machines on it need not know which.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use client::{Client, Endpoint};
 use cycles::{Host, KvmKind};
+use kvm_host::clock::Clock;
 use kvm_host::host::{Config, Run, VirtualHost};
 use kvm_host::pack::{self, HostFile, Parts};
 use kvm_host::{probe, rerun};
@@ -70,6 +72,14 @@ pub fn kind_of_kvm() -> (KvmKind, String) {
         KvmKind::Hardware,
         format!("{found}: Linux guests run directly on this machine"),
     )
+}
+
+/// The host of a run that failed before it described its host.
+pub fn undescribed() -> Host {
+    Host {
+        kvm: kind_of_kvm().0,
+        details: BTreeMap::new(),
+    }
 }
 
 /// Whether Linux guests can run on this machine.
@@ -158,6 +168,8 @@ impl KvmHost {
             parts: parts()?,
             memory_mib: rerun::MEMORY_MIB,
             cpus: rerun::CPUS,
+            // Whoever calls it is outside.
+            clock: Clock::Real,
             files: files_for_supervisor(folder, images)?,
             run: Run::Supervisor {
                 token: token.clone(),

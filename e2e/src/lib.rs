@@ -10,15 +10,18 @@
 
 pub mod artifacts;
 pub mod bench;
-pub mod child;
 pub mod counter;
 pub mod firecracker;
 pub mod host;
 pub mod host_socket;
+pub mod kvm_process;
 pub mod machine;
 pub mod main_job;
 pub mod matrix;
+pub mod measure;
 pub mod output;
-pub mod peer;
 pub mod report_files;
+pub mod run_event;
+pub mod run_here;
 pub mod scale;
+pub mod work;

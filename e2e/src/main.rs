@@ -8,7 +8,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use e2e::{bench, main_job, matrix, output, peer, scale};
+use e2e::{bench, main_job, matrix, output, run_here, scale};
 
 /// Suspend and resume real Linux machines, many times, and judge whether latency stays flat
 #[derive(Debug, Parser)]
@@ -26,9 +26,9 @@ enum Command {
     Matrix(matrix::Arguments),
     /// Measure suspend and resume, as ratios within one run
     Bench(bench::Arguments),
-    /// Measure a peer on this machine; called by `cycles --vmm`
+    /// Run cycles on this very host; called by the other commands
     #[command(hide = true)]
-    Peer(peer::Arguments),
+    RunHere(run_here::Arguments),
     /// Resume a guest with thousands of leaked pairs under each port policy; a part of `matrix`
     Scale(scale::Arguments),
 }
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
                 Command::Cycles(arguments) => main_job::run(&arguments).await,
                 Command::Matrix(arguments) => matrix::run(&arguments).await,
                 Command::Bench(arguments) => bench::run(&arguments).await,
-                Command::Peer(arguments) => peer::run(&arguments).await,
+                Command::RunHere(arguments) => run_here::run(&arguments).await.map(|()| true),
                 Command::Scale(arguments) => scale::run(&arguments).await,
             }
         })

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use cycles::{LeftoverVsocks, Report};
-use machine_api::VsockOptions;
+use cycles::{Host, Peer, Report, Run, Setting};
 
 use crate::artifacts::GuestImage;
-use crate::host::KvmHost;
-use crate::machine::{MachineSpec, run_on_new_machine};
-use crate::{output, peer, report_files};
+use crate::work::{Vmm, Work};
+use crate::{host, measure, output, report_files};
+
+/// The name of the report's files, without ending.
+const STEM: &str = "report";
 
 /// What to run.
 #[derive(Debug, Clone, Args)]
@@ -28,7 +29,7 @@ pub struct Arguments {
     output: PathBuf,
     /// Run the same cycles in another VMM, too: firecracker=PATH of its static binary
     #[arg(long, value_name = "KIND=PATH")]
-    vmm: Option<peer::PeerBinary>,
+    vmm: Option<Vmm>,
     /// Which init the guest runs; the leaky one leaves one socket open per resume
     #[arg(long, value_enum, default_value_t = GuestImage::Default)]
     guest: GuestImage,
@@ -37,75 +38,96 @@ pub struct Arguments {
     monitor_first: bool,
 }
 
-/// Runs the job; true if the verdict is flat.
+/// Runs the job, and the same in a peer if one is given; true if the verdict is flat.
 ///
 /// # Errors
 /// If the host, the machine or the peer cannot be run, or the report cannot be written.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
-    let host = KvmHost::start(&arguments.output, &[arguments.guest]).await?;
-    let spec = MachineSpec {
-        name: "e2e".to_owned(),
-        image: arguments.guest,
-        memory_mib: arguments.memory_mib,
-        vcpus: arguments.vcpus,
-        vsock: arguments.monitor_first.then(|| VsockOptions {
-            monitor_first: Some(true),
-            ..VsockOptions::default()
-        }),
-    };
-    let leftover = match arguments.guest {
-        GuestImage::Default => LeftoverVsocks::Fail,
-        GuestImage::Leaky => LeftoverVsocks::Record,
-    };
+    output::say(&host::kind_of_kvm().1);
+    output::say(&format!("latencies are measured in {}", measure::clock().in_words()));
     let started_at = report_files::now();
-    let run = run_on_new_machine(host.client(), &spec, arguments.cycles, leftover).await;
-    let description = host.describe().await?;
-    let run = match run {
-        Ok(run) => run,
-        Err(error) => {
-            return Err(error.context(format!("see the host's log: {}", host.log().display())));
-        }
+    let setting = |host: Option<Host>| Setting {
+        host: host.unwrap_or_else(host::undescribed),
+        clock: measure::clock(),
+        started_at: started_at.clone(),
     };
-    host.stop()?;
-    let mut report = Report::of_run(description, started_at, run);
+    let mut report = None;
+    let mut peer = None;
+    let result = measure::run_all(&arguments.output, arguments.works(), |number, result| {
+        if number == 0 {
+            let collected = result?;
+            let own = judged(arguments.guest, setting(collected.host), collected.run);
+            // Whatever becomes of the peer, this is not lost.
+            report_files::write(&arguments.output, STEM, &own)?;
+            report = Some(own);
+        } else {
+            peer = Some(result?.run);
+        }
+        Ok(())
+    })
+    .await;
+    let Some(mut report) = report else {
+        result?;
+        anyhow::bail!("the run has no result");
+    };
+    if let Some(run) = peer {
+        add_peer(arguments, &mut report, run)?;
+    }
+    report_files::publish(&arguments.output, STEM, &report)?;
+    result?;
+    Ok(report.flatness.flat)
+}
+
+/// The report on our own machine.
+fn judged(guest: GuestImage, setting: Setting, run: Run) -> Report {
+    let mut report = Report::of_run(setting, run);
     let refused = report.refused_attempts();
-    if arguments.guest == GuestImage::Default && refused > 0 {
+    if guest == GuestImage::Default && refused > 0 {
         report.mark_not_flat(&format!(
             "the guest refused {refused} readiness attempts, which only leaked pairs can cause"
         ));
     }
-    // Written before the peer runs, so that a failure of the peer does not lose it.
-    report_files::write(&arguments.output, "report", &report)?;
-    let peer_measured = match &arguments.vmm {
-        Some(binary) => measure_peer(binary, arguments, &mut report),
-        None => Ok(()),
-    };
-    report_files::publish(&arguments.output, "report", &report)?;
-    peer_measured?;
-    Ok(report.flatness.flat)
+    report
 }
 
-/// Measures the peer, adds it to `report`, and writes a full report of its own.
-fn measure_peer(
-    binary: &peer::PeerBinary,
-    arguments: &Arguments,
-    report: &mut Report,
-) -> anyhow::Result<()> {
-    let work = peer::Work {
-        cycles: arguments.cycles,
-        memory_mib: arguments.memory_mib,
-        vcpus: arguments.vcpus,
-        guest: arguments.guest,
-        monitor_first: arguments.monitor_first,
-    };
-    let started_at = report_files::now();
-    let peer = peer::measure(binary, &arguments.output, &work)?;
+/// Adds the peer to `report`, and writes a full report of its own.
+fn add_peer(arguments: &Arguments, report: &mut Report, run: Run) -> anyhow::Result<()> {
+    let peer = Peer::of_run(run, report.clock);
     report.peers.push(peer.clone());
-    let own = Report::of_peer(report.host.clone(), started_at, work.cycles, peer);
-    for path in report_files::write(&arguments.output, "firecracker", &own)? {
+    let setting = Setting {
+        host: report.host.clone(),
+        clock: report.clock,
+        started_at: report.config.started_at.clone(),
+    };
+    let own = Report::of_peer(setting, arguments.cycles, peer);
+    let stem = arguments.vmm.as_ref().map_or("peer", Vmm::name);
+    for path in report_files::write(&arguments.output, stem, &own)? {
         output::say(&format!("the peer's own report: {}", path.display()));
     }
     Ok(())
+}
+
+impl Arguments {
+    /// Our own machine's work, then that of the peer.
+    fn works(&self) -> Vec<Work> {
+        let own = Work {
+            name: Vmm::Mctl.name().to_owned(),
+            vmm: Vmm::Mctl,
+            cycles: self.cycles,
+            memory_mib: self.memory_mib,
+            vcpus: self.vcpus,
+            guest: self.guest,
+            port_policy: None,
+            eviction: None,
+            monitor_first: self.monitor_first,
+        };
+        let peer = self.vmm.as_ref().map(|vmm| Work {
+            name: vmm.name().to_owned(),
+            vmm: vmm.clone(),
+            ..own.clone()
+        });
+        std::iter::once(own).chain(peer).collect()
+    }
 }
 
 #[cfg(test)]

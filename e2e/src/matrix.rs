@@ -1,20 +1,18 @@
 //! The matrix: the same cycles with each fix switched off on its own, and with all of them off.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use client::Client;
 use cycles::{
-    Cell, CellKey, GuestKind, Host, LeftoverVsocks, Matrix, PortPolicy, Report, Run, ScaleRun,
+    Cell, CellKey, GuestKind, Host, Matrix, PortPolicy, Report, Run, ScaleRun, Setting,
 };
-use machine_api::VsockOptions;
 
 use crate::artifacts::GuestImage;
-use crate::host::KvmHost;
-use crate::machine::{MachineSpec, run_on_new_machine};
 use crate::report_files::{self, publish};
-use crate::{output, scale};
+use crate::work::{Vmm, Work};
+use crate::{host, measure, output, scale};
 
 /// The name of the report's files, without ending.
 const STEM: &str = "matrix";
@@ -50,79 +48,71 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         "no cell's name contains {:?}",
         arguments.only
     );
-    let images = [GuestImage::Default, GuestImage::Leaky];
-    let host = KvmHost::start(&arguments.output, &images).await?;
+    output::say(&host::kind_of_kvm().1);
+    output::say(&format!("latencies are measured in {}", measure::clock().in_words()));
     let mut measured = Measured {
-        host: host.describe().await?,
+        host: None,
         started_at: report_files::now(),
-        matrix: Matrix {
-            cycles_per_cell: arguments.cycles,
-            cells: Vec::new(),
-        },
-        released: None,
+        cycles_per_cell: arguments.cycles,
+        cells: BTreeMap::new(),
         scale: Vec::new(),
     };
-    let cells = run_cells(&host, &keys, arguments, &mut measured).await;
-    let log = host.log().to_owned();
-    let ended = cells.and(host.stop());
+    let works = (1..).zip(&keys).map(|(number, key)| {
+        output::say(&format!("cell {number} of {}: {key}", keys.len()));
+        work(*key, number, arguments.cycles)
+    });
+    let ended = measure::run_all(&arguments.output, works.collect(), |number, result| {
+        let collected = result.with_context(|| format!("cannot run the cell {}", keys[number]))?;
+        measured.host = measured.host.take().or(collected.host);
+        measured.cells.insert(number, (keys[number], collected.run));
+        // A matrix takes minutes: a later failure must not lose earlier cells.
+        report_files::write(&arguments.output, STEM, &measured.report())?;
+        Ok(())
+    })
+    .await;
     if ended.is_ok() {
         measured.scale = scale::measure(&arguments.output, arguments.leaked_pairs);
     }
-    publish(&arguments.output, STEM, &measured.report())?;
-    ended.with_context(|| {
-        format!(
-            "the matrix ended early, its report holds the cells measured before; see {}",
-            log.display()
-        )
-    })?;
-    let scale_holds = measured.scale.iter().all(ScaleRun::as_expected);
-    Ok(measured.matrix.as_expected() && scale_holds)
-}
-
-async fn run_cells(
-    host: &KvmHost,
-    keys: &[CellKey],
-    arguments: &Arguments,
-    measured: &mut Measured,
-) -> anyhow::Result<()> {
-    for (number, key) in (1..).zip(keys) {
-        output::say(&format!("cell {number} of {}: {key}", keys.len()));
-        let run = run_cell(host.client(), *key, number, arguments.cycles)
-            .await
-            .with_context(|| format!("cannot run the cell {key}"))?;
-        measured.add_cell(*key, run);
-        // A matrix takes an hour under emulation: a later failure must not lose earlier cells.
-        report_files::write(&arguments.output, STEM, &measured.report())?;
-    }
-    Ok(())
+    let report = measured.report();
+    publish(&arguments.output, STEM, &report)?;
+    ended.context("the matrix ended early, its report holds the cells measured before")?;
+    let matrix_holds = report.matrix.as_ref().is_some_and(Matrix::as_expected);
+    Ok(matrix_holds && measured.scale.iter().all(ScaleRun::as_expected))
 }
 
 /// What a matrix run has measured so far.
 #[derive(Debug)]
 struct Measured {
-    host: Host,
+    host: Option<Host>,
     started_at: String,
-    matrix: Matrix,
-    /// The run of the cell with all fixes on, whose verdict is that of the report.
-    released: Option<Run>,
+    cycles_per_cell: u32,
+    /// By their place in the matrix: they do not end in the order in which they began.
+    cells: BTreeMap<usize, (CellKey, Run)>,
     scale: Vec<ScaleRun>,
 }
 
 impl Measured {
-    fn add_cell(&mut self, key: CellKey, run: Run) {
-        self.matrix.cells.push(Cell::of_run(key, &run));
-        if key == released() {
-            self.released = Some(run);
-        }
-    }
-
     fn report(&self) -> Report {
-        let (host, started_at) = (self.host.clone(), self.started_at.clone());
-        let mut report = match &self.released {
-            Some(run) => Report::of_run(host, started_at, run.clone()),
-            None => Report::of_matrix(host, started_at, self.matrix.clone()),
+        let setting = Setting {
+            host: self.host.clone().unwrap_or_else(host::undescribed),
+            clock: measure::clock(),
+            started_at: self.started_at.clone(),
         };
-        report.matrix = Some(self.matrix.clone());
+        let cells = self.cells.values();
+        let matrix = Matrix {
+            cycles_per_cell: self.cycles_per_cell,
+            cells: cells
+                .clone()
+                .map(|(key, run)| Cell::of_run(*key, run, setting.clock))
+                .collect(),
+        };
+        // The verdict of the report is that of the cell with all fixes on.
+        let released = cells.clone().find(|(key, _)| *key == released());
+        let mut report = match released {
+            Some((_, run)) => Report::of_run(setting, run.clone()),
+            None => Report::of_matrix(setting, matrix.clone()),
+        };
+        report.matrix = Some(matrix);
         report.scale.clone_from(&self.scale);
         report
     }
@@ -164,46 +154,35 @@ fn keys() -> Vec<CellKey> {
     keys
 }
 
-async fn run_cell(client: &Client, key: CellKey, number: u32, cycles: u32) -> anyhow::Result<Run> {
-    let spec = MachineSpec {
+fn work(key: CellKey, number: u32, cycles: u32) -> Work {
+    Work {
         name: format!("cell-{number}"),
-        image: match key.guest {
+        vmm: Vmm::Mctl,
+        cycles,
+        memory_mib: 256,
+        vcpus: 1,
+        guest: match key.guest {
             GuestKind::Leaky => GuestImage::Leaky,
             GuestKind::Fixed => GuestImage::Default,
         },
-        memory_mib: 256,
-        vcpus: 1,
-        vsock: Some(VsockOptions {
-            port_policy: Some(key.port_policy.into()),
-            eviction: Some(key.eviction),
-            monitor_first: Some(key.monitor_first),
-        }),
-    };
-    let leftover = match key.guest {
-        GuestKind::Leaky => LeftoverVsocks::Record,
-        GuestKind::Fixed => LeftoverVsocks::Fail,
-    };
-    run_on_new_machine(client, &spec, cycles, leftover).await
+        port_policy: Some(key.port_policy),
+        eviction: Some(key.eviction),
+        monitor_first: key.monitor_first,
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use cycles::{KvmKind, RunEnd, SubjectDescription};
+    use cycles::{RunEnd, SubjectDescription};
 
     use super::*;
 
-    fn measured() -> Measured {
+    fn measured(key: CellKey) -> Measured {
         Measured {
-            host: Host {
-                kvm: KvmKind::Unknown,
-                details: std::collections::BTreeMap::new(),
-            },
+            host: None,
             started_at: report_files::now(),
-            matrix: Matrix {
-                cycles_per_cell: 30,
-                cells: Vec::new(),
-            },
-            released: None,
+            cycles_per_cell: 30,
+            cells: BTreeMap::from([(0, (key, empty_run()))]),
             scale: Vec::new(),
         }
     }
@@ -221,8 +200,7 @@ mod tests {
     #[test]
     fn a_report_without_the_released_cell_can_be_loaded() {
         let folder = tempfile::tempdir().unwrap();
-        let mut measured = measured();
-        measured.add_cell(keys()[0], empty_run());
+        let measured = measured(keys()[0]);
         report_files::write(folder.path(), STEM, &measured.report()).unwrap();
         let loaded = cycles::load(&folder.path().join("matrix.json")).unwrap();
         assert!(!loaded.has_run());
@@ -231,8 +209,7 @@ mod tests {
 
     #[test]
     fn the_released_cell_is_the_run_of_the_report() {
-        let mut measured = measured();
-        measured.add_cell(released(), empty_run());
+        let measured = measured(released());
         assert!(measured.report().has_run());
         assert_eq!(measured.report().matrix.unwrap().cells.len(), 1);
     }

@@ -12,8 +12,8 @@ use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use cycles::{Cycle, FailedCheck, Interruption, Observer, SubjectDescription, median};
-use indicatif::{ProgressBar, ProgressStyle};
+use cycles::{Cycle, FailedCheck, Observer, SubjectDescription, median};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 /// Without a terminal, progress is one line in at least this interval.
 const LINE_EVERY: Duration = Duration::from_secs(20);
@@ -36,14 +36,44 @@ pub fn error(error: &anyhow::Error) {
     eprintln!("error: {error:#}");
 }
 
+/// Shows how runs go: on a terminal, a bar for each run that goes on.
+#[derive(Debug, Clone)]
+pub struct Bars(MultiProgress);
+
+impl Bars {
+    /// None yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(MultiProgress::new())
+    }
+
+    /// The progress of a run called `title`.
+    pub fn progress(&self, title: &str) -> Progress {
+        Progress {
+            title: title.to_owned(),
+            bars: self.clone(),
+            bar: ProgressBar::hidden(),
+            recent: VecDeque::new(),
+            last_line: Instant::now(),
+            terminal: std::io::stderr().is_terminal(),
+        }
+    }
+}
+
+impl Default for Bars {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// Shows how a run goes.
 pub struct Progress {
     title: String,
+    bars: Bars,
     bar: ProgressBar,
     recent: VecDeque<f64>,
     last_line: Instant,
     terminal: bool,
-    interruption: Interruption,
 }
 
 impl std::fmt::Debug for Progress {
@@ -55,18 +85,6 @@ impl std::fmt::Debug for Progress {
 }
 
 impl Progress {
-    /// Progress of a run called `title`, ended early on `interruption`.
-    pub fn new(title: &str, interruption: Interruption) -> Self {
-        Self {
-            title: title.to_owned(),
-            bar: ProgressBar::hidden(),
-            recent: VecDeque::new(),
-            last_line: Instant::now(),
-            terminal: std::io::stderr().is_terminal(),
-            interruption,
-        }
-    }
-
     fn say_line(&mut self, cycle: &Cycle, cycles: u32, recent_ms: f64) {
         let last = cycle.cycle == cycles;
         if last || cycle.cycle == 1 || self.last_line.elapsed() >= LINE_EVERY {
@@ -89,7 +107,7 @@ impl Observer for Progress {
             let style = ProgressStyle::with_template(
                 "{prefix} {bar:32} {pos}/{len} cycles  {msg}  {elapsed} of about {duration}",
             );
-            self.bar = ProgressBar::new(u64::from(cycles));
+            self.bar = self.bars.0.add(ProgressBar::new(u64::from(cycles)));
             self.bar
                 .set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             self.bar.set_prefix(self.title.clone());
@@ -106,12 +124,10 @@ impl Observer for Progress {
         let recent_ms = median(&recent).unwrap_or(cycle.resume_ms);
         if self.terminal {
             self.bar.set_message(format!("resume {recent_ms:.0} ms"));
+            self.bar.set_length(u64::from(cycles));
             self.bar.set_position(u64::from(cycle.cycle));
         } else {
             self.say_line(cycle, cycles, recent_ms);
-        }
-        if self.interruption.is_requested() {
-            return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
     }

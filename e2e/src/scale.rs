@@ -12,7 +12,6 @@ use anyhow::{Context, anyhow, ensure};
 use clap::Args;
 use cycles::{MachineSubject, PortPolicy, ScaleRun, Subject, on_or_off, scale_table};
 use guest_protocol::{Call, Frame, PORT, Request, encode};
-use kvm_host::rerun::{EXPORT, Rerun};
 use machine_api::{MachineState, VsockOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -20,9 +19,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::artifacts::GuestImage;
-use crate::host::{self, KvmHost};
+use crate::host::KvmHost;
+use crate::kvm_process::KvmProcess;
 use crate::machine::{MachineSpec, STEP_DEADLINE, boot};
-use crate::{artifacts, child, host_socket, output};
+use crate::{host_socket, measure, output};
 
 /// Resumes under each policy.
 const RESUMES: u32 = 5;
@@ -39,8 +39,8 @@ const ATTEMPT_PAUSE: Duration = Duration::from_millis(50);
 const OPEN_DEADLINE: Duration = Duration::from_secs(900);
 /// Longest that the whole measurement may take.
 const DEADLINE: Duration = Duration::from_secs(3600);
-/// Folder of the images in the virtual host.
-const INSIDE_IMAGES: &str = "/images";
+/// The folder with the figures and the name of the process.
+const NAME: &str = "scale";
 /// Name of the file with the figures, in the output folder.
 const FILE: &str = "scale.json";
 
@@ -69,7 +69,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         measure_here(images, arguments.leaked_pairs, &arguments.output.join(FILE)).await?;
     } else {
         let runs = measure(&arguments.output, arguments.leaked_pairs);
-        output::print(&scale_table(&runs));
+        output::print(&scale_table(&runs, measure::clock()));
         return Ok(runs.iter().all(ScaleRun::as_expected));
     }
     Ok(true)
@@ -85,7 +85,7 @@ pub fn measure(folder: &Path, leaked_pairs: u32) -> Vec<ScaleRun> {
         "scale: a guest that starts with {leaked_pairs} leaked pairs"
     ));
     let result = measure_in_another_process(folder, leaked_pairs);
-    let file = folder.join("scale").join(FILE);
+    let file = folder.join(NAME).join(FILE);
     fill_in_missing(read(&file), result, leaked_pairs)
 }
 
@@ -109,43 +109,25 @@ fn fill_in_missing(
 }
 
 fn measure_in_another_process(folder: &Path, leaked_pairs: u32) -> anyhow::Result<()> {
-    let output = folder.join("scale");
-    // Figures of an earlier run could be mistaken for those of this one.
-    if output.join(FILE).exists() {
-        std::fs::remove_file(output.join(FILE)).context("cannot remove earlier figures")?;
-    }
-    let command = |images: &str, output: &str| {
-        vec![
+    let process = KvmProcess {
+        name: NAME,
+        images: &[GuestImage::Leaky],
+        programs: &[],
+        folder,
+    };
+    let (running, pieces) = process.start(|paths| {
+        Ok(vec![
             "scale".to_owned(),
-            format!("--images={images}"),
+            format!("--images={}", paths.images.display()),
             format!("--leaked-pairs={leaked_pairs}"),
-            format!("--output={output}"),
-        ]
-    };
-    let code = if host::runs_linux_here() {
-        let store = folder.join("images");
-        artifacts::build_images(&store, &[GuestImage::Leaky])?;
-        let (store, output) = (store.display().to_string(), output.display().to_string());
-        child::run(&command(&store, &output))?
-    } else {
-        let mut files = host::image_files(folder, &[GuestImage::Leaky], INSIDE_IMAGES)?;
-        files.extend(host::binaries_for_inside(&["mctl-supervisor", "mctl-vmm"])?);
-        Rerun {
-            parts: host::parts()?,
-            arguments: command(INSIDE_IMAGES, EXPORT),
-            environment: Vec::new(),
-            files,
-            export: Some((EXPORT, &output)),
-            log_folder: folder.join("scale-host"),
-            deadline: DEADLINE,
-        }
-        .run()?
-    };
-    ensure!(
-        code == 0,
-        "the scale run failed with exit code {code}; see above"
-    );
-    Ok(())
+            format!("--output={}", paths.results.display()),
+        ])
+    })?;
+    // Its figures are in a file, so nothing comes; the end of the output is that of the process.
+    for piece in pieces {
+        output::say(&String::from_utf8_lossy(&piece));
+    }
+    running.wait(DEADLINE).context("the scale run failed")
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<ScaleRun>> {

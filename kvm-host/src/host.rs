@@ -7,12 +7,14 @@ use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use crate::clock::Clock;
 use crate::export::{Export, ExportError};
 use crate::pack::{HostFile, PackError, Parts};
 use crate::plan::Plan;
@@ -41,6 +43,8 @@ pub enum Run {
     Command {
         argv: Vec<String>,
         env: Vec<(String, String)>,
+        /// Receives its standard output instead, in pieces of any length.
+        stdout: Option<Sender<Vec<u8>>>,
         /// A folder inside, and the folder outside that it is copied to at the end.
         export: Option<(String, PathBuf)>,
     },
@@ -54,6 +58,7 @@ pub struct Config {
     pub parts: Parts,
     pub memory_mib: u32,
     pub cpus: u32,
+    pub clock: Clock,
     pub files: Vec<HostFile>,
     pub run: Run,
     /// Where `console.log` and `qemu.log` go.
@@ -179,6 +184,7 @@ impl VirtualHost {
             initramfs: &initramfs,
             memory_mib: config.memory_mib,
             cpus: config.cpus,
+            clock: config.clock,
             forward: api_port.map(|outside| (outside, INSIDE_API_PORT)),
             console: &console,
             log: &log_folder.join("qemu.log"),
@@ -189,7 +195,12 @@ impl VirtualHost {
         let follower = Follower {
             shared: Arc::clone(&shared),
             outbox: outbox.clone(),
+            clock: config.clock,
             pulse: None,
+            stdout: match &config.run {
+                Run::Command { stdout, .. } => stdout.clone(),
+                Run::Supervisor { .. } | Run::Shell => None,
+            },
             export: match &config.run {
                 Run::Command {
                     export: Some((_, folder)),
@@ -228,6 +239,11 @@ impl VirtualHost {
     /// Waits for the end of the command and returns its exit code.
     pub fn wait_command(&self, timeout: Duration) -> Result<i32, HostError> {
         self.wait("the command ended", timeout, |progress| progress.exit_code)
+    }
+
+    /// Interrupts the command inside, as Ctrl-C does; may be used while another thread waits.
+    pub fn interrupter(&self) -> Interrupter {
+        Interrupter(self.outbox.clone())
     }
 
     /// Waits for the end of the host, without a deadline.
@@ -314,6 +330,17 @@ impl VirtualHost {
     }
 }
 
+/// Interrupts the command inside a virtual host.
+#[derive(Debug, Clone)]
+pub struct Interrupter(Outbox);
+
+impl Interrupter {
+    /// Interrupts it. A host that has ended needs no interruption.
+    pub fn interrupt(&self) {
+        let _ = self.0.send(&Frame::Interrupt);
+    }
+}
+
 impl Drop for VirtualHost {
     fn drop(&mut self) {
         self.qemu.kill();
@@ -340,7 +367,9 @@ fn plan_of(run: &Run) -> Plan {
             .to_vec(),
             ready_port: INSIDE_API_PORT,
         },
-        Run::Command { argv, env, export } => Plan::Command {
+        Run::Command {
+            argv, env, export, ..
+        } => Plan::Command {
             argv: argv.clone(),
             env: env.clone(),
             export: export.as_ref().map(|(inside, _)| inside.clone()),
@@ -367,8 +396,10 @@ fn free_port() -> Result<u16, HostError> {
 struct Follower {
     shared: Arc<Shared>,
     outbox: Outbox,
-    /// Started by the host's first frame.
+    clock: Clock,
+    /// Started by the host's first frame, where the host needs one.
     pulse: Option<Pulse>,
+    stdout: Option<Sender<Vec<u8>>>,
     export: Option<Export>,
     /// Kept open until the host has booted, as QEMU opens it by our descriptor.
     initramfs: Option<std::fs::File>,
@@ -403,13 +434,19 @@ impl Follower {
         match frame {
             Frame::Booted => {
                 self.initramfs = None;
-                self.pulse = Pulse::start(self.outbox.clone())
-                    .map_err(Failure::Pulse)
-                    .map(Some)?;
+                // In virtual time QEMU runs timers in the processor's own thread, so none is lost.
+                if self.clock == Clock::Real {
+                    let pulse = Pulse::start(self.outbox.clone()).map_err(Failure::Pulse)?;
+                    self.pulse = Some(pulse);
+                }
             }
             Frame::Ready => self.shared.update(|progress| progress.ready = true),
             // Our own output may be a closed pipe; the command inside continues nevertheless.
-            Frame::Stdout(bytes) => drop(write_through(&mut io::stdout(), &bytes)),
+            Frame::Stdout(bytes) => match &self.stdout {
+                // A receiver that is gone wants no more.
+                Some(receiver) => drop(receiver.send(bytes)),
+                None => drop(write_through(&mut io::stdout(), &bytes)),
+            },
             Frame::Stderr(bytes) => drop(write_through(&mut io::stderr(), &bytes)),
             Frame::File { path, permissions } => {
                 if let Some(export) = &mut self.export {
@@ -426,7 +463,7 @@ impl Follower {
                 .update(|progress| progress.exit_code = Some(code)),
             Frame::Failed(reason) => return Err(Failure::Reported(reason)),
             // Sent by this end only.
-            Frame::PowerOff | Frame::Beat => (),
+            Frame::PowerOff | Frame::Beat | Frame::Interrupt => (),
         }
         Ok(())
     }

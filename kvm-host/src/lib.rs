@@ -5,6 +5,7 @@
 //! `rerun` starts one for the calling program itself. Guests, their images and the supervisor are
 //! given as files; nothing here knows them.
 
+pub mod clock;
 pub mod host;
 pub mod pack;
 pub mod plan;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
+use kvm_host::clock::Clock;
 use kvm_host::host::{Config, INSIDE_STATE_DIR, Run, VirtualHost};
 use kvm_host::pack::{self, HostFile, Parts};
 use kvm_host::probe;
@@ -83,7 +84,11 @@ struct RunArgs {
 struct ExecArgs {
     #[command(flatten)]
     host: HostArgs,
-    /// Longest that the program may take, in seconds
+    /// Clock of the virtual host: "real", or "virtual", where an instruction takes a nanosecond and
+    /// waiting takes no time
+    #[arg(long, value_name = "CLOCK", default_value = "real", value_parser = parse_clock)]
+    clock: Clock,
+    /// Longest that the program may take, in seconds of this host's clock
     #[arg(long, value_name = "S", default_value_t = 600)]
     timeout_s: u64,
     /// Folder inside to copy out at the end
@@ -127,13 +132,11 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let token = hex::encode(rand::random::<[u8; 16]>());
     let env_path = host.log_folder.join("env");
     output::step("starting the virtual KVM host (QEMU emulates an AMD CPU with SVM)");
-    let config = config(
-        host,
-        Run::Supervisor {
-            token: token.clone(),
-            port: args.port,
-        },
-    )?;
+    let supervisor = Run::Supervisor {
+        token: token.clone(),
+        port: args.port,
+    };
+    let config = config(host, Clock::Real, supervisor)?;
     let host = VirtualHost::start(&config)?;
     host.wait_ready(Duration::from_secs(120))?;
     let url = host
@@ -159,19 +162,20 @@ fn exec(args: ExecArgs) -> anyhow::Result<ExitCode> {
     let run = Run::Command {
         argv: args.argv,
         env: Vec::new(),
+        stdout: None,
         export: args.export,
     };
-    let host = VirtualHost::start(&config(args.host, run)?)?;
+    let host = VirtualHost::start(&config(args.host, args.clock, run)?)?;
     let code = host.wait_command(Duration::from_secs(args.timeout_s))?;
     Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 fn shell(args: HostArgs) -> anyhow::Result<ExitCode> {
-    VirtualHost::start(&config(args, Run::Shell)?)?.wait_end()?;
+    VirtualHost::start(&config(args, Clock::Real, Run::Shell)?)?.wait_end()?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn config(args: HostArgs, run: Run) -> anyhow::Result<Config> {
+fn config(args: HostArgs, clock: Clock, run: Run) -> anyhow::Result<Config> {
     let cache = match &args.cache {
         Some(path) => Cache::open(path)?,
         None => Cache::of_user()?,
@@ -184,6 +188,7 @@ fn config(args: HostArgs, run: Run) -> anyhow::Result<Config> {
         parts: Parts::gather(&cache, &init, &output::step)?,
         memory_mib: args.memory_mib,
         cpus: args.cpus,
+        clock,
         files: args.files,
         run,
         log_folder: args.log_folder,
@@ -223,6 +228,10 @@ fn parse_file(text: &str) -> Result<HostFile, String> {
 fn parse_export(text: &str) -> Result<(String, PathBuf), String> {
     let (inside, folder) = split_pair(text)?;
     Ok((inside.to_owned(), folder.into()))
+}
+
+fn parse_clock(text: &str) -> Result<Clock, String> {
+    Clock::of_name(text).ok_or_else(|| "expected real or virtual".to_owned())
 }
 
 fn split_pair(text: &str) -> Result<(&str, &str), String> {

@@ -50,6 +50,8 @@ pub enum Frame {
     Failed(String),
     /// Inwards: end the program and power off.
     PowerOff,
+    /// Inwards: interrupt the command, as Ctrl-C does.
+    Interrupt,
     /// Inwards: has no content; its arrival causes an interrupt.
     Beat,
 }
@@ -64,6 +66,7 @@ const EXITED: u8 = 7;
 const FAILED: u8 = 8;
 const POWER_OFF: u8 = 9;
 const BEAT: u8 = 10;
+const INTERRUPT: u8 = 11;
 
 impl Frame {
     /// Writes the frame in one piece, since each write costs an emulated exit.
@@ -113,6 +116,7 @@ impl Frame {
             Self::Failed(reason) => (FAILED, reason.clone().into_bytes()),
             Self::PowerOff => (POWER_OFF, Vec::new()),
             Self::Beat => (BEAT, Vec::new()),
+            Self::Interrupt => (INTERRUPT, Vec::new()),
         }
     }
 
@@ -121,11 +125,12 @@ impl Frame {
         let bad = || ProtocolError::BadPayload { kind, bytes };
         let text = |bytes: &[u8]| str::from_utf8(bytes).map(str::to_owned).map_err(|_| bad());
         match kind {
-            BOOTED | READY | POWER_OFF | BEAT if bytes != 0 => Err(bad()),
+            BOOTED | READY | POWER_OFF | BEAT | INTERRUPT if bytes != 0 => Err(bad()),
             BOOTED => Ok(Self::Booted),
             READY => Ok(Self::Ready),
             POWER_OFF => Ok(Self::PowerOff),
             BEAT => Ok(Self::Beat),
+            INTERRUPT => Ok(Self::Interrupt),
             STDOUT => Ok(Self::Stdout(payload)),
             STDERR => Ok(Self::Stderr(payload)),
             FILE => {
@@ -172,6 +177,7 @@ mod tests {
             Frame::Failed("no /dev/kvm".to_owned()),
             Frame::PowerOff,
             Frame::Beat,
+            Frame::Interrupt,
         ]
     }
 

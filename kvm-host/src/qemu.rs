@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use thiserror::Error;
 
+use crate::clock::Clock;
 use crate::plan::CHANNEL_NAME;
 use crate::sys;
 
@@ -61,6 +62,7 @@ pub(crate) struct Machine<'a> {
     pub(crate) initramfs: &'a File,
     pub(crate) memory_mib: u32,
     pub(crate) cpus: u32,
+    pub(crate) clock: Clock,
     /// A port of 127.0.0.1 that leads to one inside.
     pub(crate) forward: Option<(u16, u16)>,
     pub(crate) console: &'a Console,
@@ -102,8 +104,18 @@ impl Machine<'_> {
             "-initrd",
             &initramfs,
         ]);
-        let tsc_khz = time_stamp_khz();
-        let append = format!("console=ttyS0 panic=-1 quiet tsc=reliable tsc_early_khz={tsc_khz}");
+        let tsc_khz = match self.clock {
+            Clock::Real => time_stamp_khz(),
+            Clock::Virtual => {
+                // An instruction takes 2^0 nanoseconds; idle time is skipped, not slept.
+                add(&["-icount", "shift=0,sleep=off"]);
+                Clock::VIRTUAL_TIME_STAMP_KHZ
+            }
+        };
+        let append = format!(
+            "console=ttyS0 panic=-1 quiet tsc=reliable tsc_early_khz={tsc_khz} {}",
+            self.clock.command_line_word()
+        );
         add(&["-append", &append]);
         add(&["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]);
         add(&[

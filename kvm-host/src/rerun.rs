@@ -6,11 +6,13 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::host::{Config, HostError, Run, VirtualHost};
+use crate::clock::Clock;
+use crate::host::{Config, HostError, Interrupter, Run, VirtualHost};
 use crate::pack::{HostFile, Parts};
 
 /// Memory of the virtual host; guests and their images (on tmpfs) share it.
@@ -41,23 +43,30 @@ pub enum RerunError {
 #[derive(Debug)]
 pub struct Rerun<'a> {
     pub parts: Parts,
+    pub clock: Clock,
     /// Arguments of this program, without its name.
     pub arguments: Vec<String>,
     /// Added to its environment.
     pub environment: Vec<(String, String)>,
     /// The files that it needs inside.
     pub files: Vec<HostFile>,
+    /// Receives its standard output; that of this process if not given.
+    pub stdout: Option<Sender<Vec<u8>>>,
     /// A folder inside, such as [`EXPORT`], and the folder outside that it is copied to at the end.
     pub export: Option<(&'a str, &'a Path)>,
     /// Where the host's logs go.
     pub log_folder: PathBuf,
-    /// Longest that the run may take.
-    pub deadline: Duration,
 }
 
 impl Rerun<'_> {
-    /// Runs the program to its end and returns its exit code.
-    pub fn run(self) -> Result<i32, RerunError> {
+    /// Runs the program to its end and returns its exit code. `deadline` is the longest that this
+    /// may take, by this machine's clock.
+    pub fn run(self, deadline: Duration) -> Result<i32, RerunError> {
+        self.start()?.wait(deadline)
+    }
+
+    /// Starts the program.
+    pub fn start(self) -> Result<Running, RerunError> {
         let this = std::env::current_exe().map_err(RerunError::OwnPath)?;
         let name = this.file_name().ok_or(RerunError::NoName)?;
         let program = format!("{PROGRAMS}/{}", name.to_string_lossy());
@@ -70,20 +79,41 @@ impl Rerun<'_> {
             parts: self.parts,
             memory_mib: MEMORY_MIB,
             cpus: CPUS,
+            clock: self.clock,
             files,
             run: Run::Command {
                 argv,
                 env: environment,
+                stdout: self.stdout,
                 export: self
                     .export
                     .map(|(inside, outside)| (inside.to_owned(), outside.to_owned())),
             },
             log_folder: self.log_folder,
         })?;
-        let code = host.wait_command(self.deadline)?;
+        Ok(Running { host })
+    }
+}
+
+/// The program while it runs inside.
+#[derive(Debug)]
+pub struct Running {
+    host: VirtualHost,
+}
+
+impl Running {
+    /// Interrupts the program, as Ctrl-C does.
+    pub fn interrupter(&self) -> Interrupter {
+        self.host.interrupter()
+    }
+
+    /// Waits for the program's end and returns its exit code. `deadline` is the longest that this
+    /// may take, by this machine's clock.
+    pub fn wait(self, deadline: Duration) -> Result<i32, RerunError> {
+        let code = self.host.wait_command(deadline)?;
         // The exported files came before the exit code, so a host that does not power off may be
         // killed.
-        host.shutdown();
+        self.host.shutdown();
         Ok(code)
     }
 }

@@ -14,8 +14,10 @@ use std::io::Read;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use kvm_host::clock::Clock;
 use kvm_host::host::{Config, HostError, Run, VirtualHost};
 use kvm_host::pack::{HostFile, Parts};
 use kvm_host::qemu;
@@ -27,6 +29,8 @@ fn main() -> ExitCode {
     let all = trials![
         a_command_sees_kvm_and_its_exit_code_and_files_come_out,
         an_idle_host_gets_interrupts_from_outside,
+        an_instruction_takes_a_nanosecond_of_virtual_time_and_waiting_takes_none,
+        a_command_is_interrupted_and_its_output_goes_where_its_owner_wants_it,
         a_program_that_is_not_there_is_named,
         a_supervisor_is_reached_through_the_forwarded_port_and_started_again_when_it_ends,
         a_supervisor_that_does_not_come_up_is_reported_at_once,
@@ -42,6 +46,7 @@ fn config(folder: &Path, run: Run) -> Config {
         parts: Parts::from_user_cache(init, &|step| println!("{step}")).unwrap(),
         memory_mib: 512,
         cpus: 2,
+        clock: Clock::Real,
         files: Vec::new(),
         run,
         log_folder: folder.to_owned(),
@@ -53,6 +58,7 @@ fn shell_command(script: &str, export: Option<(String, PathBuf)>) -> Run {
     Run::Command {
         argv,
         env: vec![("ANSWER".to_owned(), "42".to_owned())],
+        stdout: None,
         export,
     }
 }
@@ -127,6 +133,46 @@ fn an_idle_host_gets_interrupts_from_outside() {
     let host = VirtualHost::start(&config).unwrap();
 
     assert_eq!(host.wait_command(DEADLINE).unwrap(), 0);
+}
+
+fn an_instruction_takes_a_nanosecond_of_virtual_time_and_waiting_takes_none() {
+    let folder = tempfile::tempdir().unwrap();
+    // An hour of sleep; then a loop whose length in virtual time does not depend on this machine.
+    let script = "now() { cut -d' ' -f1 /proc/uptime | tr -d .; }
+                  grep -q ' mctl.clock=virtual' /proc/cmdline || exit 1
+                  begin=$(now); sleep 3600; slept=$(($(now) - begin))
+                  [ $slept -ge 360000 ] && [ $slept -lt 360200 ] || exit 2
+                  count() { i=0; begin=$(now); while [ $i -lt 20000 ]; do i=$((i + 1)); done;
+                            echo $(($(now) - begin)); }
+                  one=$(count); other=$(count); echo $one $other; dmesg | grep -i 'tsc: .*1000.000 MHz' >&2
+                  difference=$((one - other)); [ ${difference#-} -le $((one / 20 + 1)) ] || exit 3";
+    let mut config = config(folder.path(), shell_command(script, None));
+    (config.cpus, config.clock) = (1, Clock::Virtual);
+    let host = VirtualHost::start(&config).unwrap();
+    assert_eq!(host.wait_command(DEADLINE).unwrap(), 0);
+}
+
+fn a_command_is_interrupted_and_its_output_goes_where_its_owner_wants_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sender, receiver) = mpsc::channel();
+    let run = Run::Command {
+        argv: [
+            "/bin/sh",
+            "-c",
+            "trap 'exit 9' INT; echo ready; while :; do sleep 1; done",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        env: Vec::new(),
+        stdout: Some(sender),
+        export: None,
+    };
+    let config = config(folder.path(), run);
+    let host = VirtualHost::start(&config).unwrap();
+    drop(config);
+    assert_eq!(receiver.recv_timeout(DEADLINE).unwrap(), b"ready\n");
+    host.interrupter().interrupt();
+    assert_eq!(host.wait_command(DEADLINE).unwrap(), 9);
 }
 
 fn a_program_that_is_not_there_is_named() {

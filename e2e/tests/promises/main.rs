@@ -67,33 +67,73 @@ fn print_error(error: anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Runs this executable with its arguments in a virtual host.
-fn rerun_inside() -> anyhow::Result<ExitCode> {
+/// Runs this executable with its arguments in virtual hosts: most promises in virtual time, in as
+/// many hosts at once as there are processors, then those that need real time.
+fn rerun_inside(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let (_, sentence) = host::kind_of_kvm();
     e2e::output::say(&sentence);
-    let folder = e2e::artifacts::binaries()?.join("promises");
-    std::fs::create_dir_all(&folder)?;
-    let images = [GuestImage::Default, GuestImage::Leaky];
-    let mut files = host::image_files(&folder, &images, INSIDE_IMAGES)?;
-    files.extend(host::binaries_for_inside(&BINARIES)?);
-    let mut environment = vec![(IMAGES_ENV.to_owned(), INSIDE_IMAGES.to_owned())];
-    if let Some(binary) = std::env::var_os(FIRECRACKER_ENV) {
-        files.push(HostFile::program(binary, INSIDE_FIRECRACKER));
-        environment.push((FIRECRACKER_ENV.to_owned(), INSIDE_FIRECRACKER.to_owned()));
+    let shards = measure::runs_at_once();
+    let virtual_time: Vec<Share> = (0..shards)
+        .map(|number| Share::VirtualTime { number, shards })
+        .collect();
+    let mut code = 0;
+    for shares in [virtual_time, vec![Share::RealTime]] {
+        let mut running = Vec::new();
+        for share in shares {
+            if !share.names(arguments).is_empty() {
+                running.push(Inside::start(share)?);
+            }
+        }
+        for inside in running {
+            code = code.max(inside.wait()?);
+        }
     }
-    let code = Rerun {
-        parts: host::parts()?,
-        arguments: std::env::args().skip(1).collect(),
-        environment,
-        files,
-        export: Some((EXPORT, &folder.join("logs"))),
-        log_folder: folder.clone(),
-        deadline: DEADLINE,
-    }
-    .run()?;
     Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
+/// A part of the promises that runs in one virtual host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Share {
+    /// Those with one vCPU, dealt out in turns.
+    VirtualTime { number: usize, shards: usize },
+    /// Those with several, which spin while they wait for each other: see [`Clock::Virtual`].
+    RealTime,
+}
+
+impl Share {
+    fn clock(self) -> Clock {
+        match self {
+            Self::VirtualTime { .. } => Clock::Virtual,
+            Self::RealTime => Clock::Real,
+        }
+    }
+
+    /// The promises of this share that the arguments select.
+    fn names(self, arguments: &Arguments) -> Vec<String> {
+        let mut names: Vec<String> = trials()
+            .iter()
+            .map(|trial| trial.name().to_owned())
+            .filter(|name| is_selected(arguments, name))
+            .filter(|name| SEVERAL_VCPUS.contains(&name.as_str()) == (self == Self::RealTime))
+            .collect();
+        if let Self::VirtualTime { number, shards } = self {
+            names = names.into_iter().skip(number).step_by(shards).collect();
+        }
+        names
+    }
+}
+
+/// As libtest-mimic selects.
+fn is_selected(arguments: &Arguments, name: &str) -> bool {
+    let matches = |filter: &String| {
+        if arguments.exact {
+            name == filter
+        } else {
+            name.contains(filter.as_str())
+        }
+    };
+    arguments.filter.as_ref().is_none_or(matches) && !arguments.skip.iter().any(matches)
+}
 /// A list of trials from test functions, named by their path.
 macro_rules! promises {
     ($($file:ident: $($name:ident),+ $(,)?;)+) => {

@@ -27,6 +27,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use kvm_host::clock::Clock;
 use kvm_host::pack::{self, HostFile, PackError, Parts};
 use kvm_host::probe::{self, KvmKind};
 use kvm_host::qemu;
@@ -137,14 +138,15 @@ fn run_inside(parts: Parts) -> Result<ExitCode, RerunError> {
     let vmm = format!("{}/mctl-vmm", rerun::PROGRAMS);
     let code = Rerun {
         parts,
+        clock: Clock::Real,
         arguments: std::env::args().skip(1).collect(),
         environment: vec![(VMM_ENV.to_owned(), vmm.clone())],
         files: vec![HostFile::program(env!("CARGO_BIN_EXE_mctl-vmm"), vmm)],
+        stdout: None,
         export: None,
         log_folder: Path::new(env!("CARGO_TARGET_TMPDIR")).join("kvm-host"),
-        deadline: INSIDE_DEADLINE,
     }
-    .run()?;
+    .run(INSIDE_DEADLINE)?;
     Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 

@@ -15,9 +15,11 @@ mod channel;
 mod console;
 mod export;
 mod program;
+mod requests;
 mod shutdown;
 
 use channel::Channel;
+use requests::Requests;
 
 fn main() {
     // There is no channel before the modules are loaded, so the console gets the error.
@@ -41,13 +43,11 @@ fn carry_out_plan(channel: &Arc<Channel>) -> anyhow::Result<()> {
     let plan: Plan =
         serde_json::from_slice(&plan).with_context(|| format!("cannot parse {PLAN_PATH}"))?;
     channel.send(&Frame::Booted);
-    let is_ending = shutdown::watch(channel)?;
+    let requests = Requests::receive(channel)?;
     match plan {
-        Plan::Service { argv, ready_port } => {
-            program::serve(channel, &argv, ready_port, &is_ending)
-        }
+        Plan::Service { argv, ready_port } => program::serve(channel, &argv, ready_port, &requests),
         Plan::Command { argv, env, export } => {
-            let code = program::run(channel, &argv, &env)?;
+            let code = program::run(channel, &argv, &env, &requests)?;
             if let Some(folder) = export {
                 export::send_folder(channel, folder.as_ref())?;
             }

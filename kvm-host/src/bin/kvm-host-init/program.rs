@@ -7,7 +7,6 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,23 +16,24 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 
 use crate::channel::Channel;
 use crate::console;
+use crate::requests::Requests;
 
 const READY_POLL: Duration = Duration::from_millis(50);
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// Keeps a service running until the host `is_ending`.
+/// Keeps a service running until the outside asks for the end of the host.
 pub(crate) fn serve(
     channel: &Arc<Channel>,
     argv: &[String],
     port: u16,
-    is_ending: &AtomicBool,
+    requests: &Requests,
 ) -> anyhow::Result<()> {
     let mut child = spawn(&mut command(argv)?)?;
     let announcer = announce_when_ready(channel, port)?;
     loop {
         let status = reap_until(Pid::from_child(&child))?;
-        if is_ending.load(Ordering::SeqCst) {
+        if requests.host_is_ending() {
             return reap_all();
         }
         let end = describe(status);
@@ -52,6 +52,7 @@ pub(crate) fn run(
     channel: &Arc<Channel>,
     argv: &[String],
     env: &[(String, String)],
+    requests: &Requests,
 ) -> anyhow::Result<i32> {
     let mut command = command(argv)?;
     command
@@ -59,6 +60,7 @@ pub(crate) fn run(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut child = spawn(&mut command)?;
+    requests.interrupt_from_now_on(Pid::from_child(&child))?;
     let stdout = child
         .stdout
         .take()

@@ -1,0 +1,199 @@
+//! This program once more, as a process where KVM runs Linux guests: a child on this machine, or
+//! inside a virtual KVM host. Both get the same arguments, so that both ways measure alike.
+//!
+//! The virtual host runs in virtual time: figures do not depend on how busy this machine is, and
+//! several processes may run at once without disturbing each other.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use kvm_host::clock::Clock;
+use kvm_host::host::Interrupter;
+use kvm_host::pack::HostFile;
+use kvm_host::rerun::{EXPORT, PROGRAMS, Rerun, Running};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::artifacts::{self, GuestImage};
+use crate::host;
+
+/// Folder of the guest images in a virtual host.
+const INSIDE_IMAGES: &str = "/images";
+/// Programs that every process may start.
+const COMPANIONS: [&str; 3] = ["mctl", "mctl-supervisor", "mctl-vmm"];
+/// Pause between two looks at a child.
+const POLL_PAUSE: Duration = Duration::from_millis(20);
+
+/// What to run.
+#[derive(Debug)]
+pub struct KvmProcess<'a> {
+    /// Distinguishes its logs from those of others; a file name.
+    pub name: &'a str,
+    /// The guest images that it needs; they are built if they are not up to date.
+    pub images: &'a [GuestImage],
+    /// Further programs that it needs.
+    pub programs: &'a [PathBuf],
+    /// Where images and logs are put, and results.
+    pub folder: &'a Path,
+}
+
+/// The paths that the arguments name, as the process sees them.
+#[derive(Debug)]
+pub struct Paths {
+    /// The store of guest images.
+    pub images: PathBuf,
+    /// A folder whose files are in `<folder>/<name>` after the process has ended.
+    pub results: PathBuf,
+    /// The further programs, in their order.
+    pub programs: Vec<PathBuf>,
+}
+
+/// The process while it runs.
+#[derive(Debug)]
+pub struct RunningProcess {
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Here(Child),
+    Virtual(Running),
+}
+
+impl KvmProcess<'_> {
+    /// Starts it. What it writes to its standard output is received from the second part, until it
+    /// ends.
+    ///
+    /// # Errors
+    /// If something is missing, or it cannot be started.
+    pub fn start(
+        &self,
+        arguments: impl FnOnce(&Paths) -> anyhow::Result<Vec<String>>,
+    ) -> anyhow::Result<(RunningProcess, Receiver<Vec<u8>>)> {
+        let (sender, receiver) = channel();
+        let results = self.results()?;
+        let place = if host::runs_linux_here() {
+            let images = self.folder.join("images");
+            artifacts::build_images(&images, self.images)?;
+            let paths = Paths {
+                images,
+                results,
+                programs: self.programs.to_vec(),
+            };
+            Place::Here(start_child(&arguments(&paths)?, sender)?)
+        } else {
+            let mut files = host::image_files(self.folder, self.images, INSIDE_IMAGES)?;
+            files.extend(host::binaries_for_inside(&COMPANIONS)?);
+            let inside = |number: usize| PathBuf::from(format!("{PROGRAMS}/program-{number}"));
+            let programs: Vec<PathBuf> = (0..self.programs.len()).map(inside).collect();
+            for (path, inside) in self.programs.iter().zip(&programs) {
+                files.push(HostFile::program(path, inside.display().to_string()));
+            }
+            let paths = Paths {
+                images: INSIDE_IMAGES.into(),
+                results: EXPORT.into(),
+                programs,
+            };
+            let rerun = Rerun {
+                parts: host::parts()?,
+                clock: Clock::Virtual,
+                arguments: arguments(&paths)?,
+                environment: Vec::new(),
+                files,
+                stdout: Some(sender),
+                export: Some((EXPORT, &results)),
+                log_folder: self.folder.join(format!("{}-host", self.name)),
+            };
+            Place::Virtual(rerun.start()?)
+        };
+        Ok((RunningProcess { place }, receiver))
+    }
+
+    /// An empty folder for its results: those of an earlier run could be mistaken for its own.
+    fn results(&self) -> anyhow::Result<PathBuf> {
+        let results = self.folder.join(self.name);
+        if results.exists() {
+            std::fs::remove_dir_all(&results)
+                .with_context(|| format!("cannot remove earlier results in {}", results.display()))?;
+        }
+        std::fs::create_dir_all(&results)
+            .with_context(|| format!("cannot create {}", results.display()))?;
+        Ok(results)
+    }
+}
+
+impl RunningProcess {
+    /// A function that interrupts the process, as Ctrl-C does.
+    pub fn interrupter(&self) -> impl FnOnce() + Send + 'static {
+        enum Way {
+            Signal(Pid),
+            Frame(Interrupter),
+        }
+        let way = match &self.place {
+            Place::Here(child) => Way::Signal(Pid::from_child(child)),
+            Place::Virtual(running) => Way::Frame(running.interrupter()),
+        };
+        move || match way {
+            // A process that has ended needs no interruption.
+            Way::Signal(pid) => drop(kill_process(pid, Signal::INT)),
+            Way::Frame(interrupter) => interrupter.interrupt(),
+        }
+    }
+
+    /// Waits for its end; `deadline` is by this machine's clock. Its standard output must be
+    /// received meanwhile.
+    ///
+    /// # Errors
+    /// If it does not end in time, or with another exit code than 0.
+    pub fn wait(self, deadline: Duration) -> anyhow::Result<()> {
+        let code = match self.place {
+            Place::Virtual(running) => running.wait(deadline)?,
+            Place::Here(child) => wait_for_child(child, deadline)?,
+        };
+        ensure!(code == 0, "it failed with exit code {code}; see above");
+        Ok(())
+    }
+}
+
+fn start_child(arguments: &[String], stdout: Sender<Vec<u8>>) -> anyhow::Result<Child> {
+    let this = std::env::current_exe().context("cannot find this program's own path")?;
+    let mut child = Command::new(&this)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {}", this.display()))?;
+    let mut pipe = child.stdout.take().context("a child without output")?;
+    std::thread::Builder::new()
+        .name("child-output".to_owned())
+        .spawn(move || {
+            let mut piece = vec![0; 64 << 10];
+            while let Ok(bytes @ 1..) = pipe.read(&mut piece) {
+                if stdout.send(piece[..bytes].to_vec()).is_err() {
+                    break;
+                }
+            }
+        })
+        .context("cannot start a thread")?;
+    Ok(child)
+}
+
+/// The exit code of a child, -1 if a signal ended it.
+fn wait_for_child(mut child: Child, deadline: Duration) -> anyhow::Result<i32> {
+    let end = Instant::now() + deadline;
+    loop {
+        if let Some(status) = child.try_wait().context("cannot wait for the child")? {
+            return Ok(status.code().unwrap_or(-1));
+        }
+        if Instant::now() >= end {
+            // It may end in this moment.
+            let _ = child.kill();
+            let _ = child.wait();
+            bail!("it did not end within {} s", deadline.as_secs());
+        }
+        std::thread::sleep(POLL_PAUSE);
+    }
+}
