@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use cycles::{LeftoverVsocks, Report};
+use cycles::{Clock, LeftoverVsocks, Report, Setting};
 use machine_api::VsockOptions;
 
 use crate::artifacts::GuestImage;
@@ -67,7 +67,14 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         }
     };
     host.stop()?;
-    let mut report = Report::of_run(description, started_at, run);
+    let mut report = Report::of_run(
+        Setting {
+            host: description,
+            clock: Clock::Real,
+            started_at,
+        },
+        run,
+    );
     let refused = report.refused_attempts();
     if arguments.guest == GuestImage::Default && refused > 0 {
         report.mark_not_flat(&format!(
@@ -101,7 +108,12 @@ fn measure_peer(
     let started_at = report_files::now();
     let peer = peer::measure(binary, &arguments.output, &work)?;
     report.peers.push(peer.clone());
-    let own = Report::of_peer(report.host.clone(), started_at, work.cycles, peer);
+    let setting = Setting {
+        host: report.host.clone(),
+        clock: report.clock,
+        started_at,
+    };
+    let own = Report::of_peer(setting, work.cycles, peer);
     for path in report_files::write(&arguments.output, "firecracker", &own)? {
         output::say(&format!("the peer's own report: {}", path.display()));
     }

@@ -6,7 +6,8 @@ use anyhow::Context;
 use clap::Args;
 use client::Client;
 use cycles::{
-    Cell, CellKey, GuestKind, Host, LeftoverVsocks, Matrix, PortPolicy, Report, Run, ScaleRun,
+    Cell, CellKey, Clock, GuestKind, Host, LeftoverVsocks, Matrix, PortPolicy, Report, Run,
+    ScaleRun, Setting,
 };
 use machine_api::VsockOptions;
 
@@ -110,17 +111,21 @@ struct Measured {
 
 impl Measured {
     fn add_cell(&mut self, key: CellKey, run: Run) {
-        self.matrix.cells.push(Cell::of_run(key, &run));
+        self.matrix.cells.push(Cell::of_run(key, &run, Clock::Real));
         if key == released() {
             self.released = Some(run);
         }
     }
 
     fn report(&self) -> Report {
-        let (host, started_at) = (self.host.clone(), self.started_at.clone());
+        let setting = Setting {
+            host: self.host.clone(),
+            clock: Clock::Real,
+            started_at: self.started_at.clone(),
+        };
         let mut report = match &self.released {
-            Some(run) => Report::of_run(host, started_at, run.clone()),
-            None => Report::of_matrix(host, started_at, self.matrix.clone()),
+            Some(run) => Report::of_run(setting, run.clone()),
+            None => Report::of_matrix(setting, self.matrix.clone()),
         };
         report.matrix = Some(self.matrix.clone());
         report.scale.clone_from(&self.scale);

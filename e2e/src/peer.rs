@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use cycles::{Interruption, LeftoverVsocks, Peer, Run, RunOptions, run_cycles};
+use cycles::{Clock, Interruption, LeftoverVsocks, Peer, Run, RunOptions, run_cycles};
 use kvm_host::pack::HostFile;
 use kvm_host::rerun::{EXPORT, Rerun};
 
@@ -166,7 +166,7 @@ impl Arguments {
 /// If the peer cannot be booted, or the file cannot be written.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let run = run_cycles_in(&arguments.binary, &arguments.images, &arguments.work).await?;
-    let peer = Peer::of_run(run);
+    let peer = Peer::of_run(run, Clock::Real);
     if let Some(parent) = arguments.output.parent() {
         std::fs::create_dir_all(parent)?;
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
 use clap::Args;
-use cycles::{MachineSubject, PortPolicy, ScaleRun, Subject, on_or_off, scale_table};
+use cycles::{Clock, MachineSubject, PortPolicy, ScaleRun, Subject, on_or_off, scale_table};
 use guest_protocol::{Call, Frame, PORT, Request, encode};
 use kvm_host::rerun::{EXPORT, Rerun};
 use machine_api::{MachineState, VsockOptions};
@@ -69,7 +69,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         measure_here(images, arguments.leaked_pairs, &arguments.output.join(FILE)).await?;
     } else {
         let runs = measure(&arguments.output, arguments.leaked_pairs);
-        output::print(&scale_table(&runs));
+        output::print(&scale_table(&runs, Clock::Real));
         return Ok(runs.iter().all(ScaleRun::as_expected));
     }
     Ok(true)
