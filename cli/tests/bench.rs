@@ -15,8 +15,8 @@ use std::sync::Mutex;
 use api::fake::{Answer, Fake, Seen};
 use api::{Ran, WEB, bare, machine, ran};
 use cycles::{
-    Cell, CellKey, GuestKind, Host, KvmKind, Matrix, Peer, PortPolicy, Report, Run, RunEnd,
-    ScaleRun, SubjectDescription,
+    Cell, CellKey, Clock, GuestKind, Host, KvmKind, Matrix, Peer, PortPolicy, Report, Run, RunEnd,
+    ScaleRun, Setting, SubjectDescription,
 };
 use serde_json::{Value, json};
 
@@ -151,10 +151,19 @@ fn matrix_report() -> Report {
     };
     let matrix = Matrix {
         cycles_per_cell: 30,
-        cells: vec![Cell::of_run(key, &no_run("mctl"))],
+        cells: vec![Cell::of_run(key, &no_run("mctl"), Clock::Real)],
     };
-    let mut report = Report::of_matrix(host, String::new(), matrix);
-    report.peers.push(Peer::of_run(no_run("Firecracker v9")));
+    let mut report = Report::of_matrix(
+        Setting {
+            host,
+            clock: Clock::Real,
+            started_at: String::new(),
+        },
+        matrix,
+    );
+    report
+        .peers
+        .push(Peer::of_run(no_run("Firecracker v9"), Clock::Real));
     report.scale.push(ScaleRun {
         port_policy: PortPolicy::Fixed,
         eviction: false,

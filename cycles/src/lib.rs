@@ -35,10 +35,11 @@ pub use judge::{
     ScaleMismatch, judge, rules_in_words,
 };
 pub use record::{
-    Attempt, AttemptOutcome, Cell, CellCycle, CellKey, CellVerdict, Cycle, Expectation,
+    Attempt, AttemptOutcome, Cell, CellCycle, CellKey, CellVerdict, Clock, Cycle, Expectation,
     FailedCheck, Flatness, GuestKind, Host, KvmKind, LoadError, MAX_CYCLES, MAX_REPORT_BYTES,
-    Matrix, Peer, Phases, PortPolicy, Problem, Report, Resources, Run, RunConfig, RunEnd, SCHEMA,
-    ScaleResume, ScaleRun, SubjectDescription, UNATTRIBUTED, load, on_or_off, parse,
+    Matrix, OLDEST_SCHEMA, Peer, Phases, PortPolicy, Problem, Report, Resources, Run, RunConfig,
+    RunEnd, SCHEMA, ScaleResume, ScaleRun, Setting, SubjectDescription, UNATTRIBUTED, load,
+    on_or_off, parse,
 };
 pub use render::{cycles_csv, report_page, scale_table, tables_of};
 pub use statistics::{

@@ -17,7 +17,7 @@ pub fn write(folder: &Path, stem: &str, report: &Report) -> anyhow::Result<Vec<P
     let json = serde_json::to_string_pretty(report).context("cannot write the report as JSON")?;
     let files = [
         ("json", json + "\n"),
-        ("csv", cycles_csv(&report.cycles)),
+        ("csv", cycles_csv(report)),
         ("html", report_page(report)),
     ];
     files

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use cycles::{
-    Cycle, FailedCheck, Host, Interruption, LeftoverVsocks, MIN_CYCLES, MachineSubject, Observer,
-    Report, RunOptions, SubjectDescription, cycles_csv, report_page, run_cycles,
+    Clock, Cycle, FailedCheck, Host, Interruption, LeftoverVsocks, MIN_CYCLES, MachineSubject,
+    Observer, Report, RunOptions, Setting, SubjectDescription, cycles_csv, report_page, run_cycles,
 };
 use machine_api::MachineState;
 
@@ -101,12 +101,17 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
     };
     let measured = run_cycles(&mut subject, options, &mut watching).await;
     drop(watching);
-    let report = Report::of_run(host, started_at, measured);
+    let setting = Setting {
+        host,
+        clock: Clock::Real,
+        started_at,
+    };
+    let report = Report::of_run(setting, measured);
     if let Some(path) = &args.output {
         let json = serde_json::to_string_pretty(&report).map_err(std::io::Error::from)?;
         write_file(path, &json)?;
         write_file(&path.with_extension("html"), &report_page(&report))?;
-        write_file(&path.with_extension("csv"), &cycles_csv(&report.cycles))?;
+        write_file(&path.with_extension("csv"), &cycles_csv(&report))?;
     }
     print(session, &report)?;
     if let Some(failed) = &report.failed_check {

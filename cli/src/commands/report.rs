@@ -29,7 +29,7 @@ pub(crate) fn run(session: &Session, args: Args) -> Result<(), CommandError> {
         .unwrap_or_else(|| args.file.with_extension("html"));
     write_file(&html, &report_page(&report))?;
     if let Some(csv) = &args.csv {
-        write_file(csv, &cycles_csv(&report.cycles))?;
+        write_file(csv, &cycles_csv(&report))?;
     }
     print(session, &report)?;
     session.output.note(&format!("page: {}", html.display()));

@@ -8,8 +8,8 @@ use std::ops::RangeInclusive;
 
 use super::verdict::{MIN_CYCLES, judge};
 use crate::record::{
-    Cell, CellCycle, CellKey, CellVerdict, Cycle, Expectation, GuestKind, Matrix, PortPolicy, Run,
-    count_by_outcome,
+    Cell, CellCycle, CellKey, CellVerdict, Clock, Cycle, Expectation, GuestKind, Matrix,
+    PortPolicy, Run, count_by_outcome,
 };
 use crate::statistics::{decile_medians, theil_sen_by_cycle};
 
@@ -62,10 +62,10 @@ impl CellKey {
 const BUG_ATTEMPTS_PER_CYCLE: RangeInclusive<f64> = 0.5..=1.5;
 
 impl Cell {
-    /// The cell of `key` from its run.
-    pub fn of_run(key: CellKey, run: &Run) -> Self {
+    /// The cell of `key` from its run, whose durations are of `clock`.
+    pub fn of_run(key: CellKey, run: &Run, clock: Clock) -> Self {
         let resume_ms = run.resume_ms();
-        let flatness = judge(&resume_ms, run.failed_check()).flatness;
+        let flatness = judge(&resume_ms, run.failed_check(), clock).flatness;
         let decided = run.failed_check().is_none() && resume_ms.len() >= MIN_CYCLES;
         let verdict = match (decided, flatness.flat) {
             (false, _) => CellVerdict::Undecided,
@@ -267,7 +267,7 @@ mod tests {
             end: RunEnd::Complete,
             vsocks_before: Some(2),
         };
-        Cell::of_run(key, &run)
+        Cell::of_run(key, &run, Clock::Real)
     }
 
     fn unfixed() -> CellKey {

@@ -22,7 +22,7 @@
 //! it is.
 
 use crate::numbers::three_digits;
-use crate::record::{FailedCheck, Flatness};
+use crate::record::{Clock, FailedCheck, Flatness};
 use crate::statistics::{
     Slope, as_float, decile_length, decile_medians, median, scatter, theil_sen_by_cycle,
 };
@@ -68,13 +68,13 @@ pub struct Rule {
     pub holds: bool,
 }
 
-/// Judges resume latencies in the order of their cycles.
+/// Judges resume latencies, durations of `clock`, in the order of their cycles.
 ///
 /// A run with a failed check is not flat, whatever its figures: it did not complete.
-pub fn judge(resume_ms: &[f64], failed_check: Option<&FailedCheck>) -> Judgement {
+pub fn judge(resume_ms: &[f64], failed_check: Option<&FailedCheck>, clock: Clock) -> Judgement {
     let slope = theil_sen_by_cycle(resume_ms);
     let deciles = decile_medians(resume_ms);
-    let rules = applied_rules(resume_ms, slope, deciles);
+    let rules = applied_rules(resume_ms, slope, deciles, clock.unit());
     let broken: Vec<&Rule> = rules.iter().filter(|rule| !rule.holds).collect();
 
     let flat = failed_check.is_none() && !rules.is_empty() && broken.is_empty();
@@ -109,7 +109,12 @@ pub fn rules_in_words() -> [String; 2] {
     [slope_requirement(), decile_requirement(DECILE_RATIO_BOUND)]
 }
 
-fn applied_rules(values: &[f64], slope: Option<Slope>, deciles: Option<(f64, f64)>) -> Vec<Rule> {
+fn applied_rules(
+    values: &[f64],
+    slope: Option<Slope>,
+    deciles: Option<(f64, f64)>,
+    unit: &str,
+) -> Vec<Rule> {
     let (Some(line), Some(deciles), Some(typical)) = (slope, deciles, median(values)) else {
         return Vec::new();
     };
@@ -120,18 +125,18 @@ fn applied_rules(values: &[f64], slope: Option<Slope>, deciles: Option<(f64, f64
         return Vec::new();
     }
     vec![
-        slope_rule(values, line, typical),
-        decile_rule(values, deciles, ratio, typical),
+        slope_rule(values, line, typical, unit),
+        decile_rule(values, deciles, ratio, typical, unit),
     ]
 }
 
-fn slope_rule(values: &[f64], line: Slope, typical_ms: f64) -> Rule {
+fn slope_rule(values: &[f64], line: Slope, typical_ms: f64, unit: &str) -> Rule {
     let count = values.len();
     let percent_per_slope = 100.0 * as_float(count - 1) / typical_ms;
     let [low, high] = [line.interval.0, line.interval.1].map(|end| end * percent_per_slope);
     let certain = line.certain_lower * percent_per_slope;
     let found = format!(
-        "the slope of {} ms per cycle is {:+.1} % of the median over {count} cycles (95 % \
+        "the slope of {} {unit} per cycle is {:+.1} % of the median over {count} cycles (95 % \
          interval {low:+.1} to {high:+.1} %, lower end of the 99.9 % interval {certain:+.1} %)",
         signed(line.slope),
         line.slope * percent_per_slope,
@@ -153,11 +158,17 @@ fn slope_requirement() -> String {
     )
 }
 
-fn decile_rule(values: &[f64], (first, last): (f64, f64), ratio: f64, typical_ms: f64) -> Rule {
+fn decile_rule(
+    values: &[f64],
+    (first, last): (f64, f64),
+    ratio: f64,
+    typical_ms: f64,
+    unit: &str,
+) -> Rule {
     let count = decile_length(values.len());
     let bound = decile_bound(values, count, typical_ms);
     let found = format!(
-        "the median of the last {count} cycles is {} ms, that of the first {count} is {} ms: \
+        "the median of the last {count} cycles is {} {unit}, that of the first {count} is {} {unit}: \
          ratio {ratio:.3}",
         three_digits(last),
         three_digits(first),

@@ -14,7 +14,7 @@ use serde::de::IgnoredAny;
 use super::cycle::Cycle;
 use super::limits::{MAX_CYCLES, MAX_DURATION_MS, is_usable_duration};
 use super::phases::Phases;
-use super::report::{Report, SCHEMA};
+use super::report::{OLDEST_SCHEMA, Report, SCHEMA};
 use super::verdict::Flatness;
 
 /// The largest file that is read. A thousand cycles take about one MiB.
@@ -55,7 +55,7 @@ pub enum LoadError {
         path: PathBuf,
     },
     /// It was written by another version.
-    #[error("{path} has schema {found}, but this build reads schema {SCHEMA}")]
+    #[error("{path} has schema {found}, but this build reads schema {OLDEST_SCHEMA} to {SCHEMA}")]
     OtherSchema {
         /// Which file.
         path: PathBuf,
@@ -197,7 +197,7 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<Report, LoadError> {
     let Some(found) = found else {
         return Err(LoadError::NotAReport { path: path() });
     };
-    if found != u64::from(SCHEMA) {
+    if !(u64::from(OLDEST_SCHEMA)..=u64::from(SCHEMA)).contains(&found) {
         return Err(LoadError::OtherSchema {
             path: path(),
             found,

@@ -4,6 +4,7 @@
 //! What a file must satisfy beyond these types is checked in `load`; every other module here knows
 //! only the ones that its own records contain.
 
+mod clock;
 mod cycle;
 mod limits;
 mod load;
@@ -16,6 +17,7 @@ mod scale;
 mod subject;
 mod verdict;
 
+pub use clock::Clock;
 pub use cycle::{Attempt, AttemptOutcome, Cycle};
 pub use limits::MAX_CYCLES;
 pub use load::{LoadError, MAX_REPORT_BYTES, Problem, load, parse};
@@ -23,7 +25,7 @@ pub use matrix::{
     Cell, CellCycle, CellKey, CellVerdict, Expectation, GuestKind, Matrix, on_or_off,
 };
 pub use phases::{Phases, UNATTRIBUTED};
-pub use report::{Host, KvmKind, Peer, Report, RunConfig, SCHEMA};
+pub use report::{Host, KvmKind, OLDEST_SCHEMA, Peer, Report, RunConfig, SCHEMA, Setting};
 pub use resources::Resources;
 pub use run::{Run, RunEnd};
 pub use scale::{ScaleResume, ScaleRun};

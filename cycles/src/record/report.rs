@@ -1,20 +1,24 @@
 //! The report as a whole: the root of `report.json`.
 //!
-//! `schema`, `host`, `config`, `cycles` and `flatness` are always there; a failed check, the matrix,
+//! `schema`, `clock`, `host`, `config`, `cycles` and `flatness` are always there; a failed check, the matrix,
 //! peers and scale runs only if there are any. The constructors that judge a run are in `judge`.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::clock::Clock;
 use super::cycle::{AttemptOutcome, Cycle};
 use super::matrix::Matrix;
 use super::scale::ScaleRun;
 use super::subject::SubjectDescription;
 use super::verdict::{FailedCheck, Flatness};
 
-/// Version of the report format that this build writes, and the only one that it reads.
-pub const SCHEMA: u32 = 1;
+/// Version of the report format that this build writes.
+pub const SCHEMA: u32 = 2;
+
+/// The oldest version that this build reads. Schema 1 had no clock, resources or outcomes.
+pub const OLDEST_SCHEMA: u32 = 1;
 
 /// Separates the two parts of the reason of a run that was marked as not flat.
 const BY_ITS_LATENCIES: &str = "; by its latencies: ";
@@ -22,8 +26,11 @@ const BY_ITS_LATENCIES: &str = "; by its latencies: ";
 /// One run of cycles with its verdict, and other measurements on the same host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// Always [`SCHEMA`].
+    /// [`SCHEMA`], or that of an older file.
     pub schema: u32,
+    /// Which clock measured every duration.
+    #[serde(default)]
+    pub clock: Clock,
     /// Where it ran.
     pub host: Host,
     /// What was run.
@@ -48,13 +55,14 @@ pub struct Report {
 
 impl Report {
     /// A report on one judged run: a peer that has become the run itself.
-    pub fn of_peer(host: Host, started_at: String, cycles_wanted: u32, peer: Peer) -> Self {
+    pub fn of_peer(setting: Setting, cycles_wanted: u32, peer: Peer) -> Self {
         Self {
             schema: SCHEMA,
-            host,
+            clock: setting.clock,
+            host: setting.host,
             config: RunConfig {
                 cycles: cycles_wanted,
-                started_at,
+                started_at: setting.started_at,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 subject: peer.subject,
             },
@@ -68,7 +76,7 @@ impl Report {
     }
 
     /// A report on `matrix` alone, where the cell with all fixes on was not run.
-    pub fn of_matrix(host: Host, started_at: String, matrix: Matrix) -> Self {
+    pub fn of_matrix(setting: Setting, matrix: Matrix) -> Self {
         let no_run = Peer {
             subject: SubjectDescription {
                 name: "mctl".to_owned(),
@@ -87,7 +95,7 @@ impl Report {
         };
         Self {
             matrix: Some(matrix),
-            ..Self::of_peer(host, started_at, 0, no_run)
+            ..Self::of_peer(setting, 0, no_run)
         }
     }
 
@@ -125,6 +133,17 @@ impl Report {
     pub fn suspend_ms(&self) -> Vec<f64> {
         self.cycles.iter().map(|cycle| cycle.suspend_ms).collect()
     }
+}
+
+/// Where, when and by which clock a run took place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setting {
+    /// The computer and the kernel.
+    pub host: Host,
+    /// Which clock measured every duration.
+    pub clock: Clock,
+    /// When it started, RFC 3339.
+    pub started_at: String,
 }
 
 /// The computer and the kernel that the run took place on.

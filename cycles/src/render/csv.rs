@@ -1,26 +1,32 @@
 //! The cycles of a report as CSV: the same records as in the JSON, one line per cycle.
 //!
 //! Columns: the scalar figures, then one for each suspend phase and each resume phase, in order.
+//! The names of durations say their unit: `resume_ms`, or `resume_virtual_ms` in virtual time.
 //! Fields are quoted where RFC 4180 requires it.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-use crate::record::{Cycle, Phases, names_in_order};
+use crate::record::{Clock, Cycle, Phases, Report, names_in_order};
 
 /// The contents of `report.csv`.
-pub fn cycles_csv(cycles: &[Cycle]) -> String {
+pub fn cycles_csv(report: &Report) -> String {
+    csv_of(&report.cycles, report.clock)
+}
+
+fn csv_of(cycles: &[Cycle], clock: Clock) -> String {
+    let unit = clock.unit_in_names();
     let suspend_names = names_in_order(cycles.iter().map(|cycle| &cycle.suspend_phases_ms));
     let resume_names = names_in_order(cycles.iter().map(|cycle| &cycle.resume_phases_ms));
 
-    let mut csv = String::from(
-        "cycle,suspend_ms,resume_ms,attempts,attempt_outcomes,attempt_local_ports,\
+    let mut csv = format!(
+        "cycle,suspend_{unit},resume_{unit},attempts,attempt_outcomes,attempt_local_ports,\
          guest_open_vsocks,image_bytes_written",
     );
     for (prefix, names) in [("suspend", &suspend_names), ("resume", &resume_names)] {
         for name in names {
             csv.push(',');
-            csv.push_str(&field(&format!("{prefix}_{name}_ms")));
+            csv.push_str(&field(&format!("{prefix}_{name}_{unit}")));
         }
     }
     csv.push_str("\r\n");
@@ -104,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_cycle_becomes_one_line_with_all_its_phases() {
-        let csv = cycles_csv(&[cycle("spawn")]);
+        let csv = csv_of(&[cycle("spawn")], Clock::Real);
         let lines: Vec<&str> = csv.lines().collect();
         assert!(lines[0].ends_with(
             ",suspend_pause_ms,suspend_unattributed_ms,resume_spawn_ms,resume_unattributed_ms"
@@ -116,8 +122,18 @@ mod tests {
     }
 
     #[test]
+    fn columns_of_virtual_time_say_so() {
+        let csv = csv_of(&[cycle("spawn")], Clock::Virtual);
+        assert!(
+            csv.starts_with("cycle,suspend_virtual_ms,resume_virtual_ms,"),
+            "{csv}"
+        );
+        assert!(csv.contains(",resume_spawn_virtual_ms,"), "{csv}");
+    }
+
+    #[test]
     fn a_hostile_phase_name_stays_one_field() {
-        let csv = cycles_csv(&[cycle("a,\"b\"\n")]);
+        let csv = csv_of(&[cycle("a,\"b\"\n")], Clock::Real);
         assert!(csv.contains(",\"resume_a,\"\"b\"\"\n_ms\","), "{csv}");
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use crate::numbers::three_digits;
 use crate::record::{
-    AttemptOutcome, Cell, Cycle, Peer, Phases, Report, ScaleRun, names_in_order, on_or_off,
+    AttemptOutcome, Cell, Clock, Cycle, Peer, Phases, Report, ScaleRun, names_in_order, on_or_off,
 };
 use crate::statistics::{Quantiles, as_float, median};
 
@@ -116,19 +116,22 @@ pub(super) fn median_mib_written(cycles: &[Cycle]) -> Option<f64> {
 }
 
 /// The columns of [`scale_row`].
-pub(super) const SCALE_HEADER: [&str; 11] = [
-    "ports",
-    "eviction",
-    "leaked pairs",
-    "resumes",
-    "resume p50",
-    "resume max",
-    "longest phase",
-    "attempts max",
-    "attempts by outcome",
-    "as expected",
-    "error",
-];
+pub(super) fn scale_header(clock: Clock) -> [String; 11] {
+    let unit = clock.unit();
+    [
+        "ports".to_owned(),
+        "eviction".to_owned(),
+        "leaked pairs".to_owned(),
+        "resumes".to_owned(),
+        format!("resume p50, {unit}"),
+        format!("resume max, {unit}"),
+        format!("longest phase, {unit}"),
+        "attempts max".to_owned(),
+        "attempts by outcome".to_owned(),
+        "as expected".to_owned(),
+        "error".to_owned(),
+    ]
+}
 
 /// One scale run.
 pub(super) fn scale_row(run: &ScaleRun) -> [String; 11] {

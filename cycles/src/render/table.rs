@@ -4,35 +4,35 @@
 //! replaced, so that a table cannot move the cursor.
 
 use super::figures::{
-    SCALE_HEADER, attempts_in_words, dash, optional_ms, optional_slope, peer_rows, phase_sections,
+    attempts_in_words, dash, optional_ms, optional_slope, peer_rows, phase_sections, scale_header,
     scale_row, visible,
 };
-use crate::record::{AttemptOutcome, Cell, Cycle, Matrix, Report, ScaleRun, on_or_off};
+use crate::record::{AttemptOutcome, Cell, Clock, Cycle, Matrix, Report, ScaleRun, on_or_off};
 use crate::statistics::Quantiles;
 
 /// Everything that a report holds except the verdict: one text per table, the run first.
 pub fn tables_of(report: &Report) -> Vec<String> {
     let mut tables = Vec::new();
     if report.has_run() {
-        tables.push(phases_table(&report.cycles));
+        tables.push(phases_table(&report.cycles, report.clock));
         tables.push(readiness_line(&report.cycles));
     }
     if !report.peers.is_empty() {
         tables.push(peers_table(report));
     }
     if let Some(matrix) = &report.matrix {
-        tables.push(matrix_table(matrix));
+        tables.push(matrix_table(matrix, report.clock));
         tables.push(format!("matrix: {}", matrix.in_words()));
     }
     if !report.scale.is_empty() {
-        tables.push(scale_table(&report.scale));
+        tables.push(scale_table(&report.scale, report.clock));
     }
     tables
 }
 
 /// p50, p90, p99 and max of suspend and resume and of each of their phases.
-fn phases_table(cycles: &[Cycle]) -> String {
-    let mut table = Table::with_header(&["ms", "p50", "p90", "p99", "max"]);
+fn phases_table(cycles: &[Cycle], clock: Clock) -> String {
+    let mut table = Table::with_header(&[clock.unit(), "p50", "p90", "p99", "max"]);
     for section in phase_sections(cycles) {
         table.quantiles_row(section.title, section.total);
         for (name, figures) in section.phases {
@@ -61,7 +61,8 @@ fn readiness_line(cycles: &[Cycle]) -> String {
 }
 
 /// One line per cell.
-fn matrix_table(matrix: &Matrix) -> String {
+fn matrix_table(matrix: &Matrix, clock: Clock) -> String {
+    let slope = format!("slope {}/cycle", clock.unit());
     let mut table = Table::with_header(&[
         "guest",
         "ports",
@@ -69,7 +70,7 @@ fn matrix_table(matrix: &Matrix) -> String {
         "first",
         "p50 first tenth",
         "p50 last tenth",
-        "slope ms/cycle",
+        &slope,
         "95 % interval",
         "attempts",
         "sockets leaked",
@@ -109,13 +110,15 @@ fn matrix_row(cell: &Cell) -> Vec<String> {
 
 /// The run and its peers side by side.
 fn peers_table(report: &Report) -> String {
+    let unit = report.clock.unit();
+    let slope = format!("slope {unit}/cycle");
     let mut table = Table::with_header(&[
-        "",
+        unit,
         "suspend p50",
         "suspend p99",
         "resume p50",
         "resume p99",
-        "slope ms/cycle",
+        &slope,
         "MiB written p50",
         "verdict",
     ]);
@@ -125,9 +128,11 @@ fn peers_table(report: &Report) -> String {
     table.to_text()
 }
 
-/// Resume latency of guests that start with thousands of leaked pairs.
-pub fn scale_table(runs: &[ScaleRun]) -> String {
-    let mut table = Table::with_header(&SCALE_HEADER);
+/// Resume latency, of `clock`, of guests that start with thousands of leaked pairs.
+pub fn scale_table(runs: &[ScaleRun], clock: Clock) -> String {
+    let header = scale_header(clock);
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    let mut table = Table::with_header(&header);
     for run in runs {
         table.row(scale_row(run).to_vec());
     }
@@ -203,7 +208,7 @@ mod tests {
     use super::*;
     use crate::record::{
         Attempt, FailedCheck, Host, KvmKind, Peer, Phases, PortPolicy, Resources, Run, RunEnd,
-        SubjectDescription,
+        Setting, SubjectDescription,
     };
 
     fn cycle(number: u32, attempts: usize) -> Cycle {
@@ -227,7 +232,7 @@ mod tests {
 
     #[test]
     fn phases_are_listed_under_their_operation() {
-        let table = phases_table(&[cycle(1, 1), cycle(2, 1), cycle(3, 1)]);
+        let table = phases_table(&[cycle(1, 1), cycle(2, 1), cycle(3, 1)], Clock::Real);
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines[1], "suspend          2.00   2.00   2.00   2.00");
         assert!(lines[2].starts_with("  pause"));
@@ -237,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_hostile_name_cannot_move_the_cursor() {
-        assert!(!phases_table(&[cycle(1, 1)]).contains('\u{1b}'));
+        assert!(!phases_table(&[cycle(1, 1)], Clock::Real).contains('\u{1b}'));
     }
 
     #[test]
@@ -261,7 +266,14 @@ mod tests {
             kvm: KvmKind::Unknown,
             details: BTreeMap::new(),
         };
-        Report::of_run(host, String::new(), run)
+        Report::of_run(
+            Setting {
+                host,
+                clock: Clock::Virtual,
+                started_at: String::new(),
+            },
+            run,
+        )
     }
 
     #[test]
@@ -283,6 +295,7 @@ mod tests {
             table.contains("failed in cycle 2: resume failed: no\u{fffd}answer"),
             "{table}"
         );
+        assert!(table.starts_with("virtual ms"), "{table}");
     }
 
     #[test]
@@ -292,7 +305,7 @@ mod tests {
             error: Some("not ready within 60 s".to_owned()),
             ..ScaleRun::new(PortPolicy::Fixed, false, 10_000)
         };
-        let table = scale_table(&[run]);
+        let table = scale_table(&[run], Clock::Real);
         assert!(table.contains("not ready within 60 s"), "{table}");
     }
 }

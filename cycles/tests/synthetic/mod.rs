@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use cycles::{
-    Attempt, AttemptOutcome, Cell, CellKey, Cycle, GuestKind, Host, KvmKind, Matrix, Peer, Phases,
-    PortPolicy, Report, Resources, Run, RunEnd, ScaleRun, SubjectDescription,
+    Attempt, AttemptOutcome, Cell, CellKey, Clock, Cycle, GuestKind, Host, KvmKind, Matrix, Peer,
+    Phases, PortPolicy, Report, Resources, Run, RunEnd, ScaleRun, Setting, SubjectDescription,
 };
 
 /// A multiplicative congruential generator: random enough for pictures.
@@ -128,7 +128,12 @@ fn report(run: Run) -> Report {
         kvm: KvmKind::Virtual,
         details,
     };
-    Report::of_run(host, "2026-11-23T09:41:00Z".to_owned(), run)
+    let setting = Setting {
+        host,
+        clock: Clock::Virtual,
+        started_at: "2026-11-23T09:41:00Z".to_owned(),
+    };
+    Report::of_run(setting, run)
 }
 
 pub(crate) fn flat_report(cycles: u32) -> Report {
@@ -160,7 +165,7 @@ pub(crate) fn full_report() -> Report {
     report.matrix = Some(matrix());
     let mut peer = run(99, 300, 0, |_| 0);
     peer.subject = subject("Firecracker v1.15");
-    report.peers.push(Peer::of_run(peer));
+    report.peers.push(Peer::of_run(peer, Clock::Virtual));
     let mut noise = Noise(7);
     for (port_policy, eviction) in [
         (PortPolicy::Random, true),
@@ -203,7 +208,7 @@ fn matrix() -> Matrix {
                 let unfixed = leaks && port_policy == PortPolicy::Fixed;
                 let seed = 50 + u64::try_from(cells.len()).unwrap_or(0);
                 let run = run(seed, 60, u32::from(leaks), |n| if unfixed { n } else { 0 });
-                cells.push(Cell::of_run(key, &run));
+                cells.push(Cell::of_run(key, &run, Clock::Virtual));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use super::*;
-use crate::record::{Attempt, AttemptOutcome, Host, KvmKind, Phases, Report};
+use crate::record::{Attempt, AttemptOutcome, Clock, Host, KvmKind, Phases, Report, Setting};
 
 /// A subject whose every resume shows the next observation of a script.
 struct Scripted {
@@ -103,6 +103,17 @@ fn run(subject: &mut Scripted, cycles: u32) -> Run {
         leftover_vsocks: LeftoverVsocks::Fail,
     };
     completed(run_cycles(subject, options, &mut Silent))
+}
+
+fn setting() -> Setting {
+    Setting {
+        host: Host {
+            kvm: KvmKind::Virtual,
+            details: std::collections::BTreeMap::new(),
+        },
+        clock: Clock::Virtual,
+        started_at: String::new(),
+    }
 }
 
 fn failed_check(observations: Vec<GuestObservation>) -> FailedCheck {
@@ -259,11 +270,7 @@ fn an_observer_can_end_the_run_early() {
         (run.end.clone(), run.cycles.len()),
         (RunEnd::Interrupted, 2)
     );
-    let host = Host {
-        kvm: KvmKind::Virtual,
-        details: std::collections::BTreeMap::new(),
-    };
-    let report = Report::of_run(host, String::new(), run);
+    let report = Report::of_run(setting(), run);
     assert!(!report.flatness.flat);
     let reason = report.flatness.reason;
     assert!(reason.starts_with("interrupted after 2 of 5"), "{reason}");
@@ -272,11 +279,7 @@ fn an_observer_can_end_the_run_early() {
 #[test]
 fn refused_attempts_are_counted_and_can_change_the_verdict() {
     let run = run(&mut Scripted::with(survived(41)), 40);
-    let host = Host {
-        kvm: KvmKind::Virtual,
-        details: std::collections::BTreeMap::new(),
-    };
-    let mut report = Report::of_run(host, String::new(), run);
+    let mut report = Report::of_run(setting(), run);
     assert!(report.flatness.flat, "{}", report.flatness.reason);
     assert_eq!(report.refused_attempts(), 0);
     report.cycles[3].readiness[0].outcome = AttemptOutcome::Reset;
@@ -290,11 +293,7 @@ fn a_report_on_a_failed_run_is_not_flat_and_says_which_check_failed() {
     let mut observations = survived(40);
     observations.push(observed("b", 41, 2));
     let run = run(&mut Scripted::with(observations), 40);
-    let host = Host {
-        kvm: KvmKind::Virtual,
-        details: std::collections::BTreeMap::new(),
-    };
-    let report = Report::of_run(host, String::new(), run);
+    let report = Report::of_run(setting(), run);
     assert!(!report.flatness.flat);
     assert!(
         report.flatness.reason.contains("cycle 40"),

@@ -36,7 +36,7 @@ fn series(seed: u64, count: usize, noise: f64, trend: impl Fn(usize) -> f64) -> 
 }
 
 fn flat(series: &[f64]) -> bool {
-    judge(series, None).flatness.flat
+    judge(series, None, Clock::Real).flatness.flat
 }
 
 /// How many of `count` series made from seeds are judged flat.
@@ -152,6 +152,7 @@ fn a_rise_at_the_very_end_breaks_the_decile_rule() {
     let judgement = judge(
         &series(1, 300, 0.05, |i| if i < 270 { 1.0 } else { 2.0 }),
         None,
+        Clock::Real,
     );
     assert!(!judgement.flatness.flat);
     assert!(!judgement.rules[1].holds, "{:?}", judgement.rules);
@@ -166,14 +167,14 @@ fn becoming_faster_is_flat() {
 fn a_significant_but_tiny_rise_is_flat() {
     // 2 % over the run, with so little noise that the interval excludes zero.
     let values = series(1, 300, 0.001, |i| 1.0 + 0.02 * as_float(i) / 300.0);
-    let judgement = judge(&values, None);
+    let judgement = judge(&values, None, Clock::Real);
     assert!(judgement.slope.unwrap().interval.0 > 0.0);
     assert!(judgement.flatness.flat, "{}", judgement.flatness.reason);
 }
 
 #[test]
 fn too_few_cycles_give_no_verdict() {
-    let judgement = judge(&series(1, MIN_CYCLES - 1, 0.01, |_| 1.0), None);
+    let judgement = judge(&series(1, MIN_CYCLES - 1, 0.01, |_| 1.0), None, Clock::Real);
     assert!(!judgement.flatness.flat);
     assert!(judgement.rules.is_empty());
     assert_eq!(
@@ -190,14 +191,18 @@ fn a_failed_check_is_the_reason_whatever_the_figures() {
         check: "boot_id".to_owned(),
         message: "the guest rebooted".to_owned(),
     };
-    let judgement = judge(&series(1, 300, 0.01, |_| 1.0), Some(&failed));
+    let judgement = judge(&series(1, 300, 0.01, |_| 1.0), Some(&failed), Clock::Real);
     assert!(!judgement.flatness.flat);
     assert_eq!(judgement.flatness.reason, "cycle 7: the guest rebooted");
 }
 
 #[test]
 fn the_reason_names_the_figures_and_the_rules_their_bounds() {
-    let judgement = judge(&series(1, 300, 0.05, |i| 1.0 + 0.01 * as_float(i)), None);
+    let judgement = judge(
+        &series(1, 300, 0.05, |i| 1.0 + 0.01 * as_float(i)),
+        None,
+        Clock::Real,
+    );
     assert!(judgement.flatness.reason.contains("ms per cycle is +"));
     assert!(judgement.flatness.reason.contains("ratio"));
     assert!(

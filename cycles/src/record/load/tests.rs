@@ -4,10 +4,12 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::record::Clock;
 
 fn valid() -> Value {
     json!({
-        "schema": 1,
+        "schema": 2,
+        "clock": "virtual",
         "host": {"kvm": "virtual", "kernel": "6.1.0", "cpus": 2},
         "config": {"cycles": 2, "started_at": "2026-11-23T10:00:00Z"},
         "cycles": [cycle(1), cycle(2)],
@@ -97,11 +99,20 @@ fn other_json_is_not_a_report() {
 
 #[test]
 fn a_newer_schema_is_named_even_if_everything_else_differs() {
-    let error = parsed(&json!({"schema": 2, "runs": []})).unwrap_err();
+    let error = parsed(&json!({"schema": 3, "runs": []})).unwrap_err();
     assert!(
-        matches!(error, LoadError::OtherSchema { found: 2, .. }),
+        matches!(error, LoadError::OtherSchema { found: 3, .. }),
         "{error:?}"
     );
+}
+
+#[test]
+fn a_report_of_schema_1_is_of_real_time() {
+    let mut value = valid();
+    value["schema"] = json!(1);
+    value.as_object_mut().unwrap().remove("clock");
+    assert_eq!(parsed(&value).unwrap().clock, Clock::Real);
+    assert_eq!(parsed(&valid()).unwrap().clock, Clock::Virtual);
 }
 
 #[test]
@@ -182,7 +193,7 @@ proptest! {
         let damaged = format!("{}{}{}", &text[..start], replacement, &text[end..]);
         if let Ok(report) = parse(damaged.as_bytes(), Path::new("damaged")) {
             crate::report_page(&report);
-            crate::cycles_csv(&report.cycles);
+            crate::cycles_csv(&report);
             crate::tables_of(&report);
         }
     }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::plot::{Plot, SIDE, ValueAxis, mark, x};
 use super::text::{Text, count, ms};
-use crate::record::{AttemptOutcome, Cycle, Phases, UNATTRIBUTED, names_in_order};
+use crate::record::{AttemptOutcome, Clock, Cycle, Phases, UNATTRIBUTED, names_in_order};
 use crate::statistics::{Quantiles, Slope, as_float, decile_length, decile_medians, median};
 
 /// As many hues as can be told apart side by side, also by colour-blind readers.
@@ -68,7 +68,8 @@ pub(super) fn painted(cycles: &[Cycle], of: fn(&Cycle) -> &Phases) -> Vec<(Strin
 }
 
 /// Latency of every resume, with the line and the deciles that the rules compare.
-pub(super) fn resume_plot(values: &[f64], slope: Option<Slope>) -> String {
+pub(super) fn resume_plot(values: &[f64], slope: Option<Slope>, clock: Clock) -> String {
+    let unit = clock.unit();
     let axis = latency_axis(values);
     let mut drawing = String::new();
     if let Some((first, last)) = decile_medians(values) {
@@ -82,7 +83,7 @@ pub(super) fn resume_plot(values: &[f64], slope: Option<Slope>) -> String {
             );
         }
     }
-    drawing.push_str(&marks("resume", values, &axis));
+    drawing.push_str(&marks("resume", values, &axis, clock));
     if let Some(line) = slope {
         let y = |cycle: usize| axis.y(line.intercept + line.slope * as_float(cycle));
         let count = values.len();
@@ -97,18 +98,18 @@ pub(super) fn resume_plot(values: &[f64], slope: Option<Slope>) -> String {
     }
     let deciles = decile_medians(values).map_or_else(String::new, |(first, last)| {
         format!(
-            " Medians of the first and last tenth: {} and {} ms.",
+            " Medians of the first and last tenth: {} and {} {unit}.",
             ms(first),
             ms(last)
         )
     });
     let legend = format!(
         r#"<ul class="legend"><li><i class="key dot resume"></i>one resume</li><li><i class="key line trend"></i>Theil-Sen line</li><li><i class="key band"></i>first and last tenth with median</li></ul><p class="note">{deciles}{}</p>"#,
-        beyond(values, &axis)
+        beyond(values, &axis, clock)
     );
     let plot = Plot {
         description: &format!(
-            "Resume latency of {} cycles in milliseconds.{deciles}",
+            "Resume latency of {} cycles in {unit}.{deciles}",
             values.len()
         ),
         axis,
@@ -117,27 +118,28 @@ pub(super) fn resume_plot(values: &[f64], slope: Option<Slope>) -> String {
         drawing: &drawing,
         x_labels: true,
     };
-    figure("Resume, ms", &legend, &plot.to_html())
+    figure(&format!("Resume, {unit}"), &legend, &plot.to_html())
 }
 
 /// Latency of every suspend.
-pub(super) fn suspend_plot(values: &[f64]) -> String {
+pub(super) fn suspend_plot(values: &[f64], clock: Clock) -> String {
+    let unit = clock.unit();
     let axis = latency_axis(values);
     let plot = Plot {
-        description: &format!("Suspend latency of {} cycles in milliseconds", values.len()),
+        description: &format!("Suspend latency of {} cycles in {unit}", values.len()),
         axis,
         count: values.len(),
         height_px: 130,
-        drawing: &marks("suspend", values, &axis),
+        drawing: &marks("suspend", values, &axis, clock),
         x_labels: true,
     };
-    let note = beyond(values, &axis);
+    let note = beyond(values, &axis, clock);
     let note = if note.is_empty() {
         note
     } else {
         format!(r#"<p class="note">{note}</p>"#)
     };
-    figure("Suspend, ms", &note, &plot.to_html())
+    figure(&format!("Suspend, {unit}"), &note, &plot.to_html())
 }
 
 /// From zero to the largest value, or lower if a few outliers would flatten all others.
@@ -154,26 +156,28 @@ fn latency_axis(values: &[f64]) -> ValueAxis {
 }
 
 /// A note on the values that the axis does not reach.
-fn beyond(values: &[f64], axis: &ValueAxis) -> String {
+fn beyond(values: &[f64], axis: &ValueAxis, clock: Clock) -> String {
     let above = values.iter().filter(|value| **value > axis.top()).count();
     if above == 0 {
         return String::new();
     }
     let largest = values.iter().copied().fold(0.0, f64::max);
     format!(
-        " {above} beyond the axis, drawn as squares on its edge. The largest is {} ms.",
-        ms(largest)
+        " {above} beyond the axis, drawn as squares on its edge. The largest is {} {}.",
+        ms(largest),
+        clock.unit()
     )
 }
 
-fn marks(class: &str, values: &[f64], axis: &ValueAxis) -> String {
+fn marks(class: &str, values: &[f64], axis: &ValueAxis, clock: Clock) -> String {
     let density = if values.len() > 400 { " dense" } else { "" };
     values
         .iter()
         .enumerate()
         .map(|(index, value)| {
             let outside = if *value > axis.top() { " beyond" } else { "" };
-            let title = format!("cycle {}: {class} {} ms", index + 1, ms(*value));
+            let (ms, unit) = (ms(*value), clock.unit());
+            let title = format!("cycle {}: {class} {ms} {unit}", index + 1);
             let class = format!("{class}{density}{outside}");
             mark(&class, x(index, values.len()), axis.y(*value), &title)
         })
@@ -259,6 +263,7 @@ pub(super) fn phases_plot(
     cycles: &[Cycle],
     of: fn(&Cycle) -> &Phases,
     painted: &[(String, Paint)],
+    clock: Clock,
 ) -> String {
     let totals: Vec<f64> = cycles.iter().map(|cycle| of(cycle).sum_ms()).collect();
     let axis = latency_axis(&totals);
@@ -286,7 +291,7 @@ pub(super) fn phases_plot(
         x_labels: true,
     };
     figure(
-        &format!("{title}, ms"),
+        &format!("{title}, {}", clock.unit()),
         &phases_legend(painted),
         &plot.to_html(),
     )

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use super::charts::attempts_text;
 use super::text::{Text, count, ms};
-use crate::record::{Cycle, Report, ScaleRun, on_or_off};
-use crate::render::figures::{SCALE_HEADER, dash, peer_rows, phase_sections, scale_row};
+use crate::record::{Clock, Cycle, Report, ScaleRun, on_or_off};
+use crate::render::figures::{dash, peer_rows, phase_sections, scale_header, scale_row};
 use crate::statistics::Quantiles;
 
 /// A table that scrolls by itself where it is too wide. All cells are escaped here.
@@ -41,7 +41,8 @@ pub(super) fn table(
 }
 
 /// p50, p90, p99 and max of each phase.
-pub(super) fn phases_tables(cycles: &[Cycle]) -> String {
+pub(super) fn phases_tables(cycles: &[Cycle], clock: Clock) -> String {
+    let unit = clock.unit();
     let tables: String = phase_sections(cycles)
         .into_iter()
         .rev()
@@ -56,7 +57,7 @@ pub(super) fn phases_tables(cycles: &[Cycle]) -> String {
                     row.extend(figures_of(figures));
                     row
                 });
-            let caption = format!("Phases of a {}, ms", section.title);
+            let caption = format!("Phases of a {}, {unit}", section.title);
             table(&caption, &["phase", "p50", "p90", "p99", "max"], rows)
         })
         .collect();
@@ -77,16 +78,18 @@ pub(super) fn peers(report: &Report) -> String {
     if report.peers.is_empty() {
         return String::new();
     }
+    let unit = report.clock.unit();
     let header = [
-        "",
-        "suspend p50, ms",
-        "suspend p99, ms",
-        "resume p50, ms",
-        "resume p99, ms",
-        "slope, ms per cycle",
-        "MiB written p50",
-        "verdict",
+        String::new(),
+        format!("suspend p50, {unit}"),
+        format!("suspend p99, {unit}"),
+        format!("resume p50, {unit}"),
+        format!("resume p99, {unit}"),
+        format!("slope, {unit} per cycle"),
+        "MiB written p50".to_owned(),
+        "verdict".to_owned(),
     ];
+    let header = header.each_ref().map(String::as_str);
     let rows = peer_rows(report).into_iter().map(|row| row.to_vec());
     format!(
         r#"<section aria-labelledby="peers"><h2 id="peers">Side by side</h2><p class="note">Same guest, same host, same readiness check.</p>{}</section>"#,
@@ -95,20 +98,23 @@ pub(super) fn peers(report: &Report) -> String {
 }
 
 /// Resumes of guests that start with thousands of leaked pairs.
-pub(super) fn scale(runs: &[ScaleRun]) -> String {
+pub(super) fn scale(runs: &[ScaleRun], clock: Clock) -> String {
     if runs.is_empty() {
         return String::new();
     }
+    let header = scale_header(clock);
+    let header = header.each_ref().map(String::as_str);
     let rows = runs.iter().map(|run| scale_row(run).to_vec());
     format!(
         r#"<section aria-labelledby="scale"><h2 id="scale">Resumes with leaked pairs from the start</h2>{}</section>"#,
-        table("Resume latency by port policy, ms", &SCALE_HEADER, rows)
+        table("Resume latency by port policy", &header, rows)
     )
 }
 
 /// The host and the run.
 pub(super) fn host(report: &Report) -> String {
     let mut host = entry("KVM", report.host.kvm.in_words());
+    host.push_str(&entry("clock", report.clock.in_words()));
     for (name, value) in &report.host.details {
         let value = value
             .as_str()
@@ -147,11 +153,12 @@ fn entry(name: &str, value: &str) -> String {
 }
 
 /// Every cycle in figures, collapsed at first.
-pub(super) fn all_cycles(cycles: &[Cycle]) -> String {
+pub(super) fn all_cycles(cycles: &[Cycle], clock: Clock) -> String {
+    let [suspend, resume] = ["suspend", "resume"].map(|name| format!("{name}, {}", clock.unit()));
     let header = [
         "cycle",
-        "suspend, ms",
-        "resume, ms",
+        &suspend,
+        &resume,
         "readiness",
         "vsock sockets open",
         "bytes written",

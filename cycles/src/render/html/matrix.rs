@@ -5,11 +5,11 @@ use std::fmt::Write;
 use super::details::table;
 use super::plot::{SIDE, ValueAxis, x};
 use super::text::{Text, count, ms, sentence};
-use crate::record::{Cell, CellCycle, CellVerdict, Expectation, Matrix, on_or_off};
+use crate::record::{Cell, CellCycle, CellVerdict, Clock, Expectation, Matrix, on_or_off};
 use crate::render::figures::{attempts_in_words, dash, optional_slope};
 
 /// The whole section.
-pub(super) fn section(matrix: &Matrix) -> String {
+pub(super) fn section(matrix: &Matrix, clock: Clock) -> String {
     let largest = matrix
         .cells
         .iter()
@@ -26,7 +26,10 @@ pub(super) fn section(matrix: &Matrix) -> String {
         let key = cell.key;
         (key.guest, key.eviction, key.monitor_first, key.port_policy)
     });
-    let cards: String = cells.iter().map(|cell| card(cell, &scales)).collect();
+    let cards: String = cells
+        .iter()
+        .map(|cell| card(cell, &scales, clock))
+        .collect();
     let class = match (matrix.as_expected(), matrix.includes_the_bug()) {
         (true, true) => "holds",
         (true, false) => "undecided",
@@ -34,11 +37,12 @@ pub(super) fn section(matrix: &Matrix) -> String {
     };
     let result = sentence(matrix.in_words());
     format!(
-        r#"<section class="matrix" aria-labelledby="matrix"><h2 id="matrix">Each fix switched off on its own</h2><p class="verdict-line {class}">{result}.</p><p class="note">The bug: each cycle leaks a socket, and each leaked socket costs later resumes one more attempt. The cells show resume latency and readiness attempts over {} cycles in each cell, all on the same scales. The two figures are the medians of the first and of the last tenth of the cycles.</p><ul class="legend"><li><i class="key line latency"></i>resume, 0 to {} ms</li><li><i class="key line attempts"></i>attempts, 0 to {}</li></ul><ul class="cells">{cards}</ul>{}</section>"#,
+        r#"<section class="matrix" aria-labelledby="matrix"><h2 id="matrix">Each fix switched off on its own</h2><p class="verdict-line {class}">{result}.</p><p class="note">The bug: each cycle leaks a socket, and each leaked socket costs later resumes one more attempt. The cells show resume latency and readiness attempts over {} cycles in each cell, all on the same scales. The two figures are the medians of the first and of the last tenth of the cycles.</p><ul class="legend"><li><i class="key line latency"></i>resume, 0 to {} {}</li><li><i class="key line attempts"></i>attempts, 0 to {}</li></ul><ul class="cells">{cards}</ul>{}</section>"#,
         count(matrix.cycles_per_cell),
         ms(scales.latency.top()),
+        clock.unit(),
         ms(scales.attempts.top()).replace(".0", ""),
-        figures(&cells),
+        figures(&cells, clock),
     )
 }
 
@@ -48,7 +52,7 @@ struct Scales {
     attempts: ValueAxis,
 }
 
-fn card(cell: &Cell, scales: &Scales) -> String {
+fn card(cell: &Cell, scales: &Scales, clock: Clock) -> String {
     let class = match (cell.as_expected(), cell.verdict) {
         (false, _) => "unexpected",
         (true, CellVerdict::Rising) => "rising",
@@ -62,8 +66,8 @@ fn card(cell: &Cell, scales: &Scales) -> String {
         Text(&format!("{}: {}", cell.key, cell.verdict.name())),
         line(cell, |cycle| scales.attempts.y(f64::from(cycle.attempts))),
         line(cell, |cycle| scales.latency.y(cycle.resume_ms)),
-        optional(cell.resume_p50_first_decile_ms),
-        optional(cell.resume_p50_last_decile_ms),
+        optional(cell.resume_p50_first_decile_ms, clock),
+        optional(cell.resume_p50_last_decile_ms, clock),
         count(cell.attempts_max),
         if cell.attempts_max == 1 {
             "attempt"
@@ -95,12 +99,13 @@ fn expectation(cell: &Cell) -> String {
     }
 }
 
-fn figures(cells: &[&Cell]) -> String {
+fn figures(cells: &[&Cell], clock: Clock) -> String {
+    let slope = format!("slope, {} per cycle", clock.unit());
     let header = [
         "cell",
         "p50 first tenth",
         "p50 last tenth",
-        "slope, ms per cycle",
+        &slope,
         "95 % interval",
         "attempts per cycle",
         "attempts",
@@ -110,8 +115,8 @@ fn figures(cells: &[&Cell]) -> String {
     let rows = cells.iter().map(|cell| {
         vec![
             cell.key.to_string(),
-            optional(cell.resume_p50_first_decile_ms),
-            optional(cell.resume_p50_last_decile_ms),
+            optional(cell.resume_p50_first_decile_ms, clock),
+            optional(cell.resume_p50_last_decile_ms, clock),
             optional_slope(cell.flatness.slope_ms_per_cycle),
             cell.flatness
                 .ci95
@@ -126,6 +131,6 @@ fn figures(cells: &[&Cell]) -> String {
     table("Figures of every cell", &header, rows)
 }
 
-fn optional(value: Option<f64>) -> String {
-    value.map_or_else(dash, |value| format!("{} ms", ms(value)))
+fn optional(value: Option<f64>, clock: Clock) -> String {
+    value.map_or_else(dash, |value| format!("{} {}", ms(value), clock.unit()))
 }

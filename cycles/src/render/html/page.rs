@@ -9,7 +9,7 @@ use super::details::{all_cycles, host, peers, phases_tables, scale};
 use super::text::json_for_script;
 use super::verdict::{headline, rules, tiles};
 use crate::judge::judge;
-use crate::record::{Cycle, Phases, Report};
+use crate::record::{Phases, Report};
 use crate::statistics::Slope;
 
 const STYLE: &str = include_str!("style.css");
@@ -18,7 +18,11 @@ const SCRIPT: &str = include_str!("script.js");
 /// The contents of `report.html`. The series is judged again: if its cycles contradict the verdict
 /// in the report, the page says so.
 pub fn report_page(report: &Report) -> String {
-    let judgement = judge(&report.resume_ms(), report.failed_check.as_ref());
+    let judgement = judge(
+        &report.resume_ms(),
+        report.failed_check.as_ref(),
+        report.clock,
+    );
     let verdict = if report.has_run() {
         report.flatness.in_words()
     } else {
@@ -32,14 +36,14 @@ pub fn report_page(report: &Report) -> String {
     let matrix = report
         .matrix
         .as_ref()
-        .map(super::matrix::section)
+        .map(|matrix| super::matrix::section(matrix, report.clock))
         .unwrap_or_default();
     let run = if report.has_run() {
         [
             tiles(report),
             rules(&judgement),
             explorer,
-            phases_tables(&report.cycles),
+            phases_tables(&report.cycles, report.clock),
         ]
         .concat()
     } else {
@@ -49,11 +53,11 @@ pub fn report_page(report: &Report) -> String {
         headline(report, &judgement),
         run,
         matrix,
-        scale(&report.scale),
+        scale(&report.scale, report.clock),
         peers(report),
         host(report),
         if report.has_run() {
-            all_cycles(&report.cycles)
+            all_cycles(&report.cycles, report.clock)
         } else {
             String::new()
         },
@@ -77,32 +81,34 @@ fn explorer(report: &Report, slope: Option<Slope>) -> String {
     let resume = painted(cycles, |cycle| &cycle.resume_phases_ms);
     let suspend = painted(cycles, |cycle| &cycle.suspend_phases_ms);
     let plots = [
-        resume_plot(&report.resume_ms(), slope),
+        resume_plot(&report.resume_ms(), slope, report.clock),
         phases_plot(
             "Phases of a resume",
             cycles,
             |cycle| &cycle.resume_phases_ms,
             &resume,
+            report.clock,
         ),
         attempts_plot(cycles),
-        suspend_plot(&report.suspend_ms()),
+        suspend_plot(&report.suspend_ms(), report.clock),
         phases_plot(
             "Phases of a suspend",
             cycles,
             |cycle| &cycle.suspend_phases_ms,
             &suspend,
+            report.clock,
         ),
     ]
     .concat();
     let count = cycles.len();
-    let data = json_for_script(&explorer_data(cycles, &resume, &suspend));
+    let data = json_for_script(&explorer_data(report, &resume, &suspend));
     format!(
         r#"<section class="explorer" aria-labelledby="cycles"><h2 id="cycles">Every cycle</h2><div class="with-aside"><div class="plots">{plots}</div><aside hidden aria-label="One cycle"><label for="cycle">Cycle</label> <output for="cycle" id="cycle-number">{count}</output><input type="range" id="cycle" min="1" max="{count}" value="{count}" step="1"><p class="keys">Point at a plot, or move the slider with the arrow keys.</p><div id="readout" aria-live="polite"></div></aside></div><script type="application/json" id="cycle-data">{data}</script></section>"#
     )
 }
 
 fn explorer_data(
-    cycles: &[Cycle],
+    report: &Report,
     resume: &[(String, Paint)],
     suspend: &[(String, Paint)],
 ) -> Value {
@@ -118,7 +124,7 @@ fn explorer_data(
             .map(|(name, _)| json!(phases.ms(name)))
             .collect()
     };
-    let each = cycles.iter().map(|cycle| {
+    let each = report.cycles.iter().map(|cycle| {
         json!([
             cycle.resume_ms,
             cycle.suspend_ms,
@@ -129,5 +135,5 @@ fn explorer_data(
             cycle.image_bytes_written,
         ])
     });
-    json!({ "resume": names(resume), "suspend": names(suspend), "cycles": each.collect::<Value>() })
+    json!({ "unit": report.clock.unit(), "resume": names(resume), "suspend": names(suspend), "cycles": each.collect::<Value>() })
 }

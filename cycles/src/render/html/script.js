@@ -30,7 +30,7 @@ window.addEventListener("error", (event) => {
   const section = (title, total, names, durations) => {
     const table = element("table");
     const caption = element("caption", "", title);
-    caption.append(" ", element("b", "", ms(total) + " ms"));
+    caption.append(" ", element("b", "", `${ms(total)} ${data.unit}`));
     table.append(caption);
     names.forEach(([name, paint], index) => {
       if (durations[index] === null) return;
@@ -48,7 +48,7 @@ window.addEventListener("error", (event) => {
       data.cycles[cycle - 1];
     number.textContent = String(cycle);
     slider.value = String(cycle);
-    slider.setAttribute("aria-valuetext", `cycle ${cycle}, resume ${ms(resume)} ms`);
+    slider.setAttribute("aria-valuetext", `cycle ${cycle}, resume ${ms(resume)} ${data.unit}`);
     const notes = [attempts];
     if (vsocks !== null) notes.push(`${vsocks} vsock sockets open in the guest`);
     if (bytes !== null) notes.push(`${ms(bytes / 1048576)} MiB written`);

@@ -48,9 +48,10 @@ pub(super) fn headline(report: &Report, judgement: &Judgement) -> String {
         )
     };
     format!(
-        r#"<header class="{class}"><p class="kicker">{} &middot; {}{}</p><h1><svg class="glyph" viewBox="0 0 24 24" aria-hidden="true"><path d="{glyph}"/></svg><span>{title}</span></h1><p class="lede">{}</p><p class="reason">{}</p>{contradiction}</header>"#,
+        r#"<header class="{class}"><p class="kicker">{} &middot; {} &middot; {}{}</p><h1><svg class="glyph" viewBox="0 0 24 24" aria-hidden="true"><path d="{glyph}"/></svg><span>{title}</span></h1><p class="lede">{}</p><p class="reason">{}</p>{contradiction}</header>"#,
         Text(&report.config.subject.name),
         report.host.kvm.in_words(),
+        report.clock.in_words(),
         started(&report.config.started_at),
         lede(report),
         reason(report, judgement),
@@ -74,6 +75,7 @@ fn started(started_at: &str) -> String {
 }
 
 fn lede(report: &Report) -> String {
+    let unit = report.clock.unit();
     if !report.has_run() {
         return "The verdict of a matrix is that of the cell with all fixes on, which was not run."
             .to_owned();
@@ -90,7 +92,7 @@ fn lede(report: &Report) -> String {
     };
     match Quantiles::of(&report.resume_ms()) {
         Some(q) => format!(
-            "{cycles}. Half of all resumes took {} ms or less, 99 in 100 at most {} ms.",
+            "{cycles}. Half of all resumes took {} {unit} or less, 99 in 100 at most {} {unit}.",
             ms(q.p50),
             ms(q.p99)
         ),
@@ -177,19 +179,20 @@ pub(super) fn tiles(report: &Report) -> String {
     let resume = Quantiles::of(&report.resume_ms());
     let suspend = Quantiles::of(&report.suspend_ms());
     let most = report.cycles.iter().map(Cycle::attempts).max().unwrap_or(0);
+    let unit = report.clock.unit();
     let mut tiles = String::new();
     if let (Some(resume), Some(suspend)) = (resume, suspend) {
         tiles.push_str(&tile(
             "resume",
             &ms(resume.p50),
-            "ms",
-            &format!("p99 {} ms", ms(resume.p99)),
+            unit,
+            &format!("p99 {} {unit}", ms(resume.p99)),
         ));
         tiles.push_str(&tile(
             "suspend",
             &ms(suspend.p50),
-            "ms",
-            &format!("p99 {} ms", ms(suspend.p99)),
+            unit,
+            &format!("p99 {} {unit}", ms(suspend.p99)),
         ));
     }
     let attempts = if most == 1 {
