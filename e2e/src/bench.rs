@@ -1,119 +1,204 @@
-//! What a suspend costs on a real guest, as ratios within one run.
+//! What boot, suspend and resume cost on a real guest, against the ledger of the last accepted state;
+//! and what a repeated suspend costs, as a ratio to the machine's own first one.
 //!
-//! The reference is the machine's own first suspend with its memory filled, which writes nearly all
-//! of it. Absolute times only hold on the host where they were measured; ratios hold on others, too.
+//! In virtual time it measures twice, in two hosts at once: two runs of one build must agree, or the
+//! ledger would prove nothing. On hardware the figures hold on that machine only, so there is no
+//! ledger; the ratios hold everywhere.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail};
 use clap::Args;
-use client::Client;
-use cycles::{median, quantile, recorded_timing};
-use machine_api::{ExecRequest, MachineState, Operation, Timing};
+use cycles::{Clock, median};
+use kvm_host::qemu;
+use machine_api::Timing;
 
 use crate::artifacts::GuestImage;
-use crate::host::KvmHost;
-use crate::machine::{MachineSpec, STEP_DEADLINE, boot};
-use crate::output;
+use crate::bench_here::{self, Amount};
+use crate::figures::{Figures, FilledFigures, OperationFigures, TOTAL};
+use crate::kvm_process::KvmProcess;
+use crate::ledger::{Ledger, Versions};
+use crate::{host, measure, output};
 
-/// How much of the guest's memory is filled before the reference suspend.
-const FILL_PERCENT: u32 = 80;
 /// A repeated suspend of an idle machine must take less than this part of the reference.
 const MAX_REPEATED_RATIO: f64 = 0.1;
 /// The image must occupy at most this many times the bytes of all pages written.
 const MAX_ALLOCATED_RATIO: f64 = 1.2;
+/// Medians of two runs of one build agree within this share: totals,
+const TOTALS_AGREE: f64 = 0.01;
+/// and phases of more than a millisecond.
+const PHASES_AGREE: f64 = 0.02;
+const COMPARED_PHASE_MS: f64 = 1.0;
+/// Longest that one process may take, by this machine's clock.
+const DEADLINE: Duration = Duration::from_secs(1800);
 
 /// What to measure.
 #[derive(Debug, Clone, Args)]
 pub struct Arguments {
-    /// Memory of the guest, in MiB
-    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(256..=4096))]
-    memory_mib: u32,
-    /// Suspends after the first one
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
-    repeats: u32,
+    #[command(flatten)]
+    amount: Amount,
+    /// The ledger to compare with
+    #[arg(long, value_name = "FILE", default_value = "bench/ledger.json")]
+    ledger: PathBuf,
+    /// Write the figures into the ledger, with the reason for what changed
+    #[arg(long, value_name = "REASON")]
+    accept: Option<String>,
     /// Folder for logs
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     output: PathBuf,
 }
 
-/// Measures and prints; true if both ratios are within their bounds.
+/// Measures and prints; true if the ratios are within their bounds, two runs agree, and nothing is
+/// dearer than in the ledger.
 ///
 /// # Errors
-/// If the host cannot be started, or the machine fails a step.
+/// If the host cannot be started, a machine fails a step, or the ledger cannot be used.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
-    let host = KvmHost::start(&arguments.output, &[GuestImage::Default]).await?;
-    let client = host.client();
-    let spec = MachineSpec {
-        name: "bench".to_owned(),
-        image: GuestImage::Default,
-        memory_mib: arguments.memory_mib,
-        vcpus: 1,
-        vsock: None,
-    };
-    let machine = boot(client, &spec).await?;
-    fill(
-        client,
-        &machine.id,
-        arguments.memory_mib * FILL_PERCENT / 100,
-    )
-    .await?;
-    let mut suspends = Vec::new();
-    let mut resumes = Vec::new();
-    for number in 0..=arguments.repeats {
-        output::say(&format!(
-            "suspend {} of {}",
-            number + 1,
-            arguments.repeats + 1
-        ));
-        suspends.push(step(client, &machine.id, MachineState::Suspended).await?);
-        resumes.push(step(client, &machine.id, MachineState::Started).await?);
+    output::say(&host::kind_of_kvm().1);
+    let clock = measure::clock();
+    output::say(&format!("measured in {}", clock.in_words()));
+    let (folder, amount) = (arguments.output.clone(), arguments.amount);
+    let measured = tokio::task::spawn_blocking(move || measure_all(&folder, amount, clock));
+    let figures = measured.await.context("a thread panicked")??;
+    let first = figures.first().context("nothing was measured")?;
+    print_costs(first, clock);
+    let mut holds = first
+        .filled
+        .as_ref()
+        .map_or(Ok(true), |filled| print_ratios(filled, clock))?;
+    if let [one, other] = figures.as_slice() {
+        holds &= print_agreement(one, other);
     }
-    client.destroy(&machine.id, true).await?;
-    host.stop()?;
-    print_and_judge(&suspends, &resumes)
+    if clock == Clock::Virtual {
+        holds &= compare_with_ledger(arguments, first)?;
+    }
+    Ok(holds)
 }
 
-/// Fills guest memory with random bytes, which every VMM has to write.
-async fn fill(client: &Client, id: &str, mib: u32) -> anyhow::Result<()> {
-    output::say(&format!("filling {mib} MiB of the guest's memory"));
-    let script = format!(
-        "mkdir -p /fill && mount -t tmpfs -o size={mib}m fill /fill && \
-         dd if=/dev/urandom of=/fill/bytes bs=1M count={mib} 2>&1; sync; free -m"
-    );
-    let request = ExecRequest {
-        command: vec!["/bin/sh".to_owned(), "-c".to_owned(), script],
-        timeout: Some(900),
-        ..ExecRequest::default()
+/// Measures twice at once in virtual time, where the two do not disturb each other; else once.
+fn measure_all(folder: &Path, amount: Amount, clock: Clock) -> anyhow::Result<Vec<Figures>> {
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
+    let folder = folder
+        .canonicalize()
+        .context("cannot resolve the output folder")?;
+    let names: &[&str] = match clock {
+        Clock::Virtual => &["first", "second"],
+        Clock::Real => &["only"],
     };
-    let answer = client
-        .exec(id, &request)
-        .await
-        .context("cannot fill the guest's memory")?;
-    ensure!(
-        answer.exit_code == 0,
-        "filling the guest's memory failed: {}",
-        answer.stderr
-    );
-    Ok(())
+    let mut running = Vec::new();
+    for (number, name) in names.iter().enumerate() {
+        let process = KvmProcess {
+            name,
+            images: &[GuestImage::Default],
+            programs: &[],
+            folder: &folder,
+        };
+        // The filled machine shows ratios within one run, for which one run is enough.
+        let repeats = if number == 0 { amount.repeats } else { 0 };
+        let amount = Amount { repeats, ..amount };
+        let started = process.start(|paths| {
+            Ok(bench_here::command_line(
+                &paths.images,
+                &paths.results,
+                amount,
+            ))
+        })?;
+        running.push((name, started));
+    }
+    let mut figures = Vec::new();
+    for (name, (process, pieces)) in running {
+        // Its figures are in a file; the end of its output is that of the process.
+        pieces.iter().for_each(drop);
+        process
+            .wait(DEADLINE)
+            .with_context(|| format!("the {name} run failed"))?;
+        figures.push(bench_here::read(&folder.join(name))?);
+    }
+    Ok(figures)
 }
 
-/// Suspends or resumes until the machine is in the state `wanted`.
-async fn step(client: &Client, id: &str, wanted: MachineState) -> anyhow::Result<Timing> {
-    let operation = if wanted == MachineState::Suspended {
-        client.suspend(id).await?;
-        Operation::Suspend
-    } else {
-        client.start(id).await?;
-        Operation::Resume
-    };
-    let machine = client.reach(id, wanted, STEP_DEADLINE).await?;
-    Ok(recorded_timing(client, id, operation, machine.generation, STEP_DEADLINE).await?)
+fn print_costs(figures: &Figures, clock: Clock) {
+    let unit = clock.unit();
+    output::print(&figures.work);
+    output::print(&format!("{:32} {:>10} {:>10}", unit, "p50", "mean"));
+    for operation in &figures.operations {
+        let costs = operation.costs();
+        for (phase, _) in &operation.phases {
+            let Some(cost) = costs.get(phase) else {
+                continue;
+            };
+            let title = if phase == TOTAL {
+                operation.name.clone()
+            } else {
+                format!("  {phase}")
+            };
+            output::print(&format!(
+                "{title:32} {:>10.3} {:>10.3}",
+                cost.p50_ms, cost.mean_ms
+            ));
+        }
+    }
+    output::print("");
 }
 
-/// Prints the figures; true if both ratios are within their bounds.
-fn print_and_judge(suspends: &[Timing], resumes: &[Timing]) -> anyhow::Result<bool> {
-    let (first, repeated) = suspends.split_first().context("nothing was measured")?;
+/// Prints how two runs of one build agree; true if they do.
+fn print_agreement(one: &Figures, other: &Figures) -> bool {
+    let mut agree = true;
+    output::print("two runs of this build (p50, virtual ms)");
+    for (first, second) in one.operations.iter().zip(&other.operations) {
+        for (phase, first_ms, second_ms) in compared(first, second) {
+            let bound = if phase == TOTAL {
+                TOTALS_AGREE
+            } else {
+                PHASES_AGREE
+            };
+            let difference = (second_ms - first_ms) / first_ms;
+            let holds = difference.abs() <= bound;
+            // A boot is measured a few times only, so it is shown, and not a condition.
+            let enforced = first.name != "boot";
+            agree &= holds || !enforced;
+            let mark = match (holds, enforced) {
+                (true, _) => "",
+                (false, true) => "  DIFFERS",
+                (false, false) => "  differs",
+            };
+            output::print(&format!(
+                "{:32} {first_ms:>10.3} {second_ms:>10.3} {:>+7.2} %, at most {:.0} %{mark}",
+                format!("{} {phase}", first.name),
+                difference * 100.0,
+                bound * 100.0
+            ));
+        }
+    }
+    output::print("");
+    agree
+}
+
+/// The phases that are long enough to compare, with both medians.
+fn compared(first: &OperationFigures, second: &OperationFigures) -> Vec<(String, f64, f64)> {
+    let seconds = second.costs();
+    first
+        .costs()
+        .into_iter()
+        .filter(|(_, cost)| cost.p50_ms > COMPARED_PHASE_MS)
+        .map(|(phase, cost)| {
+            let other = seconds.get(&phase).map_or(0.0, |cost| cost.p50_ms);
+            (phase, cost.p50_ms, other)
+        })
+        .collect()
+}
+
+/// Prints the figures of filled memory; true if both ratios are within their bounds.
+fn print_ratios(filled: &FilledFigures, clock: Clock) -> anyhow::Result<bool> {
+    let unit = clock.unit();
+    let FilledFigures {
+        first,
+        repeated,
+        resumes,
+        memory_mib,
+    } = filled;
     let times: Vec<f64> = repeated.iter().map(|timing| timing.total_ms).collect();
     let repeated_ms = median(&times).context("nothing was repeated")?;
     let written = |timing: &Timing| timing.memory_bytes_written.unwrap_or(0);
@@ -129,19 +214,18 @@ fn print_and_judge(suspends: &[Timing], resumes: &[Timing]) -> anyhow::Result<bo
     // Sizes of real machines are far below 2^53 bytes.
     #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
     let allocated_ratio = allocated as f64 / all_written.max(1) as f64;
+    output::print(&format!("a guest of {memory_mib} MiB, its memory filled"));
     output::print(&format!(
-        "first suspend, memory filled   {:8.0} ms, {} MiB written",
+        "first suspend                  {:8.0} {unit}, {} MiB written",
         first.total_ms,
         mib(written(first))
     ));
     output::print(&format!(
-        "repeated suspend, idle (p50)   {repeated_ms:8.0} ms, at most {} MiB written",
+        "repeated suspend, idle (p50)   {repeated_ms:8.0} {unit}, at most {} MiB written",
         mib(repeated_bytes)
     ));
-    if let (Some(p50), Some(worst)) = (median(&resume_ms), quantile(&resume_ms, 1.0)) {
-        output::print(&format!(
-            "resume (p50, max)              {p50:8.0} ms, {worst:.0} ms"
-        ));
+    if let Some(p50) = median(&resume_ms) {
+        output::print(&format!("resume (p50)                   {p50:8.0} {unit}"));
     }
     output::print(&format!(
         "repeated / first               {ratio:8.3}, at most {MAX_REPEATED_RATIO}"
@@ -149,5 +233,52 @@ fn print_and_judge(suspends: &[Timing], resumes: &[Timing]) -> anyhow::Result<bo
     output::print(&format!(
         "image on disk / pages written  {allocated_ratio:8.3}, at most {MAX_ALLOCATED_RATIO}"
     ));
+    output::print("");
     Ok(ratio < MAX_REPEATED_RATIO && allocated_ratio <= MAX_ALLOCATED_RATIO)
+}
+
+/// Compares with the ledger, or writes it; true if nothing is dearer than it allows.
+fn compare_with_ledger(arguments: &Arguments, figures: &Figures) -> anyhow::Result<bool> {
+    let path = &arguments.ledger;
+    let now = Ledger::of_figures(&figures.work, versions(figures)?, &figures.operations);
+    let accepted = Ledger::read(path)?;
+    if let Some(ledger) = &accepted {
+        let comparison = ledger.compare(&now);
+        output::print(&comparison.table());
+        for difference in &comparison.other_versions {
+            output::print(&format!("not enforced: {difference}"));
+        }
+        if arguments.accept.is_none() {
+            for row in comparison.dearer().filter(|_| comparison.is_binding()) {
+                output::print(&format!(
+                    "{} {} became dearer; if that is meant, accept it with a reason: \
+                     ./just bench --accept REASON",
+                    row.operation, row.phase
+                ));
+            }
+            return Ok(comparison.holds());
+        }
+    }
+    let Some(reason) = &arguments.accept else {
+        bail!(
+            "there is no ledger at {}; write one with --accept REASON",
+            path.display()
+        );
+    };
+    now.accepted(accepted.as_ref(), reason).write(path)?;
+    output::print(&format!("ledger: {}", path.display()));
+    Ok(true)
+}
+
+fn versions(figures: &Figures) -> anyhow::Result<Versions> {
+    let detail = |name: &str| {
+        let value = figures.host.details.get(name)?;
+        Some(value.as_str()?.to_owned())
+    };
+    Ok(Versions {
+        host_kernel: detail("kernel").unwrap_or_default(),
+        guest_kernel: figures.guest_kernel.clone(),
+        qemu: qemu::version().context("cannot ask QEMU for its version")?,
+        rustc: env!("MCTL_RUSTC_VERSION").to_owned(),
+    })
 }

@@ -116,8 +116,9 @@ impl KvmProcess<'_> {
     fn results(&self) -> anyhow::Result<PathBuf> {
         let results = self.folder.join(self.name);
         if results.exists() {
-            std::fs::remove_dir_all(&results)
-                .with_context(|| format!("cannot remove earlier results in {}", results.display()))?;
+            std::fs::remove_dir_all(&results).with_context(|| {
+                format!("cannot remove earlier results in {}", results.display())
+            })?;
         }
         std::fs::create_dir_all(&results)
             .with_context(|| format!("cannot create {}", results.display()))?;

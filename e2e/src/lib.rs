@@ -3,18 +3,22 @@
 //! It is a library so that `tests/promises` drives hosts and machines in the same way as `mctl-e2e`.
 //! It knows the Machines API and real binaries, but no internals of other crates.
 //!
-//! `main_job`, `matrix`, `scale`, `peer` and `bench` are the commands; `matrix` and `main_job` use
-//! `scale` and `peer`. All other modules are below them and know no command.
+//! `main_job`, `matrix`, `scale` and `bench` are the commands. What they measure runs in processes of
+//! their own, in virtual hosts where this machine's KVM cannot run Linux: `measure` starts chains of
+//! cycles and collects their events, `run_here` and `bench_here` are the commands inside.
 
 #![forbid(unsafe_code)]
 
 pub mod artifacts;
 pub mod bench;
+pub mod bench_here;
 pub mod counter;
+pub mod figures;
 pub mod firecracker;
 pub mod host;
 pub mod host_socket;
 pub mod kvm_process;
+pub mod ledger;
 pub mod machine;
 pub mod main_job;
 pub mod matrix;

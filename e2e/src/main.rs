@@ -8,7 +8,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use e2e::{bench, main_job, matrix, output, run_here, scale};
+use e2e::{bench, bench_here, main_job, matrix, output, run_here, scale};
 
 /// Suspend and resume real Linux machines, many times, and judge whether latency stays flat
 #[derive(Debug, Parser)]
@@ -29,6 +29,9 @@ enum Command {
     /// Run cycles on this very host; called by the other commands
     #[command(hide = true)]
     RunHere(run_here::Arguments),
+    /// Measure on this very host; called by `bench`
+    #[command(hide = true)]
+    BenchHere(bench_here::Arguments),
     /// Resume a guest with thousands of leaked pairs under each port policy; a part of `matrix`
     Scale(scale::Arguments),
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
                 Command::Matrix(arguments) => matrix::run(&arguments).await,
                 Command::Bench(arguments) => bench::run(&arguments).await,
                 Command::RunHere(arguments) => run_here::run(&arguments).await.map(|()| true),
+                Command::BenchHere(arguments) => bench_here::run(&arguments).await.map(|()| true),
                 Command::Scale(arguments) => scale::run(&arguments).await,
             }
         })

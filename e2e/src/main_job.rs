@@ -44,7 +44,10 @@ pub struct Arguments {
 /// If the host, the machine or the peer cannot be run, or the report cannot be written.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     output::say(&host::kind_of_kvm().1);
-    output::say(&format!("latencies are measured in {}", measure::clock().in_words()));
+    output::say(&format!(
+        "latencies are measured in {}",
+        measure::clock().in_words()
+    ));
     let started_at = report_files::now();
     let setting = |host: Option<Host>| Setting {
         host: host.unwrap_or_else(host::undescribed),

@@ -5,9 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use cycles::{
-    Cell, CellKey, GuestKind, Host, Matrix, PortPolicy, Report, Run, ScaleRun, Setting,
-};
+use cycles::{Cell, CellKey, GuestKind, Host, Matrix, PortPolicy, Report, Run, ScaleRun, Setting};
 
 use crate::artifacts::GuestImage;
 use crate::report_files::{self, publish};
@@ -49,7 +47,10 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         arguments.only
     );
     output::say(&host::kind_of_kvm().1);
-    output::say(&format!("latencies are measured in {}", measure::clock().in_words()));
+    output::say(&format!(
+        "latencies are measured in {}",
+        measure::clock().in_words()
+    ));
     let mut measured = Measured {
         host: None,
         started_at: report_files::now(),

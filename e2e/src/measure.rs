@@ -70,7 +70,9 @@ pub async fn run(folder: &Path, work: Work, bars: &Bars) -> anyhow::Result<Colle
     let interrupt = process.interrupter();
     let title = work.name.clone();
     let _interruption = Interruption::by_ctrl_c(move || {
-        output::say(&format!("{title}: interrupted, the report will hold the cycles so far"));
+        output::say(&format!(
+            "{title}: interrupted, the report will hold the cycles so far"
+        ));
         interrupt();
     });
     let deadline = RUN_ALLOWANCE + CYCLE_ALLOWANCE * work.cycles;
@@ -118,7 +120,9 @@ pub async fn run_all(
         };
         let (number, result) = ended.context("a task panicked")?;
         // Ctrl-C is for all of them.
-        go_on &= !result.as_ref().is_ok_and(|collected| collected.run.end == RunEnd::Interrupted);
+        go_on &= !result
+            .as_ref()
+            .is_ok_and(|collected| collected.run.end == RunEnd::Interrupted);
         if let Err(error) = done(number, result) {
             go_on = false;
             outcome = outcome.and(Err(error));

@@ -36,7 +36,9 @@ pub struct Arguments {
 pub fn command_line(images: &Path, work: &Work) -> anyhow::Result<Vec<String>> {
     let work = serde_json::to_string(work).context("cannot write the work as JSON")?;
     let images = images.display().to_string();
-    Ok(["run-here", "--images", &images, "--work", &work].map(str::to_owned).to_vec())
+    Ok(["run-here", "--images", &images, "--work", &work]
+        .map(str::to_owned)
+        .to_vec())
 }
 
 /// Runs the command.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow};
 use clap::Args;
 use cycles::{MachineSubject, PortPolicy, ScaleRun, Subject, on_or_off, scale_table};
 use guest_protocol::{Call, Frame, PORT, Request, encode};

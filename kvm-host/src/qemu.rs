@@ -47,6 +47,17 @@ pub fn check_installed() -> Result<(), QemuError> {
         .map_err(QemuError::Spawn)
 }
 
+/// The first line of QEMU's `--version`.
+pub fn version() -> Result<String, QemuError> {
+    let output = Command::new(PROGRAM)
+        .arg("-version")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(QemuError::Spawn)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
 /// Where the console of the machine goes.
 #[derive(Debug, Clone)]
 pub(crate) enum Console {

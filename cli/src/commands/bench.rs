@@ -79,7 +79,9 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
             state: machine.state,
         });
     }
-    let host = Host::from(session.client.host().await?);
+    let info = session.client.host().await?;
+    let clock = Clock::from(&info);
+    let host = Host::from(info);
     let started_at = jiff::Timestamp::now().to_string();
     let mut subject = MachineSubject::new(
         session.client.clone(),
@@ -103,7 +105,7 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
     drop(watching);
     let setting = Setting {
         host,
-        clock: Clock::Real,
+        clock,
         started_at,
     };
     let report = Report::of_run(setting, measured);

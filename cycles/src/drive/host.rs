@@ -2,7 +2,17 @@
 
 use machine_api::HostInfo;
 
-use crate::record::{Host, KvmKind};
+use crate::record::{Clock, Host, KvmKind};
+
+/// The clock by which a supervisor measures.
+impl From<&HostInfo> for Clock {
+    fn from(info: &HostInfo) -> Self {
+        match info.clock.as_str() {
+            "virtual" => Self::Virtual,
+            _ => Self::Real,
+        }
+    }
+}
 
 impl From<HostInfo> for Host {
     fn from(info: HostInfo) -> Self {

@@ -1,11 +1,13 @@
 //! A run of cycles before it becomes a report.
 
+use serde::{Deserialize, Serialize};
+
 use super::cycle::Cycle;
 use super::subject::SubjectDescription;
 use super::verdict::FailedCheck;
 
 /// Everything that was recorded until the run ended.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Run {
     /// What was put through the cycles.
     pub subject: SubjectDescription,
@@ -35,7 +37,8 @@ impl Run {
 }
 
 /// How a run ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RunEnd {
     /// After the last cycle.
     Complete,

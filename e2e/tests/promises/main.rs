@@ -1,7 +1,8 @@
 //! The promises of the whole system, shown on real Linux guests through its public API.
 //!
-//! One file per promise. If this machine's KVM cannot run Linux, this executable runs itself in a
-//! virtual KVM host: the same tests, the same assertions.
+//! One file per promise. If this machine's KVM cannot run Linux, this executable runs itself in
+//! virtual KVM hosts: the same tests, the same assertions. Deadlines inside then count virtual time,
+//! so that no test fails because this machine is busy.
 
 mod boot;
 mod bytes;
@@ -24,15 +25,17 @@ mod terminal;
 mod vsock;
 
 use std::process::ExitCode;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use cycles::KvmKind;
+use kvm_host::clock::Clock;
 use kvm_host::pack::HostFile;
-use kvm_host::rerun::{EXPORT, Rerun};
+use kvm_host::rerun::{EXPORT, Rerun, Running};
 use libtest_mimic::{Arguments, Trial};
 
 use e2e::artifacts::GuestImage;
-use e2e::host;
+use e2e::{host, measure};
 use peer::FIRECRACKER_ENV;
 use stage::{IMAGES_ENV, Stage};
 
@@ -42,6 +45,13 @@ const DEADLINE: Duration = Duration::from_secs(1800);
 const INSIDE_IMAGES: &str = "/images";
 /// Path of a Firecracker there, if one was supplied.
 const INSIDE_FIRECRACKER: &str = "/usr/bin/firecracker";
+/// The trials that a virtual host is to run, separated by commas; all of them if it is not set.
+const SELECTED_ENV: &str = "MCTL_TEST_SELECTED";
+/// Trials of guests with several vCPUs.
+const SEVERAL_VCPUS: [&str; 2] = [
+    "boot::a_machine_has_the_processors_and_memory_it_was_given",
+    "suspend_resume::eight_processors_and_memory_above_4_gib_are_restored",
+];
 /// Programs that the tests run.
 const BINARIES: [&str; 3] = ["mctl", "mctl-supervisor", "mctl-vmm"];
 
@@ -55,11 +65,18 @@ fn main() -> ExitCode {
     };
     arguments.test_threads = arguments.test_threads.or(Some(threads));
     if !arguments.list && !host::runs_linux_here() {
-        return rerun_inside().unwrap_or_else(print_error);
+        return rerun_inside(&arguments).unwrap_or_else(print_error);
     }
-    let mut trials = trials();
-    trials.extend(trials_of_a_peer());
+    let mut trials = all_trials();
+    if let Ok(selected) = std::env::var(SELECTED_ENV) {
+        trials.retain(|trial| selected.split(',').any(|name| name == trial.name()));
+    }
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+#[expect(clippy::print_stdout, reason = "the output of the tests")]
+fn print(piece: &[u8]) {
+    print!("{}", String::from_utf8_lossy(piece));
 }
 
 fn print_error(error: anyhow::Error) -> ExitCode {
@@ -101,6 +118,14 @@ enum Share {
 }
 
 impl Share {
+    /// The name of its folder.
+    fn name(self) -> String {
+        match self {
+            Self::VirtualTime { number, .. } => format!("virtual-time-{number}"),
+            Self::RealTime => "real-time".to_owned(),
+        }
+    }
+
     fn clock(self) -> Clock {
         match self {
             Self::VirtualTime { .. } => Clock::Virtual,
@@ -110,7 +135,7 @@ impl Share {
 
     /// The promises of this share that the arguments select.
     fn names(self, arguments: &Arguments) -> Vec<String> {
-        let mut names: Vec<String> = trials()
+        let mut names: Vec<String> = all_trials()
             .iter()
             .map(|trial| trial.name().to_owned())
             .filter(|name| is_selected(arguments, name))
@@ -134,6 +159,54 @@ fn is_selected(arguments: &Arguments, name: &str) -> bool {
     };
     arguments.filter.as_ref().is_none_or(matches) && !arguments.skip.iter().any(matches)
 }
+/// One share while it runs in its virtual host.
+struct Inside {
+    running: Running,
+    /// What it writes, shown at its end: the shares would interrupt each other.
+    output: Receiver<Vec<u8>>,
+}
+
+impl Inside {
+    fn start(share: Share) -> anyhow::Result<Self> {
+        let folder = e2e::artifacts::binaries()?.join("promises");
+        std::fs::create_dir_all(&folder)?;
+        let images = [GuestImage::Default, GuestImage::Leaky];
+        let mut files = host::image_files(&folder, &images, INSIDE_IMAGES)?;
+        files.extend(host::binaries_for_inside(&BINARIES)?);
+        let selected = share.names(&Arguments::from_args());
+        let mut environment = vec![
+            (IMAGES_ENV.to_owned(), INSIDE_IMAGES.to_owned()),
+            (SELECTED_ENV.to_owned(), selected.join(",")),
+        ];
+        if let Some(binary) = std::env::var_os(FIRECRACKER_ENV) {
+            files.push(HostFile::program(binary, INSIDE_FIRECRACKER));
+            environment.push((FIRECRACKER_ENV.to_owned(), INSIDE_FIRECRACKER.to_owned()));
+        }
+        let name = share.name();
+        let (sender, output) = channel();
+        let running = Rerun {
+            parts: host::parts()?,
+            clock: share.clock(),
+            arguments: std::env::args().skip(1).collect(),
+            environment,
+            files,
+            stdout: Some(sender),
+            export: Some((EXPORT, &folder.join(&name).join("logs"))),
+            log_folder: folder.join(&name),
+        }
+        .start()?;
+        Ok(Self { running, output })
+    }
+
+    fn wait(self) -> anyhow::Result<i32> {
+        let code = self.running.wait(DEADLINE);
+        for piece in self.output {
+            print(&piece);
+        }
+        Ok(code?)
+    }
+}
+
 /// A list of trials from test functions, named by their path.
 macro_rules! promises {
     ($($file:ident: $($name:ident),+ $(,)?;)+) => {
@@ -204,6 +277,12 @@ fn trials() -> Vec<Trial> {
             a_leak_is_reported_with_its_size_start_and_cost,
             a_healthy_machine_is_reported_healthy_and_its_bench_writes_a_report;
     }
+}
+
+fn all_trials() -> Vec<Trial> {
+    let mut trials = trials();
+    trials.extend(trials_of_a_peer());
+    trials
 }
 
 /// Trials that need a binary that this project does not ship. Without it they are ignored, with the

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use cycles::{AttemptOutcome, RunEnd};
+use cycles::{AttemptOutcome, RunEnd, Silent};
 use e2e::artifacts::GuestImage;
-use e2e::peer::{Work, run_cycles_in};
+use e2e::run_here::run_firecracker;
+use e2e::work::{Vmm, Work};
 
 use crate::stage::Stage;
 
@@ -22,13 +23,17 @@ pub(crate) async fn firecracker_runs_the_same_cycles_with_either_init(
     let images = stage.state().join("images");
     for (guest, monitor_first) in [(GuestImage::Default, false), (GuestImage::Leaky, true)] {
         let work = Work {
+            name: "peer".to_owned(),
+            vmm: Vmm::Firecracker(binary.clone().into()),
             cycles: CYCLES,
             memory_mib: 128,
             vcpus: 1,
             guest,
+            port_policy: None,
+            eviction: None,
             monitor_first,
         };
-        let run = run_cycles_in(Path::new(&binary), &images, &work).await?;
+        let run = run_firecracker(Path::new(&binary), &images, &work, &mut Silent).await?;
         ensure!(run.end == RunEnd::Complete, "{guest:?}: {:?}", run.end);
         for cycle in &run.cycles {
             let last = cycle.readiness.last().context("no attempt")?;

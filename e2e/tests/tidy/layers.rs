@@ -140,11 +140,12 @@ const LAYERS: &[Layers] = &[
         rows: &[
             &["matrix"],
             &["bench", "main_job", "scale"],
-            &["peer"],
-            &["firecracker"],
-            &["machine", "report_files"],
+            &["measure"],
+            &["run_here", "bench_here"],
+            &["run_event", "work", "ledger"],
+            &["kvm_process", "firecracker", "machine", "figures", "report_files"],
             &["host", "host_socket"],
-            &["child", "artifacts", "counter", "output"],
+            &["artifacts", "counter", "output"],
         ],
     },
 ];

@@ -14,6 +14,10 @@ pub struct HostInfo {
     pub kvm: String,
     /// Description of the KVM for people, with its measured speed.
     pub kvm_detail: String,
+    /// *Extension*: the clock of the host, by which it measures: `real`, or `virtual` in a virtual KVM
+    /// host whose clock counts emulated instructions.
+    #[serde(default = "real_time")]
+    pub clock: String,
     /// Name of the CPU.
     pub cpu: String,
     /// Release of the host's kernel.
@@ -38,6 +42,11 @@ pub struct HostInfo {
     /// there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+}
+
+/// Supervisors that do not report the field know no other clock.
+fn real_time() -> String {
+    "real".to_owned()
 }
 
 /// Supervisors that do not report the field are assumed to have their VMM.

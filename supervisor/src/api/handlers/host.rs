@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use axum::Json;
 use axum::extract::State;
+use kvm_host::clock::Clock;
 use kvm_host::probe::{KvmKind, detect};
 use machine_api::{ErrorBody, HostInfo, Ok as Done};
 
@@ -37,6 +38,7 @@ fn collect(api: &Api) -> HostInfo {
         kvm: kvm.clone(),
         kvm_detail: kvm_detail.clone(),
         cpu: field_of("/proc/cpuinfo", "model name").unwrap_or_default(),
+        clock: Clock::of_this_host().name().to_owned(),
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
             .map(|text| text.trim().to_owned())
             .unwrap_or_default(),
