@@ -26,6 +26,7 @@ mod vsock;
 
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use cycles::KvmKind;
@@ -74,9 +75,18 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
+/// Prints whole lines only: several hosts write at the same time.
 #[expect(clippy::print_stdout, reason = "the output of the tests")]
-fn print(piece: &[u8]) {
-    print!("{}", String::from_utf8_lossy(piece));
+fn print_lines(pieces: &Receiver<Vec<u8>>) {
+    let mut unfinished = Vec::new();
+    for piece in pieces {
+        unfinished.extend_from_slice(&piece);
+        while let Some(end) = unfinished.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = unfinished.drain(..=end).collect();
+            print!("{}", String::from_utf8_lossy(&line));
+        }
+    }
+    print!("{}", String::from_utf8_lossy(&unfinished));
 }
 
 fn print_error(error: anyhow::Error) -> ExitCode {
@@ -162,8 +172,8 @@ fn is_selected(arguments: &Arguments, name: &str) -> bool {
 /// One share while it runs in its virtual host.
 struct Inside {
     running: Running,
-    /// What it writes, shown at its end: the shares would interrupt each other.
-    output: Receiver<Vec<u8>>,
+    /// Shows what it writes.
+    printer: JoinHandle<()>,
 }
 
 impl Inside {
@@ -195,14 +205,16 @@ impl Inside {
             log_folder: folder.join(&name),
         }
         .start()?;
-        Ok(Self { running, output })
+        let printer = std::thread::Builder::new()
+            .name("output".to_owned())
+            .spawn(move || print_lines(&output))?;
+        Ok(Self { running, printer })
     }
 
     fn wait(self) -> anyhow::Result<i32> {
         let code = self.running.wait(DEADLINE);
-        for piece in self.output {
-            print(&piece);
-        }
+        // It ends with the host; a panic of it has been shown.
+        let _ = self.printer.join();
         Ok(code?)
     }
 }
