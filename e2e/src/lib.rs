@@ -12,6 +12,7 @@ pub mod artifacts;
 pub mod bench;
 pub mod child;
 pub mod counter;
+pub mod ending;
 pub mod firecracker;
 pub mod host;
 pub mod host_socket;

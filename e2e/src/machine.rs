@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use client::Client;
-use cycles::{Interruption, LeftoverVsocks, MachineSubject, Run, RunOptions, run_cycles};
+use cycles::{Interruption, MachineSubject, Run, RunOptions, run_cycles};
 use machine_api::{
     CreateMachine, Guest, Init, Machine, MachineConfig, MachineState, Restart, RestartPolicy,
     VsockOptions,
@@ -75,8 +75,7 @@ pub async fn boot(client: &Client, spec: &MachineSpec) -> anyhow::Result<Machine
 pub async fn run_on_new_machine(
     client: &Client,
     spec: &MachineSpec,
-    cycles: u32,
-    leftover_vsocks: LeftoverVsocks,
+    options: RunOptions,
 ) -> anyhow::Result<Run> {
     let machine = boot(client, spec).await?;
     let id = machine.id.clone();
@@ -90,10 +89,6 @@ pub async fn run_on_new_machine(
         output::say("interrupted: the report will hold the cycles so far");
     });
     let mut progress = Progress::new(&spec.name, interruption);
-    let options = RunOptions {
-        cycles,
-        leftover_vsocks,
-    };
     let run = run_cycles(&mut subject, options, &mut progress).await;
     drop(progress);
     client

@@ -1,22 +1,30 @@
-//! The main job: one real Linux guest, hundreds of chained cycles, a verdict.
+//! The main job: one real Linux guest, hundreds of chained cycles, a verdict. An undecided run goes
+//! on with more of them.
 
 use std::path::PathBuf;
 
 use clap::Args;
-use cycles::{Clock, LeftoverVsocks, Report, Setting};
+use cycles::{Clock, LeftoverVsocks, Report, RunOptions, Setting};
 use machine_api::VsockOptions;
 
 use crate::artifacts::GuestImage;
+use crate::ending::Ending;
 use crate::host::KvmHost;
 use crate::machine::{MachineSpec, run_on_new_machine};
 use crate::{output, peer, report_files};
 
 /// What to run.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Exit codes: 0 flat, 1 rising or a failed check, 2 the command line is not valid, 3 undecided after
+as many cycles as were allowed; the verdict then says how many the noise asks for.")]
 pub struct Arguments {
     /// How many cycles
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=i64::from(cycles::MAX_CYCLES)))]
     cycles: u32,
+    /// To how many cycles the run goes on while it is undecided
+    #[arg(long, value_name = "CYCLES", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=i64::from(cycles::MAX_CYCLES)))]
+    most_cycles: u32,
     /// Memory of the guest, in MiB
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(64..=65_536))]
     memory_mib: u32,
@@ -37,11 +45,11 @@ pub struct Arguments {
     monitor_first: bool,
 }
 
-/// Runs the job; true if the verdict is flat.
+/// Runs the job.
 ///
 /// # Errors
 /// If the host, the machine or the peer cannot be run, or the report cannot be written.
-pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
+pub async fn run(arguments: &Arguments) -> anyhow::Result<Ending> {
     let host = KvmHost::start(&arguments.output, &[arguments.guest]).await?;
     let spec = MachineSpec {
         name: "e2e".to_owned(),
@@ -57,8 +65,13 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         GuestImage::Default => LeftoverVsocks::Fail,
         GuestImage::Leaky => LeftoverVsocks::Record,
     };
+    let options = RunOptions {
+        cycles: arguments.cycles,
+        most_cycles: arguments.most_cycles,
+        leftover_vsocks: leftover,
+    };
     let started_at = report_files::now();
-    let run = run_on_new_machine(host.client(), &spec, arguments.cycles, leftover).await;
+    let run = run_on_new_machine(host.client(), &spec, options).await;
     let description = host.describe().await?;
     let run = match run {
         Ok(run) => run,
@@ -75,11 +88,8 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         },
         run,
     );
-    let refused = report.refused_attempts();
-    if arguments.guest == GuestImage::Default && refused > 0 {
-        report.mark_not_flat(&format!(
-            "the guest refused {refused} readiness attempts, which only leaked pairs can cause"
-        ));
+    if arguments.guest == GuestImage::Default {
+        report.require_first_attempts();
     }
     // Written before the peer runs, so that a failure of the peer does not lose it.
     report_files::write(&arguments.output, "report", &report)?;
@@ -89,7 +99,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     };
     report_files::publish(&arguments.output, "report", &report)?;
     peer_measured?;
-    Ok(report.flatness.flat)
+    Ok(Ending::of(&report))
 }
 
 /// Measures the peer, adds it to `report`, and writes a full report of its own.
@@ -99,7 +109,7 @@ fn measure_peer(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let work = peer::Work {
-        cycles: arguments.cycles,
+        cycles: report.config.cycles,
         memory_mib: arguments.memory_mib,
         vcpus: arguments.vcpus,
         guest: arguments.guest,

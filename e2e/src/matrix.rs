@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use client::Client;
 use cycles::{
-    Cell, CellKey, Clock, GuestKind, Host, LeftoverVsocks, Matrix, PortPolicy, Report, Run,
+    CellKey, Clock, GuestKind, Host, LeftoverVsocks, Matrix, PortPolicy, Report, Run, RunOptions,
     ScaleRun, Setting,
 };
 use machine_api::VsockOptions;
@@ -111,7 +111,7 @@ struct Measured {
 
 impl Measured {
     fn add_cell(&mut self, key: CellKey, run: Run) {
-        self.matrix.cells.push(Cell::of_run(key, &run, Clock::Real));
+        self.matrix.add(key, &run, Clock::Real);
         if key == released() {
             self.released = Some(run);
         }
@@ -188,7 +188,12 @@ async fn run_cell(client: &Client, key: CellKey, number: u32, cycles: u32) -> an
         GuestKind::Leaky => LeftoverVsocks::Record,
         GuestKind::Fixed => LeftoverVsocks::Fail,
     };
-    run_on_new_machine(client, &spec, cycles, leftover).await
+    let options = RunOptions {
+        cycles,
+        most_cycles: cycles,
+        leftover_vsocks: leftover,
+    };
+    run_on_new_machine(client, &spec, options).await
 }
 
 #[cfg(test)]
@@ -217,6 +222,7 @@ mod tests {
         Run {
             subject: SubjectDescription::default(),
             cycles_wanted: 30,
+            looks: Vec::new(),
             cycles: Vec::new(),
             end: RunEnd::Complete,
             vsocks_before: None,

@@ -197,6 +197,8 @@ pub async fn run_cycles_in(binary: &Path, images: &Path, work: &Work) -> anyhow:
     let mut progress = Progress::new("firecracker", Interruption::never());
     let options = RunOptions {
         cycles: work.cycles,
+        // As many as the run that it is compared with, which may have gone on.
+        most_cycles: work.cycles,
         leftover_vsocks: LeftoverVsocks::Record,
     };
     Ok(run_cycles(&mut subject, options, &mut progress).await)

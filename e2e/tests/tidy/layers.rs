@@ -144,7 +144,7 @@ const LAYERS: &[Layers] = &[
             &["firecracker"],
             &["machine", "report_files"],
             &["host", "host_socket"],
-            &["child", "artifacts", "counter", "output"],
+            &["child", "artifacts", "counter", "ending", "output"],
         ],
     },
 ];
