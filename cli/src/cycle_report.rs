@@ -25,10 +25,7 @@ pub(crate) fn print(session: &Session, report: &Report) -> Result<(), CommandErr
     if !report.has_run() {
         return Ok(());
     }
-    for rule in cycles::rules_in_words() {
-        output.note(&rule);
-    }
-    let verdict = report.flatness.in_words();
+    let verdict = report.flatness.outcome.name();
     let reason = output.harmless(&report.flatness.reason);
     Ok(output.line(&format!("verdict: {verdict}: {reason}"))?)
 }

@@ -22,6 +22,7 @@ Exit codes:
   6    not finished within the time limit
   7    the token is missing, wrong, or does not allow this
   8    a check or an assertion failed (doctor, bench, --assert-flat)
+  9    an assertion is undecided: more measurements may decide (--assert-flat)
   125  `mctl exec` itself failed; its other codes are those of the command (128 + signal)
   141  the reader of the output closed it";
 
@@ -36,6 +37,7 @@ pub(crate) enum Kind {
     Deadline,
     Denied,
     Finding,
+    Undecided,
     BrokenPipe,
 }
 
@@ -51,6 +53,7 @@ impl Kind {
             Self::Deadline => 6,
             Self::Denied => 7,
             Self::Finding => 8,
+            Self::Undecided => 9,
             Self::BrokenPipe => 141,
         }
     }
@@ -89,8 +92,10 @@ pub(crate) enum CommandError {
     Report(#[from] cycles::LoadError),
     #[error("cycle {cycle} failed a check: {message}")]
     CycleFailed { cycle: u32, message: String },
-    #[error("resume latency did not stay flat")]
+    #[error("something grows from cycle to cycle: the verdict is rising")]
     NotFlat,
+    #[error("these cycles do not show whether anything grows: the verdict is undecided")]
+    FlatnessUndecided,
     #[error("the guest keeps {sockets} vsock sockets open whose other end is gone")]
     Leaks { sockets: u32 },
     #[error("resumes collide with vsock pairs that are still open in the guest")]
@@ -158,6 +163,7 @@ impl CommandError {
             Self::CycleFailed { .. } | Self::NotFlat | Self::Collides | Self::Leaks { .. } => {
                 Kind::Finding
             }
+            Self::FlatnessUndecided => Kind::Undecided,
             Self::NotConfirmed => Kind::Failed,
             Self::Several { kind, .. } => *kind,
             Self::Unhealthy { .. } => Kind::Finding,
@@ -188,6 +194,9 @@ impl CommandError {
             Self::InitSilent => "`mctl logs` shows the last output of the guest",
             Self::NotSuspended { .. } => "`mctl start` starts it from its current state",
             Self::CannotConfirm => "--yes skips the question",
+            Self::FlatnessUndecided => {
+                "give more --cycles or --most-cycles; a quieter host needs fewer"
+            }
             Self::Argument { .. }
             | Self::NoMetadata { .. }
             | Self::CycleFailed { .. }

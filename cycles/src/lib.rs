@@ -31,15 +31,14 @@ pub use drive::{
     run_cycles,
 };
 pub use judge::{
-    CellMismatch, DECILE_RATIO_BOUND, Judgement, MIN_CYCLES, RISE_BOUND_PERCENT, Rule,
-    ScaleMismatch, judge, rules_in_words,
+    CellMismatch, Judgement, Line, MIN_CYCLES, ScaleMismatch, judge, looks, rules_in_words,
 };
 pub use record::{
     Attempt, AttemptOutcome, Cell, CellCycle, CellKey, CellVerdict, Clock, Cycle, Expectation,
     FailedCheck, Flatness, GuestKind, Host, KvmKind, LoadError, MAX_CYCLES, MAX_REPORT_BYTES,
-    Matrix, OLDEST_SCHEMA, Peer, Phases, PortPolicy, Problem, Report, Resources, Run, RunConfig,
-    RunEnd, SCHEMA, ScaleResume, ScaleRun, Setting, SubjectDescription, UNATTRIBUTED, load,
-    on_or_off, parse,
+    Matrix, OLDEST_SCHEMA, Outcome, Peer, Phases, PortPolicy, Problem, Report, Resources,
+    RiseBound, Rule, Run, RunConfig, RunEnd, SCHEMA, ScaleResume, ScaleRun, Setting,
+    SubjectDescription, UNATTRIBUTED, Unit, load, on_or_off, parse,
 };
 pub use render::{cycles_csv, report_page, scale_table, tables_of};
 pub use statistics::{

@@ -3,6 +3,19 @@
 //! Pure functions on slices of finite numbers. The callers ensure that numbers are finite: they
 //! check them when they are measured and when they are loaded.
 
+mod blocks;
+mod distribution;
+mod local_level;
+mod ranks;
+
+pub(crate) use blocks::{BLOCKS, Level, locations, means, quantiles, ranges};
+pub(crate) use distribution::normal_upper;
+pub(crate) use local_level::{Estimate, Interval, Step, drift, steps};
+pub(crate) use ranks::ranked;
+
+/// The median of a normal value's absolute distance from its mean, in standard deviations.
+const NORMAL_MAD: f64 = 0.674_489_750_196_081_7;
+
 /// Quantile of the standard normal distribution that leaves 2.5 % on either side.
 pub const TWO_SIDED_95: f64 = 1.959_963_984_540_054;
 
@@ -119,7 +132,7 @@ pub fn scatter(values: &[f64]) -> Option<f64> {
         .windows(2)
         .map(|pair| (pair[1] - pair[0]).abs())
         .collect();
-    Some(median(&differences)? / (0.674_489_750_196_081_7 * std::f64::consts::SQRT_2))
+    Some(median(&differences)? / (NORMAL_MAD * std::f64::consts::SQRT_2))
 }
 
 fn pairwise_slopes(xs: &[f64], ys: &[f64]) -> Vec<f64> {

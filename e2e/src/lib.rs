@@ -13,6 +13,7 @@ pub mod artifacts;
 pub mod bench;
 pub mod bench_here;
 pub mod counter;
+pub mod ending;
 pub mod figures;
 pub mod firecracker;
 pub mod host;

@@ -1,4 +1,5 @@
-//! The main job: one real Linux guest, hundreds of chained cycles, a verdict.
+//! The main job: one real Linux guest, hundreds of chained cycles, a verdict. An undecided run goes
+//! on with more of them.
 
 use std::path::PathBuf;
 
@@ -6,6 +7,7 @@ use clap::Args;
 use cycles::{Host, Peer, Report, Run, Setting};
 
 use crate::artifacts::GuestImage;
+use crate::ending::Ending;
 use crate::work::{Vmm, Work};
 use crate::{host, measure, output, report_files};
 
@@ -14,10 +16,16 @@ const STEM: &str = "report";
 
 /// What to run.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Exit codes: 0 flat, 1 rising or a failed check, 2 the command line is not valid, 3 undecided after
+as many cycles as were allowed; the verdict then says how many the noise asks for.")]
 pub struct Arguments {
     /// How many cycles
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=i64::from(cycles::MAX_CYCLES)))]
     cycles: u32,
+    /// To how many cycles the run goes on while it is undecided
+    #[arg(long, value_name = "CYCLES", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=i64::from(cycles::MAX_CYCLES)))]
+    most_cycles: u32,
     /// Memory of the guest, in MiB
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(64..=65_536))]
     memory_mib: u32,
@@ -38,11 +46,11 @@ pub struct Arguments {
     monitor_first: bool,
 }
 
-/// Runs the job, and the same in a peer if one is given; true if the verdict is flat.
+/// Runs the job, and the same in a peer if one is given.
 ///
 /// # Errors
 /// If the host, the machine or the peer cannot be run, or the report cannot be written.
-pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
+pub async fn run(arguments: &Arguments) -> anyhow::Result<Ending> {
     output::say(&host::kind_of_kvm().1);
     output::say(&format!(
         "latencies are measured in {}",
@@ -78,23 +86,21 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     }
     report_files::publish(&arguments.output, STEM, &report)?;
     result?;
-    Ok(report.flatness.flat)
+    Ok(Ending::of(&report))
 }
 
 /// The report on our own machine.
 fn judged(guest: GuestImage, setting: Setting, run: Run) -> Report {
     let mut report = Report::of_run(setting, run);
-    let refused = report.refused_attempts();
-    if guest == GuestImage::Default && refused > 0 {
-        report.mark_not_flat(&format!(
-            "the guest refused {refused} readiness attempts, which only leaked pairs can cause"
-        ));
+    if guest == GuestImage::Default {
+        report.require_first_attempts();
     }
     report
 }
 
 /// Adds the peer to `report`, and writes a full report of its own.
 fn add_peer(arguments: &Arguments, report: &mut Report, run: Run) -> anyhow::Result<()> {
+    let cycles = run.cycles_wanted;
     let peer = Peer::of_run(run, report.clock);
     report.peers.push(peer.clone());
     let setting = Setting {
@@ -102,7 +108,7 @@ fn add_peer(arguments: &Arguments, report: &mut Report, run: Run) -> anyhow::Res
         clock: report.clock,
         started_at: report.config.started_at.clone(),
     };
-    let own = Report::of_peer(setting, arguments.cycles, peer);
+    let own = Report::of_peer(setting, cycles, peer);
     let stem = arguments.vmm.as_ref().map_or("peer", Vmm::name);
     for path in report_files::write(&arguments.output, stem, &own)? {
         output::say(&format!("the peer's own report: {}", path.display()));
@@ -117,6 +123,7 @@ impl Arguments {
             name: Vmm::Mctl.name().to_owned(),
             vmm: Vmm::Mctl,
             cycles: self.cycles,
+            most_cycles: self.most_cycles,
             memory_mib: self.memory_mib,
             vcpus: self.vcpus,
             guest: self.guest,

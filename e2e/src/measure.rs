@@ -75,7 +75,7 @@ pub async fn run(folder: &Path, work: Work, bars: &Bars) -> anyhow::Result<Colle
         ));
         interrupt();
     });
-    let deadline = RUN_ALLOWANCE + CYCLE_ALLOWANCE * work.cycles;
+    let deadline = RUN_ALLOWANCE + CYCLE_ALLOWANCE * work.cycles.max(work.most_cycles);
     let collecting = tokio::task::spawn_blocking(move || {
         let mut collector = Collector::default();
         let collected = collector.collect(&pieces, &mut progress);

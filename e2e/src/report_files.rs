@@ -44,8 +44,7 @@ pub fn publish(folder: &Path, stem: &str, report: &Report) -> anyhow::Result<()>
         output::print("");
     }
     if report.has_run() {
-        output::print(&cycles::rules_in_words().join("\n"));
-        let (verdict, reason) = (report.flatness.in_words(), &report.flatness.reason);
+        let (verdict, reason) = (report.flatness.outcome.name(), &report.flatness.reason);
         output::print(&format!("verdict: {verdict}: {reason}"));
     }
     for path in paths {

@@ -109,6 +109,7 @@ async fn run_on_new_machine(
 fn run_options(work: &Work) -> RunOptions {
     RunOptions {
         cycles: work.cycles,
+        most_cycles: work.most_cycles,
         leftover_vsocks: work.leftover_vsocks(),
     }
 }

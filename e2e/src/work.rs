@@ -19,6 +19,8 @@ pub struct Work {
     pub vmm: Vmm,
     /// How many cycles.
     pub cycles: u32,
+    /// To how many cycles the run goes on while it is undecided.
+    pub most_cycles: u32,
     /// Memory of the guest, in MiB.
     pub memory_mib: u32,
     /// vCPUs of the guest.

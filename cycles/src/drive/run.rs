@@ -7,13 +7,19 @@ use std::ops::ControlFlow;
 
 use super::check::{Continuity, CycleError, LeftoverVsocks, check_duration, check_phases};
 use super::subject::{GuestObservation, ResumeOutcome, Subject, SuspendOutcome};
-use crate::record::{Cycle, FailedCheck, Resources, Run, RunEnd, SubjectDescription};
+use crate::judge::{judge, looks};
+use crate::record::{
+    Clock, Cycle, FailedCheck, Outcome, Resources, Run, RunEnd, SubjectDescription,
+};
 
 /// What to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RunOptions {
     /// How many cycles.
     pub cycles: u32,
+    /// To how many cycles the run goes on while it is undecided. Not more than `cycles`: it is not
+    /// judged on the way.
+    pub most_cycles: u32,
     /// What a vsock socket left over in the guest means.
     pub leftover_vsocks: LeftoverVsocks,
 }
@@ -23,7 +29,8 @@ pub trait Observer: Send {
     /// The guest was observed; `cycles` are about to run.
     fn run_started(&mut self, _subject: &SubjectDescription, _cycles: u32) {}
 
-    /// A cycle is complete and its checks passed. `Break` ends the run.
+    /// A cycle is complete and its checks passed; the run now aims at `cycles`, which become more
+    /// while it is undecided. `Break` ends the run.
     fn cycle_done(&mut self, _cycle: &Cycle, _cycles: u32) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
@@ -47,6 +54,7 @@ pub async fn run_cycles<S: Subject>(
     let mut run = Run {
         subject: subject.describe(),
         cycles_wanted: options.cycles,
+        looks: Vec::new(),
         cycles: Vec::new(),
         end: RunEnd::Complete,
         vsocks_before: None,
@@ -63,7 +71,10 @@ pub async fn run_cycles<S: Subject>(
     run.vsocks_before = before.open_vsocks;
     observer.run_started(&run.subject, options.cycles);
     let mut continuity = Continuity::since(before, options.leftover_vsocks);
-    for number in 1..=options.cycles {
+    let mut looks = looks(options.cycles, options.most_cycles)
+        .into_iter()
+        .peekable();
+    for number in 1..=options.most_cycles.max(options.cycles) {
         let (cycle, guest) = match one_cycle(subject, number).await {
             Ok(completed) => completed,
             Err(error) => return failed(run, number, &error, observer),
@@ -72,16 +83,36 @@ pub async fn run_cycles<S: Subject>(
         if let Err(error) = continuity.check(number, guest) {
             return failed(run, number, &error, observer);
         }
+        let ends = looks.next_if_eq(&number).is_some()
+            && match looks.peek() {
+                Some(next) => is_decided(&mut run, number, *next),
+                None => true,
+            };
         if let Some(cycle) = run.cycles.last()
-            && observer.cycle_done(cycle, options.cycles).is_break()
+            && observer.cycle_done(cycle, run.cycles_wanted).is_break()
         {
-            if number < options.cycles {
+            if !ends {
                 run.end = RunEnd::Interrupted;
             }
             break;
         }
+        if ends {
+            break;
+        }
     }
     run
+}
+
+/// Judges the run after `number` cycles. If it is undecided, it wants `next` cycles.
+fn is_decided(run: &mut Run, number: u32, next: u32) -> bool {
+    run.looks.push(number);
+    // The outcome is the same by any clock.
+    let judgement = judge(&run.cycles, None, Clock::Real, &run.looks);
+    let decided = judgement.flatness.outcome != Outcome::Undecided;
+    if !decided {
+        run.cycles_wanted = next;
+    }
+    decided
 }
 
 fn failed(mut run: Run, cycle: u32, error: &CycleError, observer: &mut dyn Observer) -> Run {

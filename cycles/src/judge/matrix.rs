@@ -2,18 +2,46 @@
 //!
 //! The bug must appear where no fix is on, or the matrix proves nothing; each fix alone must be
 //! enough to prevent it.
+//!
+//! A cell has too few cycles to exclude a slow rise, and need not: what it must tell apart is the bug
+//! and its absence. So a cell is flat if its readiness attempts do not grow and its latency rises, by
+//! the upper end of its interval, by less than a tenth of what the cell without any fix rises by.
+//! Where that cell was not run, attempts and sockets alone decide.
 
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use super::verdict::{MIN_CYCLES, judge};
+use super::rules::compared;
+use super::verdict::judge_latencies;
 use crate::record::{
-    Cell, CellCycle, CellKey, CellVerdict, Clock, Cycle, Expectation, GuestKind, Matrix,
-    PortPolicy, Run, count_by_outcome,
+    Cell, CellCycle, CellKey, CellVerdict, Clock, Cycle, Expectation, Flatness, GuestKind, Matrix,
+    Outcome, PortPolicy, Run, count_by_outcome,
 };
-use crate::statistics::{decile_medians, theil_sen_by_cycle};
+use crate::statistics::{as_float, decile_medians, theil_sen_by_cycle};
+
+/// How much of the rise of the cell without any fix another cell may show.
+const SHARE_OF_THE_BUG: f64 = 0.1;
 
 impl Matrix {
+    /// Adds the cell of `key` from its run, whose durations are of `clock`, and compares all cells
+    /// with the one that must show the bug.
+    pub fn add(&mut self, key: CellKey, run: &Run, clock: Clock) {
+        self.cells.push(Cell::of_run(key, run, clock));
+        let bug = self.bug_ms_per_cycle();
+        for cell in &mut self.cells {
+            cell.verdict = cell.judged(bug);
+        }
+    }
+
+    /// What the cell that must show the bug rises by, if it was run and does.
+    fn bug_ms_per_cycle(&self) -> Option<f64> {
+        self.cells
+            .iter()
+            .filter(|cell| cell.expected == Expectation::Rising)
+            .find(|cell| cell.verdict == CellVerdict::Rising)
+            .and_then(|cell| cell.flatness.slope_ms_per_cycle)
+    }
+
     /// Whether every cell shows what it must.
     pub fn as_expected(&self) -> bool {
         !self.cells.is_empty() && self.cells.iter().all(Cell::as_expected)
@@ -27,7 +55,7 @@ impl Matrix {
             }
             (true, false) => {
                 "as expected, but the cell that must show the bug was not run: this proves \
-                 nothing yet"
+                 nothing yet, and latencies were compared with nothing"
             }
             (false, _) => "NOT as expected: at least one cell does not show what it must",
         }
@@ -61,21 +89,33 @@ impl CellKey {
 /// add or save some. More than that has another cause.
 const BUG_ATTEMPTS_PER_CYCLE: RangeInclusive<f64> = 0.5..=1.5;
 
+impl From<Outcome> for CellVerdict {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Flat => Self::Flat,
+            Outcome::Rising => Self::Rising,
+            Outcome::Undecided => Self::Undecided,
+        }
+    }
+}
+
 impl Cell {
-    /// The cell of `key` from its run, whose durations are of `clock`.
+    /// The cell of `key` from its run, whose durations are of `clock`, compared with no other.
     pub fn of_run(key: CellKey, run: &Run, clock: Clock) -> Self {
         let resume_ms = run.resume_ms();
-        let flatness = judge(&resume_ms, run.failed_check(), clock).flatness;
-        let decided = run.failed_check().is_none() && resume_ms.len() >= MIN_CYCLES;
-        let verdict = match (decided, flatness.flat) {
-            (false, _) => CellVerdict::Undecided,
-            (true, true) => CellVerdict::Flat,
-            (true, false) => CellVerdict::Rising,
-        };
+        let mut flatness = judge_latencies(&resume_ms, clock, 1).flatness;
+        if let Some(failed) = run.failed_check() {
+            flatness = Flatness {
+                rules: Vec::new(),
+                reason: format!("cycle {}: {}", failed.cycle, failed.message),
+                outcome: Outcome::Undecided,
+                ..flatness
+            };
+        }
         let deciles = decile_medians(&resume_ms);
         let attempts: Vec<u32> = run.cycles.iter().map(Cycle::attempts).collect();
         let attempts_as_numbers: Vec<f64> = attempts.iter().copied().map(f64::from).collect();
-        Self {
+        let mut cell = Self {
             key,
             resume_p50_first_decile_ms: deciles.map(|(first, _)| first),
             resume_p50_last_decile_ms: deciles.map(|(_, last)| last),
@@ -86,10 +126,40 @@ impl Cell {
                 run.cycles.iter().flat_map(|cycle| &cycle.readiness),
             ),
             vsocks_leaked: vsocks_leaked(run),
-            verdict,
+            verdict: CellVerdict::Undecided,
             expected: key.expectation(),
             cycles: run.cycles.iter().map(cell_cycle).collect(),
+        };
+        cell.verdict = cell.judged(None);
+        cell
+    }
+
+    /// What it shows beside a cell whose latency rises by `bug_ms_per_cycle`.
+    fn judged(&self, bug_ms_per_cycle: Option<f64>) -> CellVerdict {
+        // Too few cycles, or a check failed.
+        if self.flatness.rules.is_empty() {
+            return CellVerdict::Undecided;
         }
+        if self.expected == Expectation::Rising {
+            return self.flatness.outcome.into();
+        }
+        let grows = |slope: f64| slope > SHARE_OF_THE_BUG * BUG_ATTEMPTS_PER_CYCLE.start();
+        if self.attempts_per_cycle.is_some_and(grows) {
+            return CellVerdict::Rising;
+        }
+        let (Some(bug), Some([lower, upper])) = (bug_ms_per_cycle, self.rise_ms()) else {
+            return CellVerdict::Flat;
+        };
+        let bound = SHARE_OF_THE_BUG * bug * as_float(self.cycles.len());
+        compared(lower, upper, bound).into()
+    }
+
+    /// The interval of its rise over the run.
+    fn rise_ms(&self) -> Option<[f64; 2]> {
+        let flatness = &self.flatness;
+        let bound = flatness.bound?;
+        let ends = [flatness.rise_lower_percent?, flatness.rise_upper_percent?];
+        Some(ends.map(|percent| percent * bound.ms / bound.percent))
     }
 
     /// Whether it shows what it must.
@@ -263,6 +333,7 @@ mod tests {
         let run = Run {
             subject: SubjectDescription::default(),
             cycles_wanted: 40,
+            looks: Vec::new(),
             cycles: (1..=40).map(cycle).collect(),
             end: RunEnd::Complete,
             vsocks_before: Some(2),
@@ -291,6 +362,45 @@ mod tests {
         assert_eq!(steep.mismatch(), Some(CellMismatch::Attempts));
         let slow = cell(unfixed(), 1, |n| 1 + n / 3);
         assert_eq!(slow.mismatch(), Some(CellMismatch::Attempts));
+    }
+
+    /// A cell beside the one that shows the bug.
+    fn beside_the_bug(cell: Cell, bug_first: bool) -> Cell {
+        let mut matrix = Matrix::default();
+        let cells = [self::cell(unfixed(), 1, |n| n), cell];
+        matrix.cells.extend(cells);
+        if !bug_first {
+            matrix.cells.reverse();
+        }
+        let bug = matrix.bug_ms_per_cycle();
+        assert!(bug.is_some_and(|ms| (9.0..11.0).contains(&ms)), "{bug:?}");
+        let mut cell = matrix.cells.swap_remove(usize::from(bug_first));
+        cell.verdict = cell.judged(bug);
+        cell
+    }
+
+    #[test]
+    fn a_cell_is_flat_beside_the_bug_if_it_rises_by_less_than_a_tenth_of_it() {
+        let fixed = key(GuestKind::Fixed, PortPolicy::Fixed, false);
+        for bug_first in [true, false] {
+            let flat = beside_the_bug(cell(fixed, 0, |_| 1), bug_first);
+            assert_eq!(flat.mismatch(), None);
+            // One attempt in each cycle, but the one takes 2 ms longer each time.
+            let mut slow = cell(fixed, 0, |n| n / 5 + 1);
+            slow.attempts_per_cycle = Some(0.0);
+            let slow = beside_the_bug(slow, bug_first);
+            assert_eq!(slow.mismatch(), Some(CellMismatch::NotFlat));
+        }
+    }
+
+    #[test]
+    fn a_cell_too_noisy_to_be_told_from_the_bug_is_not_as_expected() {
+        let mut noisy = cell(key(GuestKind::Fixed, PortPolicy::Fixed, false), 0, |_| 1);
+        noisy.flatness.rise_lower_percent = Some(-900.0);
+        noisy.flatness.rise_upper_percent = Some(900.0);
+        let noisy = beside_the_bug(noisy, true);
+        assert_eq!(noisy.verdict, CellVerdict::Undecided);
+        assert_eq!(noisy.mismatch(), Some(CellMismatch::NotFlat));
     }
 
     #[test]

@@ -1,7 +1,10 @@
-//! Judged runs: the constructors of records that need a verdict.
+//! Judged runs: the constructors of records that need a verdict, and what else a run must show.
 
-use super::verdict::judge;
-use crate::record::{Clock, Peer, Report, Run, RunEnd, Setting};
+use super::verdict::{Judgement, judge};
+use crate::record::{
+    AttemptOutcome, Clock, FailedCheck, MAX_CYCLES, Peer, Report, Run, RunEnd, Setting,
+    count_by_outcome,
+};
 
 impl Report {
     /// A report on `run`, judged. A run that was interrupted is never flat.
@@ -12,16 +15,64 @@ impl Report {
             .then(|| format!("interrupted after {} of {wanted} cycles", run.cycles.len()));
         let mut report = Self::of_peer(setting, wanted, Peer::of_run(run, clock));
         if let Some(reason) = interrupted {
-            report.mark_not_flat(&reason);
+            report.mark_undecided(&reason);
         }
         report
+    }
+
+    /// Judges the run again by the rules of this build.
+    pub fn judged_again(&self) -> Judgement {
+        judge(
+            &self.cycles,
+            self.failed_check.as_ref(),
+            self.clock,
+            &self.flatness.looks,
+        )
+    }
+
+    /// Fails the run if a readiness attempt failed, however it ended: for a guest that is healthy.
+    /// Its first attempt after each resume must succeed, since ports start at random, and a guest
+    /// that closes the connections that a resume has reset leaves nothing in the way.
+    pub fn require_first_attempts(&mut self) {
+        let failed = |outcome| outcome != AttemptOutcome::Ok;
+        let first = self.cycles.iter().find(|cycle| {
+            let mut attempts = cycle.readiness.iter();
+            attempts.any(|attempt| failed(attempt.outcome))
+        });
+        let Some(cycle) = first.map(|cycle| cycle.cycle) else {
+            return;
+        };
+        if self.failed_check.is_some() {
+            return;
+        }
+        let all = self.cycles.iter().flat_map(|cycle| &cycle.readiness);
+        let counts: Vec<String> = count_by_outcome(all)
+            .into_iter()
+            .filter(|(outcome, _)| failed(*outcome))
+            .map(|(outcome, count)| format!("{count} {}", outcome.name()))
+            .collect();
+        self.failed_check = Some(FailedCheck {
+            cycle,
+            check: "readiness_attempts".to_owned(),
+            message: format!(
+                "readiness attempts of a healthy guest failed, in this cycle first: {} in all",
+                counts.join(", ")
+            ),
+        });
+        self.flatness = self.judged_again().flatness;
     }
 }
 
 impl Peer {
     /// A peer from its run, whose durations are of `clock`, judged.
     pub fn of_run(run: Run, clock: Clock) -> Self {
-        let flatness = judge(&run.resume_ms(), run.failed_check(), clock).flatness;
+        let mut looks = run.looks.clone();
+        let count = u32::try_from(run.cycles.len()).unwrap_or(MAX_CYCLES);
+        // A run that ended between two looks is judged once more.
+        if looks.last().is_some_and(|last| *last != count) {
+            looks.push(count);
+        }
+        let flatness = judge(&run.cycles, run.failed_check(), clock, &looks).flatness;
         let failed_check = run.failed_check().cloned();
         Self {
             subject: run.subject,

@@ -1,208 +1,168 @@
-//! The verdict: is a series of resume latencies flat?
+//! The verdict: does anything grow from cycle to cycle?
 //!
-//! There are two rules, and both must hold.
+//! It has three outcomes. Each rule makes an interval of what it measures and compares it with a
+//! bound: *flat* if the upper end is below it, *rising* if the lower end is above it, *undecided*
+//! otherwise. A run is rising if one rule says so, and flat only if all do.
 //!
-//! The *slope rule* finds a slow, steady rise. It is broken if the series rises over the whole run
-//! by more than [`RISE_BOUND_PERCENT`] of the median, beyond chance: even the lower end of the
-//! slope's 99.9 % confidence interval must predict that rise. (Reports show the usual 95 %
-//! interval. A matrix has a dozen cells, each of which may raise a false alarm, so the rule asks
-//! for more.)
+//! On resume latency there are four rules (`rules`): the trend, whose bound is a rate, 5 % of the
+//! median per 300 cycles; a step that stays; a rise of only a third of the cycles; slow resumes that
+//! become more frequent. On each resource there is one (`resources`). A series that becomes faster
+//! breaks none.
 //!
-//! The *decile rule* finds a step, or a rise at the end. It is broken if the median of the last
-//! tenth exceeds [`DECILE_RATIO_BOUND`] times that of the first. In a run so noisy that medians of
-//! so few cycles differ by more than that, the bound is one plus four standard errors of the ratio.
+//! What is known of the noise comes from the run itself, including how far it wanders: noise with
+//! correlated neighbours makes the intervals wider (`statistics::local_level`). A run may be judged
+//! several times while it goes on (`looks`).
 //!
-//! A series that becomes faster breaks neither.
-//!
-//! False alarms in 1,000 flat series of each kind, as simulated by the tests below: none with
-//! normal noise of 5 % of the median; with noise of 25 %, 1 with 300 cycles, 3 with 60 and 2 with
-//! 30; 2 with log-normal noise of 40 %; none with a tenth of all values five times too slow; 1
-//! where neighbours are correlated by 0.5. A rise of 0.2 % per cycle over 300 cycles is found in
-//! all of 1,000 series with 5 % noise and in all with 25 %; a step of 40 % is found in all, wherever
-//! it is.
+//! How often these rules err is in the table of docs/measuring-verdict.md, which the tests below
+//! make: `simulated` for a part of it, and `the_whole_table` for all.
 
-use crate::numbers::three_digits;
-use crate::record::{Clock, FailedCheck, Flatness};
-use crate::statistics::{
-    Slope, as_float, decile_length, decile_medians, median, scatter, theil_sen_by_cycle,
-};
+use super::looks::Chances;
+use super::resources;
+use super::rules::{Series, Trend, others, requirements, trend};
+use crate::record::{Clock, Cycle, FailedCheck, Flatness, MAX_CYCLES, Outcome, Rule};
+use crate::statistics::{as_float, decile_medians, median};
 
-/// The fewest cycles for a verdict. A tenth of them is three, and the median of three withstands
-/// one outlier.
+/// The fewest cycles for a verdict. The noise of fewer says nothing about how it wanders.
 pub const MIN_CYCLES: usize = 30;
 
-/// The largest rise over the run that counts as flat, in percent of the median.
-pub const RISE_BOUND_PERCENT: f64 = 5.0;
-
-/// The largest ratio of the last tenth's median to the first tenth's that counts as flat.
-pub const DECILE_RATIO_BOUND: f64 = 1.25;
-
-/// Standard errors of the decile ratio that are attributed to chance.
-const CHANCE_STANDARD_ERRORS: f64 = 4.0;
-
-/// A verdict and how it was reached.
+/// A verdict and what plots show of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Judgement {
     /// The part that goes into the report.
     pub flatness: Flatness,
-    /// Each rule as it was applied; none if the series could not be judged.
-    pub rules: Vec<Rule>,
-    /// The line that the slope rule is applied to.
-    pub slope: Option<Slope>,
+    /// The trend as a line.
+    pub line: Option<Line>,
 }
 
-/// One rule as applied to a series.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rule {
-    /// Name for titles.
-    pub name: &'static str,
-    /// What must be true, in words, with the bound.
-    pub requirement: String,
-    /// What was found, in words.
-    pub found: String,
-    /// The figure that is compared with the bound.
-    pub value: f64,
-    /// The largest figure with which the rule holds.
-    pub bound: f64,
-    /// Whether the rule holds.
-    pub holds: bool,
+/// A straight line through resume latencies.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Line {
+    /// Milliseconds per cycle.
+    pub slope: f64,
+    /// Where it would be at cycle 0: it goes through the medians of latencies and cycles.
+    pub intercept: f64,
 }
 
-/// Judges resume latencies, durations of `clock`, in the order of their cycles.
+/// Judges the resume latencies and the resources of `cycles`, whose durations are of `clock`.
 ///
-/// A run with a failed check is not flat, whatever its figures: it did not complete.
-pub fn judge(resume_ms: &[f64], failed_check: Option<&FailedCheck>, clock: Clock) -> Judgement {
-    let slope = theil_sen_by_cycle(resume_ms);
-    let deciles = decile_medians(resume_ms);
-    let rules = applied_rules(resume_ms, slope, deciles, clock.unit());
-    let broken: Vec<&Rule> = rules.iter().filter(|rule| !rule.holds).collect();
+/// `looks` are the numbers of cycles after which the run was judged, this time included; an empty
+/// list means once. A failed check leaves a run undecided that is not rising: it did not complete.
+pub fn judge(
+    cycles: &[Cycle],
+    failed_check: Option<&FailedCheck>,
+    clock: Clock,
+    looks: &[u32],
+) -> Judgement {
+    let resume_ms: Vec<f64> = cycles.iter().map(|cycle| cycle.resume_ms).collect();
+    let mut judgement = judge_latencies(&resume_ms, clock, looks.len().max(1));
+    let flatness = &mut judgement.flatness;
+    flatness.looks = if looks.is_empty() {
+        vec![u32::try_from(cycles.len()).unwrap_or(MAX_CYCLES)]
+    } else {
+        looks.to_vec()
+    };
+    if !flatness.rules.is_empty() {
+        flatness.rules.extend(resources::rules(cycles, MIN_CYCLES));
+        conclude(flatness);
+    }
+    if let Some(failed) = failed_check {
+        if flatness.outcome == Outcome::Flat {
+            flatness.outcome = Outcome::Undecided;
+        }
+        flatness.reason = match failed.cycle {
+            0 => failed.message.clone(),
+            cycle => format!("cycle {cycle}: {}", failed.message),
+        };
+    }
+    judgement
+}
 
-    let flat = failed_check.is_none() && !rules.is_empty() && broken.is_empty();
-    let reason = match failed_check {
-        Some(failed) if failed.cycle == 0 => failed.message.clone(),
-        Some(failed) => format!("cycle {}: {}", failed.cycle, failed.message),
-        None if resume_ms.len() < MIN_CYCLES => too_few(resume_ms.len()),
-        None if rules.is_empty() => "latencies of zero cannot be judged".to_owned(),
-        None if flat => flat_reason(&rules),
-        None => broken
-            .iter()
-            .map(|rule| rule.found.as_str())
-            .collect::<Vec<_>>()
-            .join("; "),
+/// Judges latencies alone, at the look with the number `look`, from 1.
+pub(crate) fn judge_latencies(resume_ms: &[f64], clock: Clock, look: usize) -> Judgement {
+    let chances = Chances::at_look(look);
+    let nothing = |reason: &str| Judgement {
+        flatness: Flatness::undecided(reason),
+        line: None,
     };
-    let flatness = Flatness {
-        slope_ms_per_cycle: slope.map(|line| line.slope),
-        ci95: slope.map(|line| [line.interval.0, line.interval.1]),
-        last_to_first_decile_ratio: deciles.and_then(ratio),
-        flat,
-        reason,
+    if resume_ms.len() < MIN_CYCLES {
+        return nothing(&too_few(resume_ms.len()));
+    }
+    let judged = Series::of(resume_ms, chances)
+        .and_then(|series| trend(&series, chances).map(|trend| (series, trend)));
+    let Some((series, trend)) = judged else {
+        return nothing("latencies of zero cannot be judged");
     };
+    let mut rules = vec![trend.rule(resume_ms.len(), clock.unit())];
+    rules.extend(others(&series, chances));
+    let mut flatness = Flatness {
+        rise_percent: Some(trend.rise.middle),
+        rise_lower_percent: Some(trend.rise.lower),
+        rise_upper_percent: Some(trend.rise.upper),
+        detectable_rise_percent: Some(trend.detectable),
+        bound: Some(trend.bound),
+        slope_ms_per_cycle: Some(trend.slope_ms_per_cycle),
+        ci95: Some(trend.ci95),
+        last_to_first_decile_ratio: decile_medians(resume_ms).and_then(ratio),
+        cycles_needed: cycles_needed(resume_ms.len(), &trend),
+        rules,
+        ..Flatness::undecided("")
+    };
+    conclude(&mut flatness);
     Judgement {
         flatness,
-        rules,
-        slope,
+        line: median(resume_ms).map(|middle| Line {
+            slope: trend.slope_ms_per_cycle,
+            intercept: middle - trend.slope_ms_per_cycle * as_float(resume_ms.len() + 1) / 2.0,
+        }),
     }
 }
 
-/// Both rules with their usual bounds, for people.
-pub fn rules_in_words() -> [String; 2] {
-    [slope_requirement(), decile_requirement(DECILE_RATIO_BOUND)]
+/// Every rule on latency, for people.
+pub fn rules_in_words() -> [String; 4] {
+    requirements()
 }
 
-fn applied_rules(
-    values: &[f64],
-    slope: Option<Slope>,
-    deciles: Option<(f64, f64)>,
-    unit: &str,
-) -> Vec<Rule> {
-    let (Some(line), Some(deciles), Some(typical)) = (slope, deciles, median(values)) else {
-        return Vec::new();
+/// Derives outcome and reason from the rules.
+fn conclude(flatness: &mut Flatness) {
+    flatness.outcome = Outcome::of_all(flatness.rules.iter().map(|rule| rule.outcome));
+    let told: Vec<&Rule> = match flatness.outcome {
+        Outcome::Flat => flatness.rules.iter().take(1).collect(),
+        outcome => {
+            let told = flatness.rules.iter();
+            told.filter(|rule| rule.outcome == outcome).collect()
+        }
     };
-    let Some(ratio) = ratio(deciles) else {
-        return Vec::new();
+    let found: Vec<&str> = told.iter().map(|rule| rule.found.as_str()).collect();
+    let found = found.join("; ");
+    let trend_is_undecided = told.iter().any(|rule| rule.name == "trend");
+    flatness.reason = match flatness.outcome {
+        Outcome::Flat => format!("all {} rules hold: {found}", flatness.rules.len()),
+        Outcome::Rising => found,
+        Outcome::Undecided => match flatness.cycles_needed.filter(|_| trend_is_undecided) {
+            Some(cycles) => format!("{found}; the noise asks for about {cycles} cycles"),
+            None => found,
+        },
     };
-    if values.len() < MIN_CYCLES || typical <= 0.0 {
-        return Vec::new();
-    }
-    vec![
-        slope_rule(values, line, typical, unit),
-        decile_rule(values, deciles, ratio, typical, unit),
-    ]
-}
-
-fn slope_rule(values: &[f64], line: Slope, typical_ms: f64, unit: &str) -> Rule {
-    let count = values.len();
-    let percent_per_slope = 100.0 * as_float(count - 1) / typical_ms;
-    let [low, high] = [line.interval.0, line.interval.1].map(|end| end * percent_per_slope);
-    let certain = line.certain_lower * percent_per_slope;
-    let found = format!(
-        "the slope of {} {unit} per cycle is {:+.1} % of the median over {count} cycles (95 % \
-         interval {low:+.1} to {high:+.1} %, lower end of the 99.9 % interval {certain:+.1} %)",
-        signed(line.slope),
-        line.slope * percent_per_slope,
-    );
-    Rule {
-        name: "slope",
-        requirement: slope_requirement(),
-        found,
-        value: certain,
-        bound: RISE_BOUND_PERCENT,
-        holds: certain <= RISE_BOUND_PERCENT,
+    if flatness.outcome != Outcome::Undecided {
+        flatness.cycles_needed = None;
     }
 }
 
-fn slope_requirement() -> String {
-    format!(
-        "the lower end of the 99.9 % confidence interval of the Theil-Sen slope must predict a \
-         rise of at most {RISE_BOUND_PERCENT} % of the median over the whole run"
-    )
-}
-
-fn decile_rule(
-    values: &[f64],
-    (first, last): (f64, f64),
-    ratio: f64,
-    typical_ms: f64,
-    unit: &str,
-) -> Rule {
-    let count = decile_length(values.len());
-    let bound = decile_bound(values, count, typical_ms);
-    let found = format!(
-        "the median of the last {count} cycles is {} {unit}, that of the first {count} is {} {unit}: \
-         ratio {ratio:.3}",
-        three_digits(last),
-        three_digits(first),
-    );
-    Rule {
-        name: "deciles",
-        requirement: decile_requirement(bound),
-        found,
-        value: ratio,
-        bound,
-        holds: ratio <= bound,
-    }
-}
-
-/// A median of k values scatters by 1.2533 (the square root of π/2) times their standard
-/// deviation over √k; the ratio of two such medians by √2 times that.
-fn decile_bound(values: &[f64], count: usize, typical_ms: f64) -> f64 {
-    let relative_scatter = scatter(values).unwrap_or(0.0) / typical_ms;
-    let standard_error = relative_scatter * (std::f64::consts::PI / as_float(count)).sqrt();
-    DECILE_RATIO_BOUND.max(1.0 + CHANCE_STANDARD_ERRORS * standard_error)
-}
-
-fn decile_requirement(bound: f64) -> String {
-    let usual = format!(
-        "the median of the last tenth of the cycles must be at most {DECILE_RATIO_BOUND} times \
-         that of the first tenth"
-    );
-    if bound > DECILE_RATIO_BOUND {
-        return format!(
-            "{usual}; in this run the bound is {bound:.2}, because its noise alone can cause that \
-             ratio ({CHANCE_STANDARD_ERRORS} standard errors)"
-        );
-    }
-    usual
+/// About how many cycles would decide: the bound grows with them, and the width of the interval
+/// falls with their square root. Rounded up to a hundred.
+fn cycles_needed(count: usize, trend: &Trend) -> Option<u32> {
+    let factor = (trend.width / trend.bound.percent).powf(2.0 / 3.0).max(1.0);
+    let hundreds = (as_float(count) * factor / 100.0).ceil() + 1.0;
+    let most = f64::from(u32::MAX / 100);
+    // Between one and the largest u32 by now.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "bounded above"
+    )]
+    hundreds
+        .is_finite()
+        .then(|| 100 * hundreds.clamp(1.0, most) as u32)
 }
 
 fn ratio((first, last): (f64, f64)) -> Option<f64> {
@@ -212,29 +172,6 @@ fn ratio((first, last): (f64, f64)) -> Option<f64> {
 
 fn too_few(count: usize) -> String {
     format!("too few cycles for a verdict: {count}, at least {MIN_CYCLES} are needed")
-}
-
-fn flat_reason(rules: &[Rule]) -> String {
-    let found: Vec<&str> = rules.iter().map(|rule| rule.found.as_str()).collect();
-    format!("both rules hold: {}", found.join("; "))
-}
-
-/// A signed number with about three significant digits.
-fn signed(value: f64) -> String {
-    let digits = if value.abs() >= 100.0 {
-        0
-    } else if value.abs() >= 1.0 {
-        1
-    } else {
-        3
-    };
-    // Without this, a rounded zero would have a sign.
-    let text = format!("{value:+.digits$}");
-    if text.trim_start_matches(['+', '-', '0', '.']).is_empty() {
-        "0".to_owned()
-    } else {
-        text
-    }
 }
 
 #[cfg(test)]

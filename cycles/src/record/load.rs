@@ -15,7 +15,7 @@ use super::cycle::Cycle;
 use super::limits::{MAX_CYCLES, MAX_DURATION_MS, is_usable_duration};
 use super::phases::Phases;
 use super::report::{OLDEST_SCHEMA, Report, SCHEMA};
-use super::verdict::Flatness;
+use super::verdict::{Flatness, Rule};
 
 /// The largest file that is read. A thousand cycles take about one MiB.
 pub const MAX_REPORT_BYTES: u64 = 64 << 20;
@@ -333,11 +333,41 @@ fn check_flatness(place: &str, flatness: &Flatness) -> Result<(), Problem> {
     let ends = flatness.ci95.map_or([None; 2], |ends| ends.map(Some));
     ends.into_iter()
         .try_for_each(|end| check_statistic(place, "interval", end))?;
+    let percentages = [
+        flatness.rise_percent,
+        flatness.rise_lower_percent,
+        flatness.rise_upper_percent,
+        flatness.detectable_rise_percent,
+        flatness.bound.map(|bound| bound.percent),
+        flatness.bound.map(|bound| bound.percent_in_10000_cycles),
+    ];
+    percentages
+        .into_iter()
+        .try_for_each(|one| check_statistic(place, "rise", one.map(|one| one / MAX_DURATION_MS)))?;
+    let bounds = flatness.bound.map_or([None; 2], |bound| {
+        [bound.ms, bound.ms_in_10000_cycles].map(Some)
+    });
+    bounds
+        .into_iter()
+        .try_for_each(|one| check_statistic(place, "bound", one.map(|one| one / 1e3)))?;
+    check_length(place, flatness.looks.len())?;
+    check_count("rules", flatness.rules.len())?;
+    flatness
+        .rules
+        .iter()
+        .try_for_each(|rule| check_rule(place, rule))?;
     // A ratio can be large where the first decile is close to zero.
     let ratio = flatness
         .last_to_first_decile_ratio
         .map(|ratio| ratio / MAX_DURATION_MS);
     check_statistic(place, "decile ratio", ratio)
+}
+
+/// Sizes in bytes are far larger than durations.
+fn check_rule(place: &str, rule: &Rule) -> Result<(), Problem> {
+    [rule.value, rule.lower, rule.upper, rule.bound]
+        .into_iter()
+        .try_for_each(|figure| check_statistic(place, "figure of a rule", Some(figure / 1e12)))
 }
 
 fn check_statistic(place: &str, field: &'static str, value: Option<f64>) -> Result<(), Problem> {

@@ -30,7 +30,7 @@ pub use resources::Resources;
 pub use run::{Run, RunEnd};
 pub use scale::{ScaleResume, ScaleRun};
 pub use subject::{PortPolicy, SubjectDescription};
-pub use verdict::{FailedCheck, Flatness};
+pub use verdict::{FailedCheck, Flatness, Outcome, RiseBound, Rule, Unit};
 
 pub(crate) use cycle::count_by_outcome;
 pub(crate) use limits::is_usable_duration;

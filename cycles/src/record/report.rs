@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::clock::Clock;
-use super::cycle::{AttemptOutcome, Cycle};
+use super::cycle::Cycle;
 use super::matrix::Matrix;
 use super::scale::ScaleRun;
 use super::subject::SubjectDescription;
-use super::verdict::{FailedCheck, Flatness};
+use super::verdict::{FailedCheck, Flatness, Outcome};
 
 /// Version of the report format that this build writes.
 pub const SCHEMA: u32 = 2;
@@ -20,7 +20,7 @@ pub const SCHEMA: u32 = 2;
 /// The oldest version that this build reads. Schema 1 had no clock, resources or outcomes.
 pub const OLDEST_SCHEMA: u32 = 1;
 
-/// Separates the two parts of the reason of a run that was marked as not flat.
+/// Separates the two parts of the reason of a run that was marked as undecided.
 const BY_ITS_LATENCIES: &str = "; by its latencies: ";
 
 /// One run of cycles with its verdict, and other measurements on the same host.
@@ -37,7 +37,7 @@ pub struct Report {
     pub config: RunConfig,
     /// One record per completed cycle, in order.
     pub cycles: Vec<Cycle>,
-    /// Whether resume latency stayed flat.
+    /// Whether anything grew.
     pub flatness: Flatness,
     /// The check that ended the run early.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,14 +83,9 @@ impl Report {
                 ..SubjectDescription::default()
             },
             cycles: Vec::new(),
-            flatness: Flatness {
-                slope_ms_per_cycle: None,
-                ci95: None,
-                last_to_first_decile_ratio: None,
-                flat: false,
-                reason: "only cells of a matrix were run, each with a verdict of its own"
-                    .to_owned(),
-            },
+            flatness: Flatness::undecided(
+                "only cells of a matrix were run, each with a verdict of its own",
+            ),
             failed_check: None,
         };
         Self {
@@ -99,24 +94,18 @@ impl Report {
         }
     }
 
-    /// Makes the verdict "not flat" for a reason that latencies do not show.
-    pub fn mark_not_flat(&mut self, reason: &str) {
-        self.flatness.flat = false;
+    /// Leaves a verdict undecided that is not rising, for a reason that latencies do not show.
+    pub fn mark_undecided(&mut self, reason: &str) {
+        if self.flatness.outcome == Outcome::Flat {
+            self.flatness.outcome = Outcome::Undecided;
+        }
         self.flatness.reason = format!("{reason}{BY_ITS_LATENCIES}{}", self.flatness.reason);
     }
 
-    /// Whether [`Self::mark_not_flat`] made the verdict, so that its latencies may say otherwise.
-    pub(crate) fn is_marked_not_flat(&self) -> bool {
-        !self.flatness.flat && self.flatness.reason.contains(BY_ITS_LATENCIES)
-    }
-
-    /// Readiness attempts that the guest refused. There are none if ports start at random and the
-    /// guest closes the connections that a resume has reset.
-    pub fn refused_attempts(&self) -> usize {
-        let attempts = self.cycles.iter().flat_map(|cycle| &cycle.readiness);
-        attempts
-            .filter(|one| one.outcome == AttemptOutcome::Reset)
-            .count()
+    /// Whether [`Self::mark_undecided`] changed the verdict, so that its latencies may say
+    /// otherwise.
+    pub(crate) fn is_marked_undecided(&self) -> bool {
+        !self.flatness.is_flat() && self.flatness.reason.contains(BY_ITS_LATENCIES)
     }
 
     /// Whether it has a run, and not only a matrix.

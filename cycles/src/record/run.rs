@@ -13,6 +13,8 @@ pub struct Run {
     pub subject: SubjectDescription,
     /// How many cycles were requested.
     pub cycles_wanted: u32,
+    /// After how many cycles it was judged while it went on; none if it was not.
+    pub looks: Vec<u32>,
     /// The completed ones. A cycle whose check failed is included if its figures are usable.
     pub cycles: Vec<Cycle>,
     /// How it ended.

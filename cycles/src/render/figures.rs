@@ -100,7 +100,7 @@ fn peer_verdict(peer: &Peer) -> String {
             failed.cycle,
             visible(&failed.message)
         ),
-        None => peer.flatness.in_words().to_owned(),
+        None => peer.flatness.outcome.name().to_owned(),
     }
 }
 

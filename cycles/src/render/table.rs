@@ -258,6 +258,7 @@ mod tests {
         let run = Run {
             subject: SubjectDescription::default(),
             cycles_wanted: 3,
+            looks: Vec::new(),
             cycles,
             end: RunEnd::Complete,
             vsocks_before: None,

@@ -96,6 +96,7 @@ pub(crate) fn run(seed: u64, cycles: u32, leak: u32, failed: impl Fn(u32) -> u32
     Run {
         subject: subject("mctl-vmm 0.1.0"),
         cycles_wanted: cycles,
+        looks: Vec::new(),
         cycles: (1..=cycles).map(cycle).collect(),
         end: RunEnd::Complete,
         vsocks_before: Some(2),

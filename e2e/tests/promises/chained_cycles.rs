@@ -14,6 +14,7 @@ pub(crate) async fn twenty_cycles_each_need_one_attempt_and_leave_no_socket(
     let mut subject = MachineSubject::new(stage.client.clone(), machine, file, DEADLINE);
     let options = RunOptions {
         cycles: 20,
+        most_cycles: 0,
         leftover_vsocks: LeftoverVsocks::Fail,
     };
     let run = run_cycles(&mut subject, options, &mut Silent).await;

@@ -145,7 +145,7 @@ const LAYERS: &[Layers] = &[
             &["run_event", "work", "ledger"],
             &["kvm_process", "firecracker", "machine", "figures", "report_files"],
             &["host", "host_socket"],
-            &["artifacts", "counter", "output"],
+            &["artifacts", "counter", "ending", "output"],
         ],
     },
 ];

@@ -5,13 +5,17 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use super::*;
-use crate::record::{Attempt, AttemptOutcome, Clock, Host, KvmKind, Phases, Report, Setting};
+use crate::record::{
+    Attempt, AttemptOutcome, Clock, Host, KvmKind, Outcome, Phases, Report, Setting,
+};
 
 /// A subject whose every resume shows the next observation of a script.
 struct Scripted {
     observations: Vec<GuestObservation>,
     next: usize,
     resume_ms: f64,
+    /// How far resumes swing with the load of the host.
+    swing_ms: f64,
     fail_suspend_in: Option<usize>,
 }
 
@@ -25,8 +29,15 @@ impl Scripted {
             observations,
             next: 0,
             resume_ms: 5.0,
+            swing_ms: 0.0,
             fail_suspend_in: None,
         }
+    }
+
+    /// As good as random.
+    fn swing(&self) -> f64 {
+        let part = f64::from(u32::try_from(self.next * 7919 % 101).unwrap());
+        self.swing_ms * part / 101.0
     }
 
     fn advance(&mut self) -> GuestObservation {
@@ -69,8 +80,8 @@ impl Subject for Scripted {
             ms: 1.0,
         };
         Ok(ResumeOutcome {
-            total_ms: self.resume_ms,
-            phases: Phases::with_remainder([("spawn".to_owned(), 2.0)], 5.0),
+            total_ms: self.resume_ms + self.swing(),
+            phases: Phases::with_remainder([("spawn".to_owned(), 2.0)], 5.0 + self.swing()),
             readiness: vec![attempt],
             guest: self.advance(),
         })
@@ -100,6 +111,7 @@ fn completed<T>(future: impl Future<Output = T>) -> T {
 fn run(subject: &mut Scripted, cycles: u32) -> Run {
     let options = RunOptions {
         cycles,
+        most_cycles: 0,
         leftover_vsocks: LeftoverVsocks::Fail,
     };
     completed(run_cycles(subject, options, &mut Silent))
@@ -193,6 +205,7 @@ fn a_leak_on_purpose_is_only_recorded() {
     let leaking = (0..5).map(|n| observed("a", u64::from(n), n)).collect();
     let options = RunOptions {
         cycles: 4,
+        most_cycles: 0,
         leftover_vsocks: LeftoverVsocks::Record,
     };
     let run = completed(run_cycles(
@@ -259,6 +272,7 @@ fn an_observer_can_end_the_run_early() {
     }
     let options = RunOptions {
         cycles: 5,
+        most_cycles: 0,
         leftover_vsocks: LeftoverVsocks::Fail,
     };
     let run = completed(run_cycles(
@@ -271,21 +285,58 @@ fn an_observer_can_end_the_run_early() {
         (RunEnd::Interrupted, 2)
     );
     let report = Report::of_run(setting(), run);
-    assert!(!report.flatness.flat);
+    assert_eq!(report.flatness.outcome, Outcome::Undecided);
     let reason = report.flatness.reason;
     assert!(reason.starts_with("interrupted after 2 of 5"), "{reason}");
 }
 
 #[test]
-fn refused_attempts_are_counted_and_can_change_the_verdict() {
-    let run = run(&mut Scripted::with(survived(41)), 40);
-    let mut report = Report::of_run(setting(), run);
-    assert!(report.flatness.flat, "{}", report.flatness.reason);
-    assert_eq!(report.refused_attempts(), 0);
-    report.cycles[3].readiness[0].outcome = AttemptOutcome::Reset;
-    assert_eq!(report.refused_attempts(), 1);
-    report.mark_not_flat("refused");
-    assert!(!report.flatness.flat);
+fn any_failed_attempt_fails_the_run_of_a_healthy_guest() {
+    for outcome in [
+        AttemptOutcome::Reset,
+        AttemptOutcome::NoReply,
+        AttemptOutcome::Closed,
+    ] {
+        let run = run(&mut Scripted::with(survived(41)), 40);
+        let mut report = Report::of_run(setting(), run);
+        assert!(report.flatness.is_flat(), "{}", report.flatness.reason);
+        report.require_first_attempts();
+        assert_eq!(report.failed_check, None);
+        report.cycles[3].readiness[0].outcome = outcome;
+        report.require_first_attempts();
+        let failed = report.failed_check.unwrap();
+        assert_eq!(
+            (failed.cycle, failed.check.as_str()),
+            (4, "readiness_attempts")
+        );
+        let wanted = format!("1 {} in all", outcome.name());
+        assert!(failed.message.contains(&wanted), "{}", failed.message);
+        assert_eq!(report.flatness.outcome, Outcome::Undecided);
+    }
+}
+
+#[test]
+fn an_undecided_run_goes_on_until_it_is_decided() {
+    let options = |most_cycles| RunOptions {
+        cycles: 40,
+        most_cycles,
+        leftover_vsocks: LeftoverVsocks::Fail,
+    };
+    let mut quiet = Scripted::with(survived(400));
+    let run = completed(run_cycles(&mut quiet, options(400), &mut Silent));
+    assert_eq!((run.cycles.len(), run.cycles_wanted), (40, 40));
+    assert_eq!(
+        (run.looks.as_slice(), run.end),
+        (&[40][..], RunEnd::Complete)
+    );
+
+    let mut noisy = Scripted::with(survived(400));
+    noisy.swing_ms = 5.0;
+    let run = completed(run_cycles(&mut noisy, options(240), &mut Silent));
+    assert_eq!((run.cycles.len(), run.cycles_wanted), (240, 240));
+    assert_eq!(run.looks, [40, 140]);
+    let report = Report::of_run(setting(), run);
+    assert_eq!(report.flatness.looks, [40, 140, 240]);
 }
 
 #[test]
@@ -294,7 +345,7 @@ fn a_report_on_a_failed_run_is_not_flat_and_says_which_check_failed() {
     observations.push(observed("b", 41, 2));
     let run = run(&mut Scripted::with(observations), 40);
     let report = Report::of_run(setting(), run);
-    assert!(!report.flatness.flat);
+    assert_eq!(report.flatness.outcome, Outcome::Undecided);
     assert!(
         report.flatness.reason.contains("cycle 40"),
         "{}",

@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use super::plot::{Plot, SIDE, ValueAxis, mark, x};
 use super::text::{Text, count, ms};
+use crate::judge::Line;
 use crate::record::{AttemptOutcome, Clock, Cycle, Phases, UNATTRIBUTED, names_in_order};
-use crate::statistics::{Quantiles, Slope, as_float, decile_length, decile_medians, median};
+use crate::statistics::{Quantiles, as_float, decile_length, decile_medians, median};
 
 /// As many hues as can be told apart side by side, also by colour-blind readers.
 const HUES: usize = 7;
@@ -68,7 +69,7 @@ pub(super) fn painted(cycles: &[Cycle], of: fn(&Cycle) -> &Phases) -> Vec<(Strin
 }
 
 /// Latency of every resume, with the line and the deciles that the rules compare.
-pub(super) fn resume_plot(values: &[f64], slope: Option<Slope>, clock: Clock) -> String {
+pub(super) fn resume_plot(values: &[f64], line: Option<Line>, clock: Clock) -> String {
     let unit = clock.unit();
     let axis = latency_axis(values);
     let mut drawing = String::new();
@@ -84,7 +85,7 @@ pub(super) fn resume_plot(values: &[f64], slope: Option<Slope>, clock: Clock) ->
         }
     }
     drawing.push_str(&marks("resume", values, &axis, clock));
-    if let Some(line) = slope {
+    if let Some(line) = line {
         let y = |cycle: usize| axis.y(line.intercept + line.slope * as_float(cycle));
         let count = values.len();
         let _ = write!(
@@ -104,7 +105,7 @@ pub(super) fn resume_plot(values: &[f64], slope: Option<Slope>, clock: Clock) ->
         )
     });
     let legend = format!(
-        r#"<ul class="legend"><li><i class="key dot resume"></i>one resume</li><li><i class="key line trend"></i>Theil-Sen line</li><li><i class="key band"></i>first and last tenth with median</li></ul><p class="note">{deciles}{}</p>"#,
+        r#"<ul class="legend"><li><i class="key dot resume"></i>one resume</li><li><i class="key line trend"></i>trend</li><li><i class="key band"></i>first and last tenth with median</li></ul><p class="note">{deciles}{}</p>"#,
         beyond(values, &axis, clock)
     );
     let plot = Plot {

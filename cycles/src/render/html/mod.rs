@@ -9,6 +9,8 @@ mod details;
 mod matrix;
 mod page;
 mod plot;
+mod resources;
+mod rules;
 mod text;
 mod verdict;
 

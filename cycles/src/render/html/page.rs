@@ -6,11 +6,11 @@ use super::charts::{
     Paint, attempts_plot, attempts_text, painted, phases_plot, resume_plot, suspend_plot,
 };
 use super::details::{all_cycles, host, peers, phases_tables, scale};
+use super::rules::rules;
 use super::text::json_for_script;
-use super::verdict::{headline, rules, tiles};
-use crate::judge::judge;
+use super::verdict::{headline, shown, tiles};
+use crate::judge::Line;
 use crate::record::{Phases, Report};
-use crate::statistics::Slope;
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
@@ -18,20 +18,16 @@ const SCRIPT: &str = include_str!("script.js");
 /// The contents of `report.html`. The series is judged again: if its cycles contradict the verdict
 /// in the report, the page says so.
 pub fn report_page(report: &Report) -> String {
-    let judgement = judge(
-        &report.resume_ms(),
-        report.failed_check.as_ref(),
-        report.clock,
-    );
+    let judgement = report.judged_again();
     let verdict = if report.has_run() {
-        report.flatness.in_words()
+        shown(report, &judgement).outcome.name()
     } else {
         "matrix"
     };
     let explorer = if report.cycles.is_empty() {
         String::new()
     } else {
-        explorer(report, judgement.slope)
+        explorer(report, judgement.line)
     };
     let matrix = report
         .matrix
@@ -41,8 +37,9 @@ pub fn report_page(report: &Report) -> String {
     let run = if report.has_run() {
         [
             tiles(report),
-            rules(&judgement),
+            rules(shown(report, &judgement), report.clock),
             explorer,
+            super::resources::section(&report.cycles, shown(report, &judgement)),
             phases_tables(&report.cycles, report.clock),
         ]
         .concat()
@@ -76,12 +73,12 @@ pub fn report_page(report: &Report) -> String {
 }
 
 /// The plots, and a slider that selects one cycle to show in figures.
-fn explorer(report: &Report, slope: Option<Slope>) -> String {
+fn explorer(report: &Report, line: Option<Line>) -> String {
     let cycles = &report.cycles;
     let resume = painted(cycles, |cycle| &cycle.resume_phases_ms);
     let suspend = painted(cycles, |cycle| &cycle.suspend_phases_ms);
     let plots = [
-        resume_plot(&report.resume_ms(), slope, report.clock),
+        resume_plot(&report.resume_ms(), line, report.clock),
         phases_plot(
             "Phases of a resume",
             cycles,

@@ -1,69 +1,86 @@
-//! The head of the page: the verdict, how it was reached, and the main figures.
+//! The head of the page: the verdict, and the main figures.
 
 use super::text::{Text, count, ms, sentence};
-use crate::judge::{Judgement, MIN_CYCLES, Rule, rules_in_words};
-use crate::record::{Cycle, Report};
+use crate::judge::{Judgement, MIN_CYCLES};
+use crate::record::{Cycle, Flatness, OLDEST_SCHEMA, Outcome, Report};
 use crate::render::figures::median_mib_written;
 use crate::statistics::Quantiles;
 
+/// Signs that tell outcomes apart without colour: a check, a cross, a question that is open.
+const CHECK: &str = "M5 12.5l4.5 4.5L19 7.5";
+const CROSS: &str = "M6 6l12 12M18 6L6 18";
+const OPEN: &str = "M12 6v7M12 17.5v.01";
+
+/// The verdict that the page shows: of a report of schema 1, which had two outcomes and other rules,
+/// that of today's rules.
+pub(super) fn shown<'a>(report: &'a Report, judgement: &'a Judgement) -> &'a Flatness {
+    if report.schema == OLDEST_SCHEMA && report.has_run() {
+        &judgement.flatness
+    } else {
+        &report.flatness
+    }
+}
+
 /// Verdict and reason.
 pub(super) fn headline(report: &Report, judgement: &Judgement) -> String {
-    let cycles = report.cycles.len();
-    let (class, glyph, title) = match (report.flatness.flat, &report.failed_check) {
-        (true, _) => (
-            "flat",
-            "M5 12.5l4.5 4.5L19 7.5",
-            "Resume latency stayed flat",
-        ),
-        (false, Some(_)) => ("not-flat", "M6 6l12 12M18 6L6 18", "The run failed a check"),
-        (false, None) if !report.has_run() => (
+    let flatness = shown(report, judgement);
+    let (class, glyph, title) = match (flatness.outcome, &report.failed_check) {
+        (_, Some(_)) => ("not-flat", CROSS, "The run failed a check"),
+        (Outcome::Flat, None) => ("flat", CHECK, "Nothing grows: resume latency stayed flat"),
+        (Outcome::Rising, None) => ("not-flat", CROSS, rising_title(flatness)),
+        (Outcome::Undecided, None) if !report.has_run() => {
+            ("undecided", OPEN, "Matrix only: no verdict on a run")
+        }
+        (Outcome::Undecided, None) if report.cycles.len() < MIN_CYCLES => {
+            ("undecided", OPEN, "Too few cycles for a verdict")
+        }
+        (Outcome::Undecided, None) if report.is_marked_undecided() => {
+            ("undecided", OPEN, "The run does not count")
+        }
+        (Outcome::Undecided, None) => (
             "undecided",
-            "M12 6v7M12 17.5v.01",
-            "Matrix only: no verdict on a run",
+            OPEN,
+            "Undecided: these cycles do not show whether anything grows",
         ),
-        (false, None) if cycles < MIN_CYCLES => (
-            "undecided",
-            "M12 6v7M12 17.5v.01",
-            "Too few cycles for a verdict",
-        ),
-        (false, None) if report.is_marked_not_flat() => (
-            "not-flat",
-            "M6 6l12 12M18 6L6 18",
-            "The run does not count as flat",
-        ),
-        (false, None) => (
-            "not-flat",
-            "M6 6l12 12M18 6L6 18",
-            "Resume latency is not flat",
-        ),
-    };
-    let agrees = report.flatness.flat == judgement.flatness.flat || report.is_marked_not_flat();
-    let contradiction = if agrees {
-        String::new()
-    } else {
-        let own = judgement.flatness.in_words();
-        format!(
-            r#"<p class="warning" role="alert">The verdict in this file does not follow from its cycles. Judged again, they are {own}: {}.</p>"#,
-            Text(&judgement.flatness.reason)
-        )
     };
     format!(
-        r#"<header class="{class}"><p class="kicker">{} &middot; {} &middot; {}{}</p><h1><svg class="glyph" viewBox="0 0 24 24" aria-hidden="true"><path d="{glyph}"/></svg><span>{title}</span></h1><p class="lede">{}</p><p class="reason">{}</p>{contradiction}</header>"#,
+        r#"<header class="{class}"><p class="kicker">{} &middot; {} &middot; {}{}</p><h1><svg class="glyph" viewBox="0 0 24 24" aria-hidden="true"><path d="{glyph}"/></svg><span>{title}</span></h1><p class="lede">{}</p><p class="reason">{}.</p>{}</header>"#,
         Text(&report.config.subject.name),
         report.host.kvm.in_words(),
         report.clock.in_words(),
         started(&report.config.started_at),
         lede(report),
-        reason(report, judgement),
+        Text(&sentence(&flatness.reason)),
+        contradiction(report, judgement),
     )
 }
 
-/// The reason for the verdict. Of a flat run it is short, since the rules below show the figures.
-fn reason(report: &Report, judgement: &Judgement) -> String {
-    if report.flatness.flat && judgement.flatness.flat {
-        return "Both rules hold.".to_owned();
+fn rising_title(flatness: &Flatness) -> &'static str {
+    let latency = flatness
+        .rules
+        .iter()
+        .any(|rule| rule.series == "resume" && rule.outcome == Outcome::Rising);
+    if latency {
+        "Resume latency rises"
+    } else {
+        "Something else than latency grows"
     }
-    format!("{}.", Text(&sentence(&report.flatness.reason)))
+}
+
+/// A warning if the verdict in the file is not what its cycles say.
+fn contradiction(report: &Report, judgement: &Judgement) -> String {
+    let (own, found) = (&report.flatness, &judgement.flatness);
+    if report.schema == OLDEST_SCHEMA || !report.has_run() || report.is_marked_undecided() {
+        return String::new();
+    }
+    if own.outcome == found.outcome {
+        return String::new();
+    }
+    format!(
+        r#"<p class="warning" role="alert">The verdict in this file does not follow from its cycles. Judged again, they are {}: {}.</p>"#,
+        found.outcome.name(),
+        Text(&found.reason)
+    )
 }
 
 fn started(started_at: &str) -> String {
@@ -98,80 +115,6 @@ fn lede(report: &Report) -> String {
         ),
         None => format!("{cycles}."),
     }
-}
-
-/// Each rule with its bound, what was found, and a gauge that shows both.
-pub(super) fn rules(judgement: &Judgement) -> String {
-    let cards: String = if judgement.rules.is_empty() {
-        rules_in_words()
-            .iter()
-            .map(|requirement| {
-                format!(
-                    r#"<li class="rule"><p>Not applied: {}.</p></li>"#,
-                    Text(requirement)
-                )
-            })
-            .collect()
-    } else {
-        judgement.rules.iter().map(rule).collect()
-    };
-    format!(
-        r#"<section aria-labelledby="how"><h2 id="how">How the verdict was reached</h2><p class="note">There are two rules, and both must hold. The first finds a slow, steady rise, the second a step or a rise at the end.</p><ol class="rules">{cards}</ol></section>"#
-    )
-}
-
-fn rule(rule: &Rule) -> String {
-    let (class, word) = if rule.holds {
-        ("holds", "holds")
-    } else {
-        ("broken", "broken")
-    };
-    format!(
-        r#"<li class="rule {class}"><h3>{} <span class="chip">{word}</span></h3>{}<p class="found">{}.</p><p class="requirement">Rule: {}.</p></li>"#,
-        if rule.name == "slope" {
-            "No slow rise"
-        } else {
-            "No step"
-        },
-        gauge(rule),
-        Text(&sentence(&rule.found)),
-        Text(&rule.requirement),
-    )
-}
-
-/// A track with the value and the bound: everything to the right of the bound breaks the rule.
-fn gauge(rule: &Rule) -> String {
-    let is_slope = rule.name == "slope";
-    let (start, end) = if is_slope {
-        let reach = rule.value.abs().max(rule.bound * 2.0) * 1.15;
-        (-reach.min(rule.bound * 4.0), reach)
-    } else {
-        (rule.value.min(0.5), rule.value.max(rule.bound * 1.4) * 1.1)
-    };
-    let percent = |value: f64| (100.0 * (value - start) / (end - start)).clamp(0.0, 100.0);
-    let text = |value: f64| {
-        if is_slope {
-            format!("{value:+.1} %")
-        } else {
-            format!("×{value:.3}")
-        }
-    };
-    let bound_text = if is_slope {
-        format!("{} %", rule.bound)
-    } else {
-        format!("×{:.2}", rule.bound)
-    };
-    format!(
-        r#"<div class="gauge" role="img" aria-label="{what} {found}, at most {bound_text}"><i class="allowed" style="width:{bound:.1}%"></i><i class="bound" style="left:{bound:.1}%"></i><i class="value" style="left:{value:.1}%"></i></div><p class="gauge-text"><span>{what} <b>{found}</b></span><span>at most <b>{bound_text}</b></span></p>"#,
-        what = if is_slope {
-            "rise, lower end of its 99.9 % interval"
-        } else {
-            "last to first tenth"
-        },
-        found = text(rule.value),
-        bound = percent(rule.bound),
-        value = percent(rule.value),
-    )
 }
 
 /// The main figures, as tiles.

@@ -1,0 +1,176 @@
+//! The table of simulated rates: how often the rules on latency say what, over noise, growth and
+//! length. It is the one place where they are stated; docs/measuring-verdict.md shows it.
+
+use super::simulated::{Growth, Noise, TYPICAL_MS, series};
+use crate::judge::looks::looks;
+use crate::judge::verdict::judge_latencies;
+use crate::record::{Clock, Outcome};
+
+/// Series of one kind, and how many of 1,000 come out as rising and as undecided.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    what: &'static str,
+    noise: Noise,
+    growth: Growth,
+    /// Cycles, and the most to which an undecided run goes on.
+    cycles: (u32, u32),
+    rising: u32,
+    undecided: u32,
+}
+
+const fn row(
+    what: &'static str,
+    noise: Noise,
+    growth: Growth,
+    cycles: (u32, u32),
+    (rising, undecided): (u32, u32),
+) -> Row {
+    Row {
+        what,
+        noise,
+        growth,
+        cycles,
+        rising,
+        undecided,
+    }
+}
+
+/// As the main job runs them.
+const MAIN: (u32, u32) = (300, 600);
+
+use Growth::{Step, Tail, Third, Trend, WarmUp};
+use Noise::{Correlated, Load, LogNormal, Normal, Outliers, Recorded, Switched, Walk};
+
+/// 5 % of the median per 300 cycles, in ms per cycle.
+const BOUND: f64 = 0.05 * TYPICAL_MS / 300.0;
+
+#[rustfmt::skip]
+const TABLE: &[Row] = &[
+    row("recorded, flat", Recorded, Growth::None, MAIN, (0, 0)),
+    row("recorded, flat, 60 cycles", Recorded, Growth::None, (60, 60), (0, 983)),
+    row("normal 1 %, flat", Normal(0.01), Growth::None, MAIN, (0, 0)),
+    row("normal 5 %, flat", Normal(0.05), Growth::None, MAIN, (0, 0)),
+    row("normal 10 %, flat", Normal(0.10), Growth::None, MAIN, (0, 50)),
+    row("normal 25 %, flat", Normal(0.25), Growth::None, MAIN, (0, 883)),
+    row("normal 25 %, flat, to 3,000", Normal(0.25), Growth::None, (300, 3000), (0, 10)),
+    row("log-normal 40 %, flat", LogNormal(0.4), Growth::None, MAIN, (0, 1000)),
+    row("outliers, flat", Outliers, Growth::None, MAIN, (0, 150)),
+    row("correlated 0.5, flat", Correlated(0.5), Growth::None, MAIN, (0, 50)),
+    row("correlated 0.9, flat", Correlated(0.9), Growth::None, MAIN, (0, 583)),
+    row("correlated 0.95, flat", Correlated(0.95), Growth::None, MAIN, (0, 850)),
+    row("correlated 0.99, flat", Correlated(0.99), Growth::None, MAIN, (0, 917)),
+    row("random walk 0.3 %", Walk(0.003), Growth::None, MAIN, (0, 650)),
+    row("random walk 1 %", Walk(0.01), Growth::None, MAIN, (0, 917)),
+    row("load ±10 %, 30 cycles", Load(30.0), Growth::None, MAIN, (0, 0)),
+    row("load ±10 %, 100 cycles", Load(100.0), Growth::None, MAIN, (0, 1000)),
+    row("load ±10 %, 300 cycles", Load(300.0), Growth::None, MAIN, (0, 1000)),
+    row("load ±10 %, switched", Switched, Growth::None, MAIN, (0, 917)),
+    row("recorded, rises at the bound", Recorded, Trend(BOUND), MAIN, (0, 933)),
+    row("recorded, +0.002 ms per cycle", Recorded, Trend(0.002), MAIN, (0, 0)),
+    row("recorded, +0.01 ms per cycle", Recorded, Trend(0.01), MAIN, (983, 17)),
+    row("recorded, +0.05 ms per cycle", Recorded, Trend(0.05), MAIN, (1000, 0)),
+    row("normal 5 %, +0.05 ms per cycle", Normal(0.05), Trend(0.05), MAIN, (1000, 0)),
+    row("normal 25 %, +0.05 ms per cycle", Normal(0.25), Trend(0.05), MAIN, (983, 17)),
+    row("correlated 0.9, +0.05 ms per cycle", Correlated(0.9), Trend(0.05), MAIN, (967, 33)),
+    row("normal 10 %, +15 % in 30 cycles", Normal(0.10), Trend(0.005 * TYPICAL_MS), (30, 30), (10, 990)),
+    row("recorded, step ×1.4 in the middle", Recorded, Step(150, 1.4), MAIN, (1000, 0)),
+    row("recorded, step ×10 in the last 14", Recorded, Step(286, 10.0), (300, 300), (1000, 0)),
+    row("normal 10 %, step ×1.4 in the last 60", Normal(0.1), Step(240, 1.4), (300, 300), (1000, 0)),
+    row("recorded, warm-up ×1.5, flat", Recorded, WarmUp(30, 1.5, 600, 1.0), MAIN, (0, 0)),
+    row("recorded, warm-up ×1.5, later ×1.4", Recorded, WarmUp(30, 1.5, 200, 1.4), MAIN, (1000, 0)),
+    row("normal 10 %, warm-up ×1.5, later ×1.4", Normal(0.1), WarmUp(100, 1.5, 200, 1.4), MAIN, (950, 50)),
+    row("recorded, every third +0.15 ms per cycle", Recorded, Third(0.15), MAIN, (1000, 0)),
+    row("normal 10 %, every third +0.15 ms per cycle", Normal(0.1), Third(0.15), MAIN, (1000, 0)),
+    row("recorded, tail ×3 grows to 10 %", Recorded, Tail(0.1), MAIN, (33, 0)),
+    row("recorded, tail ×3 grows to 40 %", Recorded, Tail(0.4), MAIN, (967, 0)),
+];
+
+impl Row {
+    /// How many of `count` series come out as rising and as undecided.
+    fn simulate(&self, count: u32) -> (u32, u32) {
+        let (mut rising, mut undecided) = (0, 0);
+        for seed in 0..count {
+            match self.outcome(u64::from(seed)) {
+                Outcome::Rising => rising += 1,
+                Outcome::Undecided => undecided += 1,
+                Outcome::Flat => {}
+            }
+        }
+        (rising, undecided)
+    }
+
+    fn outcome(&self, seed: u64) -> Outcome {
+        let (cycles, most) = self.cycles;
+        let looks = looks(cycles, most);
+        let all = series(
+            self.noise,
+            self.growth,
+            usize::try_from(most).unwrap(),
+            seed,
+        );
+        let mut outcome = Outcome::Undecided;
+        for (number, look) in (1..).zip(looks) {
+            let seen = &all[..usize::try_from(look).unwrap()];
+            outcome = judge_latencies(seen, Clock::Virtual, number)
+                .flatness
+                .outcome;
+            if outcome != Outcome::Undecided {
+                break;
+            }
+        }
+        outcome
+    }
+}
+
+/// Whether `found` of `count` is what 1,000 series with `stated` would give, but for chance: four
+/// standard errors, and one series.
+fn agrees(found: u32, count: u32, stated: u32) -> bool {
+    let share = f64::from(stated) / 1000.0;
+    let count = f64::from(count);
+    let error = (count * share * (1.0 - share)).sqrt();
+    (f64::from(found) - count * share).abs() <= 4.0 * error + 1.0
+}
+
+#[test]
+fn a_part_of_each_row_gives_the_stated_rates() {
+    let count = 20;
+    for row in TABLE {
+        let (rising, undecided) = row.simulate(count);
+        assert!(
+            agrees(rising, count, row.rising),
+            "{row:?}: {rising} rising of {count}"
+        );
+        assert!(
+            agrees(undecided, count, row.undecided),
+            "{row:?}: {undecided} undecided of {count}"
+        );
+    }
+}
+
+/// Prints the table for docs/measuring-verdict.md, from 1,000 series in each row.
+#[test]
+#[ignore = "takes minutes: `cargo test --release --package cycles -- --ignored the_whole_table --nocapture`"]
+fn the_whole_table() {
+    println!("| Series | Cycles | Flat | Rising | Undecided |\n|---|---|---|---|---|");
+    let mut wrong = Vec::new();
+    for row in TABLE {
+        let count = std::env::var("CYCLES_SIMULATIONS").map_or(1000, |text| text.parse().unwrap());
+        let (rising, undecided) = row.simulate(count);
+        let percent = |number: u32| 100.0 * f64::from(number) / f64::from(count);
+        let cycles = match row.cycles {
+            (cycles, most) if cycles == most => cycles.to_string(),
+            (cycles, most) => format!("{cycles} to {most}"),
+        };
+        println!(
+            "| {} | {cycles} | {:.1} % | {:.1} % | {:.1} % |",
+            row.what,
+            percent(count - rising - undecided),
+            percent(rising),
+            percent(undecided),
+        );
+        if !agrees(rising, count, row.rising) || !agrees(undecided, count, row.undecided) {
+            wrong.push(format!("{}: ({rising}, {undecided})", row.what));
+        }
+    }
+    assert!(wrong.is_empty(), "not as stated: {wrong:#?}");
+}
