@@ -95,7 +95,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let figures = Figures {
         host: host.describe().await?,
         work: format!(
-            "a guest of {IDLE_MEMORY_MIB} MiB and 1 vCPU with a counter: {} boots; {} cycles after \
+            "a guest of {IDLE_MEMORY_MIB} MiB and 1 vCPU that sleeps: {} boots; {} cycles after \
              {WARM_UP_CYCLES} that do not count",
             amount.boots, amount.cycles
         ),
@@ -189,6 +189,7 @@ fn spec(name: &str, memory_mib: u32) -> MachineSpec {
         memory_mib,
         vcpus: 1,
         vsock: None,
+        command: ["/bin/sleep", "1000000"].map(str::to_owned).to_vec(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Machines for runs and benchmarks: boots one whose main process counts.
+//! Machines for runs and benchmarks.
 
 use std::time::Duration;
 
@@ -10,7 +10,6 @@ use machine_api::{
 };
 
 use crate::artifacts::GuestImage;
-use crate::counter;
 
 /// Longest that a start, a suspend or a resume may take, on an emulated host, too.
 pub const STEP_DEADLINE: Duration = Duration::from_secs(120);
@@ -23,9 +22,11 @@ pub struct MachineSpec {
     pub memory_mib: u32,
     pub vcpus: u32,
     pub vsock: Option<VsockOptions>,
+    /// The main process.
+    pub command: Vec<String>,
 }
 
-/// Creates a machine with the counter as its main process, and waits until it is started.
+/// Creates a machine, and waits until it is started.
 ///
 /// # Errors
 /// If it cannot be created or does not start.
@@ -38,7 +39,7 @@ pub async fn boot(client: &Client, spec: &MachineSpec) -> anyhow::Result<Machine
             ..Guest::default()
         }),
         init: Some(Init {
-            exec: counter::command(),
+            exec: spec.command.clone(),
             ..Init::default()
         }),
         restart: Some(Restart {

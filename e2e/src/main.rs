@@ -1,18 +1,24 @@
 //! `mctl-e2e`: the main job, the matrix and the benchmarks, on real guests.
 //!
 //! It only parses arguments, starts a runtime and sets the exit code: 0 if the command showed what
-//! it claims, 1 if it did not or failed, 2 if the command line is invalid.
+//! it claims, 1 if it did not or failed, 2 if the command line is invalid, 3 if the cycles were too
+//! few to decide.
 
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use e2e::ending::Ending;
 use e2e::{bench, bench_here, main_job, matrix, output, run_here, scale};
 
 /// Suspend and resume real Linux machines, many times, and judge whether latency stays flat
 #[derive(Debug, Parser)]
-#[command(name = "mctl-e2e", version)]
+#[command(
+    name = "mctl-e2e",
+    version,
+    after_help = "Exit codes: 0 shown, 1 not shown or failed, 2 the command line is not valid, 3 undecided"
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -45,17 +51,20 @@ fn main() -> ExitCode {
         runtime.block_on(async {
             match arguments.command {
                 Command::Cycles(arguments) => main_job::run(&arguments).await,
-                Command::Matrix(arguments) => matrix::run(&arguments).await,
-                Command::Bench(arguments) => bench::run(&arguments).await,
-                Command::RunHere(arguments) => run_here::run(&arguments).await.map(|()| true),
-                Command::BenchHere(arguments) => bench_here::run(&arguments).await.map(|()| true),
-                Command::Scale(arguments) => scale::run(&arguments).await,
+                Command::Matrix(arguments) => matrix::run(&arguments).await.map(Ending::from),
+                Command::Bench(arguments) => bench::run(&arguments).await.map(Ending::from),
+                Command::RunHere(arguments) => {
+                    run_here::run(&arguments).await.map(|()| Ending::Shown)
+                }
+                Command::BenchHere(arguments) => {
+                    bench_here::run(&arguments).await.map(|()| Ending::Shown)
+                }
+                Command::Scale(arguments) => scale::run(&arguments).await.map(Ending::from),
             }
         })
     });
     match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(ending) => ExitCode::from(ending.exit_code()),
         Err(error) => {
             output::error(&error);
             ExitCode::FAILURE

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use cycles::{Cell, CellKey, GuestKind, Host, Matrix, PortPolicy, Report, Run, ScaleRun, Setting};
+use cycles::{CellKey, GuestKind, Host, Matrix, PortPolicy, Report, Run, ScaleRun, Setting};
 
 use crate::artifacts::GuestImage;
 use crate::report_files::{self, publish};
@@ -100,13 +100,13 @@ impl Measured {
             started_at: self.started_at.clone(),
         };
         let cells = self.cells.values();
-        let matrix = Matrix {
+        let mut matrix = Matrix {
             cycles_per_cell: self.cycles_per_cell,
-            cells: cells
-                .clone()
-                .map(|(key, run)| Cell::of_run(*key, run, setting.clock))
-                .collect(),
+            cells: Vec::new(),
         };
+        for (key, run) in cells.clone() {
+            matrix.add(*key, run, setting.clock);
+        }
         // The verdict of the report is that of the cell with all fixes on.
         let released = cells.clone().find(|(key, _)| *key == released());
         let mut report = match released {
@@ -160,6 +160,7 @@ fn work(key: CellKey, number: u32, cycles: u32) -> Work {
         name: format!("cell-{number}"),
         vmm: Vmm::Mctl,
         cycles,
+        most_cycles: cycles,
         memory_mib: 256,
         vcpus: 1,
         guest: match key.guest {
@@ -192,6 +193,7 @@ mod tests {
         Run {
             subject: SubjectDescription::default(),
             cycles_wanted: 30,
+            looks: Vec::new(),
             cycles: Vec::new(),
             end: RunEnd::Complete,
             vsocks_before: None,

@@ -179,6 +179,7 @@ impl Collector {
         let run = Run {
             subject,
             cycles_wanted,
+            looks: Vec::new(),
             cycles,
             end: RunEnd::CheckFailed(failed),
             vsocks_before: None,

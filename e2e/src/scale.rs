@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::artifacts::GuestImage;
+use crate::counter;
 use crate::host::KvmHost;
 use crate::kvm_process::KvmProcess;
 use crate::machine::{MachineSpec, STEP_DEADLINE, boot};
@@ -214,6 +215,7 @@ async fn measure_setting(
             // The monitor must get the first port: the status check closes its own connection.
             monitor_first: Some(true),
         }),
+        command: counter::command(),
     };
     let machine = boot(host.client(), &spec).await?;
     let id = machine.id;

@@ -8,6 +8,7 @@ use machine_api::VsockOptions;
 use serde::{Deserialize, Serialize};
 
 use crate::artifacts::GuestImage;
+use crate::counter;
 use crate::machine::MachineSpec;
 
 /// One chain of cycles on one machine.
@@ -110,6 +111,7 @@ impl Work {
                 eviction: self.eviction,
                 monitor_first: Some(self.monitor_first),
             }),
+            command: counter::command(),
         }
     }
 }

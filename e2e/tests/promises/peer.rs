@@ -26,6 +26,7 @@ pub(crate) async fn firecracker_runs_the_same_cycles_with_either_init(
             name: "peer".to_owned(),
             vmm: Vmm::Firecracker(binary.clone().into()),
             cycles: CYCLES,
+            most_cycles: CYCLES,
             memory_mib: 128,
             vcpus: 1,
             guest,
