@@ -22,7 +22,7 @@ use crate::processes::reaper::Reaper;
 use crate::processes::shutdown::{PowerOffRequest, PowerOffRequests};
 use crate::services::launch::{self, Launch};
 use crate::services::refusal::{ServiceError, refusal};
-use crate::services::{cpu_usage, exec, files, forward, main_output, process_list};
+use crate::services::{cpu_usage, exec, files, forward, main_output, process_list, resources};
 
 pub(crate) mod listener;
 mod open_vsocks;
@@ -278,6 +278,11 @@ async fn dispatch(
             let processes = process_list::list();
             let processes = processes.map_err(|error| refusal(RefusalKind::Failed, &error))?;
             Reply::Processes { processes }
+        }
+        Request::Resources => {
+            let sockets = server.kernel.vsocks().ok();
+            let except = connection.ticket().inode();
+            Reply::Resources(resources::report(sockets.as_deref(), except))
         }
         Request::CpuUsage { .. } => return Ok(()),
     };

@@ -12,6 +12,7 @@ pub(crate) mod leaky;
 pub(crate) mod main_output;
 pub(crate) mod process_list;
 pub(crate) mod refusal;
+pub(crate) mod resources;
 
 #[cfg(feature = "leaky")]
 pub(crate) use leaky as cpu_usage;
