@@ -42,7 +42,7 @@ const LAYERS: &[Layers] = &[
             &["model"],
             &["error_chain"],
             // The ground, used by all.
-            &["ids", "exhaustion", "fail_point", "paths"],
+            &["ids", "disk_usage", "exhaustion", "fail_point", "paths"],
             &["clock", "deadline", "duration"],
         ],
     },

@@ -299,6 +299,7 @@ impl Driver {
         self.publish_live(Some(LiveGuest {
             address,
             control: guest.control.clone(),
+            process: self.vmm.clone(),
             observations,
         }));
         self.control = Some(guest.control);
