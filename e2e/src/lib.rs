@@ -15,6 +15,7 @@ pub mod counter;
 pub mod firecracker;
 pub mod host;
 pub mod host_socket;
+pub mod leaks;
 pub mod machine;
 pub mod main_job;
 pub mod matrix;

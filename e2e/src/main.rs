@@ -8,7 +8,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use e2e::{bench, main_job, matrix, output, peer, scale};
+use e2e::{bench, leaks, main_job, matrix, output, peer, scale};
 
 /// Suspend and resume real Linux machines, many times, and judge whether latency stays flat
 #[derive(Debug, Parser)]
@@ -26,6 +26,9 @@ enum Command {
     Matrix(matrix::Arguments),
     /// Measure suspend and resume, as ratios within one run
     Bench(bench::Arguments),
+    /// Run cycles with programs that leak on purpose, and look for each leak; `./just leaks` has them
+    #[command(hide = true)]
+    Leaks(leaks::Arguments),
     /// Measure a peer on this machine; called by `cycles --vmm`
     #[command(hide = true)]
     Peer(peer::Arguments),
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
                 Command::Cycles(arguments) => main_job::run(&arguments).await,
                 Command::Matrix(arguments) => matrix::run(&arguments).await,
                 Command::Bench(arguments) => bench::run(&arguments).await,
+                Command::Leaks(arguments) => leaks::run(&arguments).await,
                 Command::Peer(arguments) => peer::run(&arguments).await,
                 Command::Scale(arguments) => scale::run(&arguments).await,
             }

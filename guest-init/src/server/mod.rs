@@ -113,6 +113,10 @@ impl Server {
             self.generation.set(call.generation);
             self.clock_step_ms.set(None);
             self.registry.close_older(call.generation).await;
+            #[cfg(feature = "leaks")]
+            if let Err(error) = crate::services::leaks::leak_one_of_each() {
+                say(format_args!("cannot leak: {error}"));
+            }
         }
         if let Some(wake) = &call.wake
             && self.woken_generation.get() < Some(call.generation)

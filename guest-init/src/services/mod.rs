@@ -7,6 +7,8 @@ pub(crate) mod exec;
 pub(crate) mod files;
 pub(crate) mod forward;
 pub(crate) mod launch;
+#[cfg(feature = "leaks")]
+pub(crate) mod leaks;
 #[cfg(feature = "leaky")]
 pub(crate) mod leaky;
 pub(crate) mod main_output;

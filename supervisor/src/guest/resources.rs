@@ -3,7 +3,7 @@
 
 use guest_protocol::{GuestResources, Reply, Request};
 
-use crate::guest::{GuestAddress, GuestError};
+use crate::guest::{GuestAddress, GuestError, GuestStream};
 
 /// States of sockets that are told apart; Linux has fewer.
 const MOST_STATES: usize = 16;
@@ -14,10 +14,13 @@ const NAME_BYTES: usize = 24;
 const MOST: u64 = 1 << 50;
 
 impl GuestAddress {
-    /// What is in use in the guest. A guest-init of an earlier build refuses.
-    pub(crate) async fn resources(&self) -> Result<GuestResources, GuestError> {
+    /// What is in use in the guest, with the connection that has brought it. A guest-init of an
+    /// earlier build refuses.
+    pub(crate) async fn resources(&self) -> Result<(GuestResources, GuestStream), GuestError> {
         match self.call(Request::Resources, None).await? {
-            (Reply::Resources(resources), _) if is_plausible(&resources) => Ok(resources),
+            (Reply::Resources(resources), stream) if is_plausible(&resources) => {
+                Ok((resources, stream))
+            }
             (_, stream) => Err(stream.reader.bad_reply("what is in use")),
         }
     }

@@ -26,7 +26,7 @@ pub struct MachineResources {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm_guest_anonymous_bytes: Option<u64>,
     /// Number of vsock connections in the VMM by state: `requesting`, `requested`, `accepting`,
-    /// `established`, `draining`.
+    /// `established`, `draining`. The one on which the guest is asked for this answer counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm_vsock_connections: Option<BTreeMap<String, u64>>,
     /// guest-init.

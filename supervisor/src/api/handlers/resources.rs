@@ -17,6 +17,7 @@ use crate::api::error::ApiError;
 use crate::api::handlers::inspect::{ASK_LIMIT, counters, past_leaked_pairs};
 use crate::api::request::extract::Target;
 use crate::disk_usage::{self, FolderUsage};
+use crate::guest::GuestStream;
 use crate::logs;
 use crate::machine::MachineError;
 use crate::machine::handle::LiveGuest;
@@ -37,9 +38,13 @@ pub(crate) async fn show(
     let context = api.registry.context();
     // A machine that does not run has files all the same.
     let live = handle.live_soon().await.ok();
-    let (guest, counters) = match &live {
-        Some(live) => tokio::join!(guest(live), counters(live)),
+    let (guest, connection) = match &live {
+        Some(live) => guest(live).await.unzip(),
         None => (None, None),
+    };
+    let counters = match &live {
+        Some(live) => counters(live).await,
+        None => None,
     };
     let store = &context.store;
     let timings = store.timings(handle.id(), LOOK_BACK).await;
@@ -49,6 +54,8 @@ pub(crate) async fn show(
     let dir = context.configuration.state_dir.machine(handle.id());
     let measured = tokio::task::spawn_blocking(move || Measured::now(vmm.as_ref(), &dir)).await;
     let measured = measured.map_err(|_| MachineError::ShuttingDown)?;
+    // Open until now: while it closes, guest and VMM would have sometimes one socket more.
+    drop(connection);
     let by_state = |states: [(&'static str, u64); 5]| {
         let states = states.into_iter();
         states
@@ -78,8 +85,8 @@ pub(crate) async fn show(
     }))
 }
 
-/// What guest-init reports, if it answers in time.
-async fn guest(live: &LiveGuest) -> Option<GuestResources> {
+/// What guest-init reports, if it answers in time, and the connection to it.
+async fn guest(live: &LiveGuest) -> Option<(GuestResources, GuestStream)> {
     let ask = || live.address.resources();
     timeout(ASK_LIMIT, past_leaked_pairs(ask)).await.ok()?.ok()
 }
