@@ -81,6 +81,17 @@ build:
 leaky:
     cargo build {{ cargo_flags }} --package guest-init --features leaky --target-dir {{ CARGO_TARGET_DIR }}/leaky
 
+# programs that leak one of each kind on purpose, never to be released: every leak must be found
+leaks *options: build
+    cargo build {{ cargo_flags }} --workspace --features guest-init/leaks,supervisor/leaks,vmm/leaks \
+        --bin guest-init-with-leaks --bin mctl-supervisor-with-leaks --bin mctl-vmm-with-leaks
+    # Programs look for each other in their own folder.
+    mkdir -p {{ CARGO_TARGET_DIR }}/leaks
+    cd {{ bin }} && cp kvm-host-init mctl mctl-e2e mctl-rootfs {{ CARGO_TARGET_DIR }}/leaks
+    for name in guest-init mctl-supervisor mctl-vmm; do \
+        cp {{ bin }}/$name-with-leaks {{ CARGO_TARGET_DIR }}/leaks/$name; done
+    {{ CARGO_TARGET_DIR }}/leaks/mctl-e2e leaks {{ replace_regex(options, option, flag) }}
+
 # the guest image, put where a supervisor on this host looks for it
 images *options: build
     {{ bin }}/mctl-rootfs build {{ options }}

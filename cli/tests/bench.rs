@@ -72,6 +72,10 @@ impl Subject {
                 self.timing("suspend", 5.0),
             ]),
             ("GET", Some("vsock")) => self.vsock(),
+            ("GET", Some("resources")) => json!({
+                "generation": self.generation, "supervisor": {"descriptors": 20},
+                "guest_vsocks": {"established": 1},
+            }),
             ("GET", Some("wait")) => done,
             ("POST", Some("suspend")) => {
                 self.state = "suspended";
@@ -211,4 +215,40 @@ fn a_report_without_a_run_shows_matrix_scale_and_peers_but_no_verdict() {
         assert!(ran.out.contains(part), "no {part:?} in\n{}", ran.out);
     }
     assert!(!ran.out.contains("verdict: "), "{}", ran.out);
+}
+
+/// The `resources` of the first cycle in the report, on a supervisor that answers the question for
+/// them with that `answer`.
+fn recorded_resources(answer: Option<fn() -> Answer>) -> Value {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("report.json");
+    let subject = Mutex::new(Subject {
+        generation: 1,
+        state: "started",
+        resume_ms: |_| 10.0,
+    });
+    let fake = Fake::on_tcp(move |seen| match answer {
+        Some(answer) if seen.path.ends_with("/resources") => answer(),
+        _ => subject.lock().unwrap().answer(seen),
+    });
+    let mut command = bare(&["bench", "resume", "web", "--cycles", "20", "--output"]);
+    command.arg(&file).env("MCTL_HOST", &fake.address);
+    let ran = ran(command.output().unwrap());
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let report: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    report["cycles"][0]["resources"].clone()
+}
+
+#[test]
+fn a_cycle_records_what_is_in_use() {
+    assert_eq!(
+        recorded_resources(None),
+        json!({"guest_vsocks_established": 1, "supervisor_descriptors": 20})
+    );
+}
+
+#[test]
+fn a_supervisor_that_cannot_say_what_is_in_use_is_measured_all_the_same() {
+    let unknown = || Answer::json(404, &json!({"error": "no such path"}));
+    assert_eq!(recorded_resources(Some(unknown)), Value::Null);
 }

@@ -97,6 +97,44 @@ TIME                      EVENT  STATE    SOURCE  DURATION  DETAILS
     assert!(ran.out.ends_with(golden), "{}", ran.out);
 }
 
+#[test]
+fn resources_are_a_table_of_processes_and_a_list_of_the_rest() {
+    let api = Api::with_web("started");
+    let found = json!({
+        "generation": 4,
+        "guest_init": {"descriptors": 14, "threads": 1, "resident_bytes": 1 << 20,
+                       "anonymous_bytes": 300 << 10, "epoll_entries": 9, "timers": 0},
+        "vmm": {"descriptors": 31, "threads": 3, "resident_bytes": 80 << 20},
+        "supervisor": {"descriptors": 25, "threads": 6, "resident_bytes": 20 << 20},
+        "supervisor_tasks": 40, "guest_tasks": 70,
+        "guest_vsocks": {"established": 2, "listening": 1},
+        "vmm_vsock_connections": {"established": 0},
+        "image_bytes": 50 << 20, "database_bytes": 9 << 20, "log_bytes": 4096,
+        "machine_folder_bytes": 51 << 20, "machine_folder_files": 12,
+    });
+    api.answers(&format!("GET /{WEB}/resources"), 200, found.clone());
+    let golden = "\
+IN USE         GUEST-INIT     VMM  SUPERVISOR
+descriptors            14      31          25
+threads                 1       3           6
+memory            1.0 MiB  80 MiB      20 MiB
+  anonymous       300 KiB       -           -
+epoll entries           9       -           -
+timers                  0       -           -
+tasks                  70       -          40
+
+vsocks in the guest                    2 established, 1 listening
+vsocks in the VMM                      none
+guest memory written since the resume  -
+last image                             50 MiB
+logs                                   4.0 KiB
+folder, with these                     51 MiB in 12 files and folders
+database                               9.0 MiB
+";
+    assert_eq!(api.mctl(&["resources", "web"]).out, golden);
+    assert_eq!(api.mctl(&["resources", "web", "--json"]).json(), found);
+}
+
 fn timing(generation: u64, unattributed: f64) -> Value {
     let phases = json!([{"name": "vmm_spawn", "ms": 2.5}, {"name": "connect", "ms": 1.25},
                         {"name": "unattributed", "ms": unattributed}]);

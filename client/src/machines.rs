@@ -6,8 +6,8 @@ use std::time::Duration;
 use hyper::Method;
 use machine_api::{
     CreateMachine, ExecRequest, ExecResponse, HostInfo, ListedProcess, LogLine, Machine,
-    MachineEvent, MachineState, SignalRequest, StartResponse, StopRequest, Timing, UpdateMachine,
-    Usage, VsockView,
+    MachineEvent, MachineResources, MachineState, SignalRequest, StartResponse, StopRequest,
+    Timing, UpdateMachine, Usage, VsockView,
 };
 
 use crate::call::{Call, DEFAULT_DEADLINE};
@@ -257,6 +257,16 @@ impl Client {
             Method::GET,
             paths::machine(id, "/vsock"),
             format!("diagnose vsock of machine {id}"),
+        );
+        self.json(call).await
+    }
+
+    /// What a machine and the processes that serve it have in use now.
+    pub async fn resources(&self, id: &str) -> Result<MachineResources, Error> {
+        let call = Call::new(
+            Method::GET,
+            paths::machine(id, "/resources"),
+            format!("measure what machine {id} has in use"),
         );
         self.json(call).await
     }

@@ -19,6 +19,7 @@ pub mod firecracker;
 pub mod host;
 pub mod host_socket;
 pub mod kvm_process;
+pub mod leaks;
 pub mod ledger;
 pub mod machine;
 pub mod main_job;

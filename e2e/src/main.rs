@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use e2e::ending::Ending;
-use e2e::{bench, bench_here, main_job, matrix, output, run_here, scale};
+use e2e::{bench, bench_here, leaks, main_job, matrix, output, run_here, scale};
 
 /// Suspend and resume real Linux machines, many times, and judge whether latency stays flat
 #[derive(Debug, Parser)]
@@ -32,6 +32,9 @@ enum Command {
     Matrix(matrix::Arguments),
     /// Measure suspend and resume, as ratios within one run
     Bench(bench::Arguments),
+    /// Run cycles with programs that leak on purpose, and look for each leak; `./just leaks` has them
+    #[command(hide = true)]
+    Leaks(leaks::Arguments),
     /// Run cycles on this very host; called by the other commands
     #[command(hide = true)]
     RunHere(run_here::Arguments),
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
                     bench_here::run(&arguments).await.map(|()| Ending::Shown)
                 }
                 Command::Scale(arguments) => scale::run(&arguments).await.map(Ending::from),
+                Command::Leaks(arguments) => leaks::run(&arguments).await.map(Ending::from),
             }
         })
     });

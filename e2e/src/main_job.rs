@@ -127,6 +127,7 @@ impl Arguments {
             memory_mib: self.memory_mib,
             vcpus: self.vcpus,
             guest: self.guest,
+            expects_leaks: false,
             port_policy: None,
             eviction: None,
             monitor_first: self.monitor_first,

@@ -167,6 +167,7 @@ fn work(key: CellKey, number: u32, cycles: u32) -> Work {
             GuestKind::Leaky => GuestImage::Leaky,
             GuestKind::Fixed => GuestImage::Default,
         },
+        expects_leaks: false,
         port_policy: Some(key.port_policy),
         eviction: Some(key.eviction),
         monitor_first: key.monitor_first,

@@ -28,6 +28,8 @@ pub struct Work {
     pub vcpus: u32,
     /// Which init the guest runs.
     pub guest: GuestImage,
+    /// Whether sockets left over in the guest are only recorded: it leaks on purpose.
+    pub expects_leaks: bool,
     /// How local ports are chosen; the VMM's own way if not given.
     pub port_policy: Option<PortPolicy>,
     /// Whether saved pairs are evicted; the VMM's own way if not given.
@@ -93,8 +95,8 @@ impl FromStr for Vmm {
 impl Work {
     /// What a vsock socket left over in the guest means.
     pub fn leftover_vsocks(&self) -> LeftoverVsocks {
-        match (&self.vmm, self.guest) {
-            (Vmm::Mctl, GuestImage::Default) => LeftoverVsocks::Fail,
+        match (&self.vmm, self.guest, self.expects_leaks) {
+            (Vmm::Mctl, GuestImage::Default, false) => LeftoverVsocks::Fail,
             _ => LeftoverVsocks::Record,
         }
     }

@@ -6,6 +6,7 @@ mod api;
 mod clock;
 mod configuration;
 mod deadline;
+mod disk_usage;
 mod duration;
 mod error_chain;
 mod exhaustion;

@@ -106,6 +106,11 @@ impl MachineDir {
         self.root.join("image").join("manifest.json")
     }
 
+    /// The guest memory of an image, which the VMM of a resumed machine maps.
+    pub(crate) fn image_memory(&self) -> PathBuf {
+        self.root.join("image").join("memory")
+    }
+
     /// The serial console's output, appended to by each VMM.
     pub(crate) fn console(&self) -> PathBuf {
         self.root.join("console.log")
@@ -119,6 +124,11 @@ impl MachineDir {
     /// The log of the VMM processes.
     pub(crate) fn vmm_log(&self) -> PathBuf {
         self.root.join("vmm.log")
+    }
+
+    /// The same, before its last rotation.
+    pub(crate) fn older_vmm_log(&self) -> PathBuf {
+        self.root.join("vmm.log.1")
     }
 
     /// The report that a VMM writes when it ends.

@@ -12,6 +12,8 @@ pub mod control;
 pub mod devices;
 mod epoll;
 pub mod image;
+#[cfg(feature = "leaks")]
+pub mod leaks;
 pub mod log;
 pub mod machine;
 pub mod memory;

@@ -98,6 +98,10 @@ fn restore_and_run(identity: Identity, args: RestoreArgs, phases: Phases) -> End
         disks: args.common.disks,
         vsock_cid: args.common.vsock_cid,
     };
+    #[cfg(feature = "leaks")]
+    if let Err(error) = vmm::leaks::leak_one_of_each(identity.generation) {
+        log::line(format_args!("cannot leak: {error}"));
+    }
     match restore(identity, &source, host, phases) {
         Ok(machine) => run(machine, control),
         Err(error) => {

@@ -18,6 +18,7 @@ mod man;
 mod metadata;
 mod ps;
 mod report;
+mod resources;
 mod restart;
 mod resume;
 mod run;
@@ -57,6 +58,7 @@ pub(crate) enum Command {
     Logs(logs::Args),
     Timings(timings::Args),
     Top(top::Args),
+    Resources(resources::Args),
     Events(events::Args),
     Cp(cp::Args),
     Ps(ps::Args),
@@ -107,6 +109,7 @@ impl Command {
             Self::Timings(args) => timings::run(session, args).await,
             Self::Doctor(args) => doctor::run(session, args).await,
             Self::Top(args) => top::run(session, args).await,
+            Self::Resources(args) => resources::run(session, args).await,
             Self::Events(args) => events::run(session, args).await,
             Self::Cp(args) => cp::run(session, args).await,
             Self::Ps(args) => ps::run(session, args).await,

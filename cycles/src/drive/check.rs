@@ -36,6 +36,12 @@ pub enum CycleError {
         /// Error and sources.
         chain: String,
     },
+    /// The subject could not report what is in use.
+    #[error("what is in use could not be measured: {chain}")]
+    Resources {
+        /// Error and sources.
+        chain: String,
+    },
     /// A duration is negative, not a number, or beyond eleven days.
     #[error("{what} is not a usable duration: {value} ms")]
     Duration {
@@ -94,6 +100,7 @@ impl CycleError {
             Self::Observe { .. } => "observe",
             Self::Suspend { .. } => "suspend",
             Self::Resume { .. } => "resume",
+            Self::Resources { .. } => "resources",
             Self::Duration { .. } => "duration",
             Self::BootId { .. } => "boot_id",
             Self::CounterWentBack { .. } => "counter_went_back",

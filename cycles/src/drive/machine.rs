@@ -7,14 +7,15 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use client::Client;
+use client::{Client, ErrorKind};
 use machine_api::{
     AttemptOutcome as ApiOutcome, ExecRequest, GuestView, Machine, MachineState, Operation,
     PortPolicy as ApiPolicy, StartKind, Timing,
 };
 
+use super::resources::by_name;
 use super::subject::{GuestObservation, ResumeOutcome, Subject, SuspendOutcome};
-use crate::record::{Attempt, AttemptOutcome, Phases, PortPolicy, SubjectDescription};
+use crate::record::{Attempt, AttemptOutcome, Phases, PortPolicy, Resources, SubjectDescription};
 
 /// How many of the newest timings are searched for the one just measured.
 const TIMINGS_LIMIT: u32 = 4;
@@ -268,6 +269,15 @@ impl Subject for MachineSubject {
             readiness: timing.readiness.iter().map(attempt).collect(),
             guest,
         })
+    }
+
+    async fn resources(&mut self) -> Result<Resources, MachineError> {
+        match self.client.resources(&self.machine.id).await {
+            Ok(resources) => Ok(by_name(&resources)),
+            // A supervisor of an earlier build.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Resources::default()),
+            Err(source) => Err(failed("measure what is in use", source)),
+        }
     }
 }
 

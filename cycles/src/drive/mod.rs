@@ -7,6 +7,7 @@ mod check;
 mod host;
 mod interruption;
 mod machine;
+mod resources;
 mod run;
 mod subject;
 

@@ -8,9 +8,7 @@ use std::ops::ControlFlow;
 use super::check::{Continuity, CycleError, LeftoverVsocks, check_duration, check_phases};
 use super::subject::{GuestObservation, ResumeOutcome, Subject, SuspendOutcome};
 use crate::judge::{judge, looks};
-use crate::record::{
-    Clock, Cycle, FailedCheck, Outcome, Resources, Run, RunEnd, SubjectDescription,
-};
+use crate::record::{Clock, Cycle, FailedCheck, Outcome, Run, RunEnd, SubjectDescription};
 
 /// What to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +137,12 @@ async fn one_cycle<S: Subject>(
     let resume = subject.resume().await.map_err(|error| CycleError::Resume {
         chain: error_text::with_causes(&error),
     })?;
+    let resources = subject
+        .resources()
+        .await
+        .map_err(|error| CycleError::Resources {
+            chain: error_text::with_causes(&error),
+        })?;
     let SuspendOutcome {
         total_ms: suspend_ms,
         phases: suspend_phases_ms,
@@ -166,7 +170,7 @@ async fn one_cycle<S: Subject>(
         readiness,
         guest_open_vsocks: guest.open_vsocks,
         image_bytes_written,
-        resources: Resources::default(),
+        resources,
     };
     Ok((cycle, guest))
 }

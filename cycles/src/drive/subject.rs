@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::future::Future;
 
-use crate::record::{Attempt, Phases, SubjectDescription};
+use crate::record::{Attempt, Phases, Resources, SubjectDescription};
 
 /// Something that can be suspended and resumed again and again.
 ///
@@ -27,6 +27,12 @@ pub trait Subject: Send {
     /// long-lived connections are open again, because its sockets are counted then. The total
     /// only includes the former.
     fn resume(&mut self) -> impl Future<Output = Result<ResumeOutcome, Self::Error>> + Send;
+
+    /// What is in use, whatever could grow with each cycle. Called once after each resume, when
+    /// nothing is being measured. Empty for a subject that cannot say.
+    fn resources(&mut self) -> impl Future<Output = Result<Resources, Self::Error>> + Send {
+        async { Ok(Resources::default()) }
+    }
 }
 
 /// What the guest reports about itself, as far as the subject can ask.

@@ -30,6 +30,7 @@ pub(crate) async fn firecracker_runs_the_same_cycles_with_either_init(
             memory_mib: 128,
             vcpus: 1,
             guest,
+            expects_leaks: false,
             port_policy: None,
             eviction: None,
             monitor_first,

@@ -18,6 +18,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("machine-api", &[]),
     ("vmm-control", &[]),
     ("error-text", &[]),
+    ("process-usage", &[]),
     ("trials", &[]),
     ("client", &["machine-api"]),
     ("cycles", &["client", "error-text", "machine-api", "trials"]),
@@ -25,7 +26,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "cli",
         &["client", "cycles", "error-text", "kvm-host", "machine-api"],
     ),
-    ("guest-init", &["error-text", "guest-protocol"]),
+    (
+        "guest-init",
+        &["error-text", "guest-protocol", "process-usage"],
+    ),
     // kvm-host only in tests, which run inside a virtual host where there is no KVM.
     ("vmm", &["error-text", "vmm-control", "kvm-host", "trials"]),
     (
@@ -34,6 +38,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "error-text",
             "guest-protocol",
             "machine-api",
+            "process-usage",
             "vmm-control",
             "kvm-host",
             "trials",

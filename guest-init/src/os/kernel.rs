@@ -21,7 +21,7 @@ pub(crate) trait Kernel {
     fn set_realtime(&self, realtime: TimeSpec) -> io::Result<()>;
     /// Adds entropy to the random pool, credits it, and makes the generator use it at once.
     fn reseed(&self, entropy: [u8; ENTROPY_BYTES]) -> io::Result<()>;
-    /// All vsock sockets of the guest that have or had a peer.
+    /// All vsock sockets of the guest.
     fn vsocks(&self) -> Result<Vec<KernelSocket>, NetlinkError>;
     fn set_hostname(&self, name: &str) -> io::Result<()>;
     /// Mounts a block device with an ext4 file system.

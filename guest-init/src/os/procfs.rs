@@ -43,6 +43,11 @@ pub(crate) fn sample() -> Result<CpuSample, SampleError> {
     })
 }
 
+/// Number of processes and threads, those of the kernel included.
+pub(crate) fn tasks() -> Option<u64> {
+    parse_tasks(&fs::read_to_string("/proc/loadavg").ok()?)
+}
+
 /// The counter `name` in a file of lines "name value"; none if it is not there.
 pub(crate) fn read_counter(path: &Path, name: &str) -> Option<u64> {
     parse_counter(&fs::read_to_string(path).ok()?, name)
@@ -79,6 +84,12 @@ fn parse_load(loadavg: &str) -> Option<[f32; 3]> {
     Some(load)
 }
 
+/// The fourth field of `/proc/loadavg` is `RUNNABLE/ALL`.
+fn parse_tasks(loadavg: &str) -> Option<u64> {
+    let tasks = loadavg.split_ascii_whitespace().nth(3)?;
+    tasks.split_once('/')?.1.parse().ok()
+}
+
 fn parse_counter(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         let mut fields = line.split_ascii_whitespace();
@@ -103,6 +114,15 @@ mod tests {
         }
         assert_eq!(parse_load("0.5 1.25"), None);
         assert_eq!(parse_load("0.5 1.25 2.00 1/99 3"), Some([0.5, 1.25, 2.0]));
+    }
+
+    #[test]
+    fn tasks_are_those_that_exist_and_not_those_that_run() {
+        assert_eq!(parse_tasks("0.5 1.25 2.00 1/99 3"), Some(99));
+        for nonsense in ["", "0.5 1.25 2.00", "0.5 1.25 2.00 99 3", "0 0 0 1/x 3"] {
+            assert_eq!(parse_tasks(nonsense), None, "{nonsense}");
+        }
+        assert!(tasks().is_some_and(|tasks| tasks > 1));
     }
 
     #[test]

@@ -4,8 +4,6 @@
 //! Needs the vsock_diag module; without it the kernel refuses and the caller falls back on
 //! guest-init's own sockets.
 
-use std::borrow::Cow;
-
 use nix::libc::VMADDR_CID_ANY;
 use nix::sys::socket::SockProtocol;
 
@@ -21,7 +19,10 @@ const CLOSED: u8 = 7;
 const LISTENING: u8 = 10;
 const CLOSING: u8 = 11;
 
-/// One socket of the kernel's list that has or had a peer.
+/// Our own number for a socket that never had a peer and does not listen; the kernel calls it closed.
+const UNCONNECTED: u8 = 0;
+
+/// One socket of the kernel's list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct KernelSocket {
     pub(crate) state: u8,
@@ -30,6 +31,11 @@ pub(crate) struct KernelSocket {
 }
 
 impl KernelSocket {
+    /// Whether it has or had a peer.
+    pub(crate) fn is_connection(self) -> bool {
+        !matches!(self.state, LISTENING | UNCONNECTED)
+    }
+
     /// Whether it is connected or about to be.
     pub(crate) fn is_alive(self) -> bool {
         matches!(self.state, ESTABLISHED | CONNECTING)
@@ -40,20 +46,22 @@ impl KernelSocket {
         self.inode == 0
     }
 
-    /// The state's name in a status.
-    pub(crate) fn state_name(self) -> Cow<'static, str> {
-        match self.state {
-            _ if self.is_orphan() => "closing".into(),
-            ESTABLISHED => "established".into(),
-            CONNECTING => "connecting".into(),
-            CLOSED => "closed".into(),
-            CLOSING => "closing".into(),
-            other => format!("state {other}").into(),
-        }
+    /// The state's name in a report; none for a state that is not known.
+    pub(crate) fn state_name(self) -> Option<&'static str> {
+        Some(match self.state {
+            _ if self.is_orphan() => "closing",
+            ESTABLISHED => "established",
+            CONNECTING => "connecting",
+            CLOSED => "closed",
+            CLOSING => "closing",
+            LISTENING => "listening",
+            UNCONNECTED => "unconnected",
+            _ => return None,
+        })
     }
 }
 
-/// Asks the kernel for all connected sockets, including dead ones that are not closed yet.
+/// Asks the kernel for all sockets, including dead ones that are not closed yet.
 pub(crate) fn list() -> Result<Vec<KernelSocket>, NetlinkError> {
     let answer = netlink::ask(
         SockProtocol::NetlinkSockDiag,
@@ -73,16 +81,21 @@ fn request() -> [u8; 24] {
 }
 
 /// Reads a `struct vsock_diag_msg`: family, type, state, shutdown, source CID and port,
-/// destination CID and port, inode, cookie. None for listeners and sockets without a peer.
+/// destination CID and port, inode, cookie.
 fn parse(bytes: &[u8]) -> Option<KernelSocket> {
     let state = *bytes.get(2)?;
     let peer_cid = read_u32(bytes, 12)?;
     let inode = read_u32(bytes, 20)?;
-    if bytes.first() != Some(&AF_VSOCK) || state == LISTENING || peer_cid == VMADDR_CID_ANY {
+    if bytes.first() != Some(&AF_VSOCK) {
         return None;
     }
+    let had_peer = peer_cid != VMADDR_CID_ANY;
     Some(KernelSocket {
-        state,
+        state: if had_peer || state == LISTENING {
+            state
+        } else {
+            UNCONNECTED
+        },
         inode: inode.into(),
     })
 }
@@ -100,17 +113,22 @@ mod tests {
     }
 
     #[test]
-    fn listeners_and_sockets_without_a_peer_are_not_counted() {
-        let connected = diag_message(1, 2, 77);
+    fn listeners_and_sockets_without_a_peer_are_no_connections() {
+        let read = |state, peer_cid| parse(&diag_message(state, peer_cid, 77)).unwrap();
+        let connected = read(1, 2);
         assert_eq!(
-            parse(&connected),
-            Some(KernelSocket {
+            connected,
+            KernelSocket {
                 state: 1,
                 inode: 77
-            })
+            }
         );
-        assert_eq!(parse(&diag_message(LISTENING, VMADDR_CID_ANY, 77)), None);
-        assert_eq!(parse(&diag_message(7, VMADDR_CID_ANY, 77)), None);
-        assert_eq!(parse(&connected[..23]), None);
+        assert!(connected.is_connection());
+        for (state, name) in [(LISTENING, "listening"), (CLOSED, "unconnected")] {
+            let socket = read(state, VMADDR_CID_ANY);
+            assert!(!socket.is_connection());
+            assert_eq!(socket.state_name(), Some(name));
+        }
+        assert_eq!(parse(&diag_message(1, 2, 77)[..23]), None);
     }
 }

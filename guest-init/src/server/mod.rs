@@ -22,7 +22,7 @@ use crate::processes::reaper::Reaper;
 use crate::processes::shutdown::{PowerOffRequest, PowerOffRequests};
 use crate::services::launch::{self, Launch};
 use crate::services::refusal::{ServiceError, refusal};
-use crate::services::{cpu_usage, exec, files, forward, main_output, process_list};
+use crate::services::{cpu_usage, exec, files, forward, main_output, process_list, resources};
 
 pub(crate) mod listener;
 mod open_vsocks;
@@ -113,6 +113,10 @@ impl Server {
             self.generation.set(call.generation);
             self.clock_step_ms.set(None);
             self.registry.close_older(call.generation).await;
+            #[cfg(feature = "leaks")]
+            if let Err(error) = crate::services::leaks::leak_one_of_each() {
+                say(format_args!("cannot leak: {error}"));
+            }
         }
         if let Some(wake) = &call.wake
             && self.woken_generation.get() < Some(call.generation)
@@ -278,6 +282,11 @@ async fn dispatch(
             let processes = process_list::list();
             let processes = processes.map_err(|error| refusal(RefusalKind::Failed, &error))?;
             Reply::Processes { processes }
+        }
+        Request::Resources => {
+            let sockets = server.kernel.vsocks().ok();
+            let except = connection.ticket().inode();
+            Reply::Resources(resources::report(sockets.as_deref(), except))
         }
         Request::CpuUsage { .. } => return Ok(()),
     };

@@ -23,6 +23,7 @@ impl LeftoverSockets {
     pub(crate) fn record(&mut self, ended: u64, kernel: &[KernelSocket]) {
         let found: HashSet<u64> = kernel
             .iter()
+            .filter(|socket| socket.is_connection())
             .filter(|socket| !socket.is_orphan() && !socket.is_alive())
             .map(|socket| socket.inode)
             .collect();
@@ -61,14 +62,19 @@ pub(crate) fn count(
         .collect();
     let mut counts: BTreeMap<(Cow<'static, str>, Option<u64>), u32> = BTreeMap::new();
     let mut listed = HashSet::new();
-    for socket in kernel.unwrap_or_default() {
+    let connections = kernel.unwrap_or_default().iter();
+    for socket in connections.filter(|socket| socket.is_connection()) {
         listed.insert(socket.inode);
         if socket.inode != except {
             let generation = match own_generations.get(&socket.inode) {
                 Some(own) => *own,
                 None => leftovers.generation_of(*socket, newest),
             };
-            *counts.entry((socket.state_name(), generation)).or_default() += 1;
+            let state = match socket.state_name() {
+                Some(name) => name.into(),
+                None => format!("state {}", socket.state).into(),
+            };
+            *counts.entry((state, generation)).or_default() += 1;
         }
     }
     for socket in own.iter().filter(|socket| socket.inode != except) {
@@ -145,6 +151,20 @@ mod tests {
             states(&open),
             [("closed", Some(4), 1), ("established", Some(5), 2)]
         );
+    }
+
+    #[test]
+    fn sockets_that_only_listen_are_not_counted() {
+        let listening = KernelSocket {
+            state: 10,
+            inode: 9,
+        };
+        let mut leftovers = LeftoverSockets::default();
+        leftovers.record(4, &[listening]);
+
+        let open = count(Some(&[listening]), &[], &leftovers, 5, 0);
+
+        assert_eq!((open.total, open.older_generations), (0, 0));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use axum::routing::{delete, get, post};
 
 use crate::api::handlers::{
     apps, events, exec_stream, files, guest, host, inspect, lease, lifecycle, logs, machines,
-    metadata, metrics, tokens, usage, wait,
+    metadata, metrics, resources, tokens, usage, wait,
 };
 use crate::api::request::auth;
 use crate::api::{Access, Api, description, error};
@@ -51,6 +51,7 @@ pub(super) fn router(api: Api, access: Access) -> Router {
         .route("/events", get(events::events))
         .route("/timings", get(inspect::timings))
         .route("/vsock", get(inspect::vsock))
+        .route("/resources", get(resources::show))
         .route("/logs", get(logs::read));
     // Files have no size limit: they are passed on, not stored.
     let files = Router::new()

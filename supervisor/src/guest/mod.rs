@@ -4,6 +4,7 @@
 //! connection. Deadlines and retries are the caller's.
 
 pub(crate) mod exec;
+mod resources;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -22,6 +22,8 @@ pub(crate) use console::{Collection, ConsoleWatcher};
 pub(crate) use read::{LogFilter, LogReader};
 
 use crate::clock;
+use crate::disk_usage;
+use crate::paths::MachineDir;
 
 /// Size at which a log is rotated; one older file is kept.
 const ROTATE_BYTES: u64 = 8 << 20;
@@ -305,6 +307,19 @@ impl OpenLog {
         self.bytes += bytes.len() as u64;
         Ok(())
     }
+}
+
+/// Bytes in all logs of a machine: its log, the older file of that, the console, the VMMs'.
+pub(crate) fn bytes(dir: &MachineDir) -> io::Result<u64> {
+    let log = dir.log();
+    let files = [
+        older_path(&log),
+        log,
+        dir.console(),
+        dir.vmm_log(),
+        dir.older_vmm_log(),
+    ];
+    files.iter().map(|file| disk_usage::of_file(file)).sum()
 }
 
 /// Length of the first part of a text that is cut into lines.

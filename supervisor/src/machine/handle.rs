@@ -18,7 +18,7 @@ use crate::machine::session::Observations;
 use crate::model::admission::RefusalReason;
 use crate::model::record::MachineRecord;
 use crate::model::timing::Trace;
-use crate::vmm_process::Control;
+use crate::vmm_process::{Control, VmmProcess};
 
 /// How long a request about a guest waits while the supervisor connects to it.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -30,6 +30,8 @@ pub(crate) struct LiveGuest {
     pub(crate) address: GuestAddress,
     /// Its VMM.
     pub(crate) control: Control,
+    /// The process of that VMM.
+    pub(crate) process: Option<VmmProcess>,
     /// What its session has observed.
     pub(crate) observations: watch::Receiver<Observations>,
 }

@@ -13,6 +13,8 @@ mod event_loop;
 pub(crate) mod found_vmm;
 pub(crate) mod handle;
 mod launch;
+#[cfg(feature = "leaks")]
+mod leaks;
 mod main_process;
 mod publish;
 mod readiness;

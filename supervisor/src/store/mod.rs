@@ -6,6 +6,7 @@
 
 mod machines;
 mod open;
+mod size;
 mod tokens;
 
 use std::path::Path;

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags};
 
+use crate::store::size::log_path;
+
 /// `application_id` of our databases: "mctl".
 const APPLICATION_ID: i32 = 0x6d63_746c;
 
@@ -112,12 +114,13 @@ pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
 /// opened here: closing a second descriptor of it would drop SQLite's locks.
 fn reserve(path: &Path) {
     use rustix::fs::{FallocateFlags, fallocate};
-    let mut log = path.as_os_str().to_owned();
-    log.push("-wal");
-    let reserved = OpenOptions::new().write(true).open(&log).and_then(|file| {
-        fallocate(&file, FallocateFlags::KEEP_SIZE, 0, LOG_BYTES)?;
-        Ok(())
-    });
+    let reserved = OpenOptions::new()
+        .write(true)
+        .open(log_path(path))
+        .and_then(|file| {
+            fallocate(&file, FallocateFlags::KEEP_SIZE, 0, LOG_BYTES)?;
+            Ok(())
+        });
     if let Err(error) = reserved {
         // Changes on a full disk are refused then.
         tracing::warn!(%error, "cannot reserve space for changes on a full disk");

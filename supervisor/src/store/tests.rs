@@ -215,3 +215,25 @@ async fn only_machines_that_were_destroyed_long_ago_are_forgotten() {
     let left: Vec<&str> = left.iter().map(|record| record.id.as_str()).collect();
     assert_eq!(left, ["b", "c"]);
 }
+
+#[tokio::test]
+async fn the_size_of_the_database_grows_with_what_is_stored_and_not_with_what_is_rewritten() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("mctl.db")).unwrap();
+    add(&store, "a", "one").await.unwrap();
+    let before = store.bytes().await.unwrap();
+    // Far more changes than the write-ahead log holds before a checkpoint.
+    for generation in 0..2_000 {
+        let mut changed = machine("a", "one");
+        changed.generation = generation;
+        let changes = vec![Change::Machine(changed)];
+        store.commit("change", changes).await.unwrap();
+    }
+    assert_eq!(store.bytes().await.unwrap(), before);
+    for index in 0..100 {
+        let name = format!("machine-{index}");
+        add(&store, &name, &name).await.unwrap();
+    }
+    let grown = store.bytes().await.unwrap() - before;
+    assert!((10_000..1_000_000).contains(&grown), "{grown}");
+}

@@ -6,6 +6,7 @@
 
 mod control;
 mod identity;
+mod usage;
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -26,6 +27,10 @@ use crate::exhaustion;
 use crate::model::process_identity::ProcessIdentity;
 use crate::paths::MachineDir;
 pub(crate) use control::{Control, ControlError};
+pub(crate) use usage::VmmUsage;
+
+/// Size at which the log of the VMMs is rotated before a launch; one older file is kept.
+const LOG_BYTES: u64 = 1 << 20;
 
 /// How a VMM is launched.
 #[derive(Debug, Clone)]
@@ -135,6 +140,8 @@ impl VmmProcess {
         })?;
         let listener = prepare(&spec.dir)?;
         let log = spec.dir.vmm_log();
+        rotate_if_large(&log, &spec.dir.older_vmm_log())
+            .map_err(|source| prepare_error(&log, source))?;
         let output = append_to(&log).map_err(|source| prepare_error(&log, source))?;
         let error = output
             .try_clone()
@@ -282,6 +289,14 @@ fn prepare_error(path: &Path, source: io::Error) -> SpawnError {
     }
 }
 
+/// Each VMM adds a few lines, and a machine may have thousands of them.
+fn rotate_if_large(log: &Path, older: &Path) -> io::Result<()> {
+    match fs::metadata(log) {
+        Ok(file) if file.len() >= LOG_BYTES => fs::rename(log, older),
+        _ => Ok(()),
+    }
+}
+
 fn append_to(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path)
 }
@@ -367,4 +382,25 @@ fn named_report(pid: i32) -> io::Result<Option<Vec<u8>>> {
         .find(|word| *word == b"--exit-file")
         .and_then(|_| words.next());
     Ok(report.map(<[u8]>::to_vec))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_of_the_vmms_is_rotated_once_it_is_large_and_one_older_file_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let (log, older) = (folder.path().join("log"), folder.path().join("log.1"));
+        rotate_if_large(&log, &older).unwrap();
+        fs::write(&log, "small").unwrap();
+        rotate_if_large(&log, &older).unwrap();
+        assert!(log.exists() && !older.exists());
+        for round in 1..3_u8 {
+            fs::write(&log, vec![round; 1 << 20]).unwrap();
+            rotate_if_large(&log, &older).unwrap();
+            assert!(!log.exists());
+            assert_eq!(fs::read(&older).unwrap()[0], round);
+        }
+    }
 }

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vmm_control::{
-    Event, ExitReason, Hello, Message, Phase, Reply, Request, RequestBody, RunState,
-    SuspendFigures, VsockCounters,
+    ConnectionCounts, Event, ExitReason, Hello, Message, Phase, Reply, Request, RequestBody,
+    RunState, SuspendFigures, VsockCounters,
 };
 
 use crate::image;
@@ -78,6 +78,10 @@ fn reply(vmm: &Vmm, body: RequestBody) -> Reply {
         }
         RequestBody::Counters => Reply::Counters(VsockCounters {
             port_policy: "random".to_owned(),
+            connections: Some(ConnectionCounts {
+                established: 3,
+                ..ConnectionCounts::default()
+            }),
             ..VsockCounters::default()
         }),
         RequestBody::Pause | RequestBody::Unpause | RequestBody::Quit => Reply::Done,

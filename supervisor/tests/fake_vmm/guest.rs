@@ -1,5 +1,6 @@
 //! A connection to the guest: the answers of guest-init.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
@@ -7,9 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use guest_protocol::{
-    Call, CpuSample, Exit, FileKind, GuestStatus, ListeningSocket, MainProcess, MainProcessState,
-    OpenVsocks, OutputRecord, OutputSource, ProcessEntry, Refusal, RefusalKind, Reply, Request,
-    StreamEnd,
+    Call, CpuSample, Exit, FileKind, GuestResources, GuestStatus, InitUsage, ListeningSocket,
+    MainProcess, MainProcessState, OpenVsocks, OutputRecord, OutputSource, ProcessEntry, Refusal,
+    RefusalKind, Reply, Request, StreamEnd,
 };
 use vmm_control::ExitReason;
 
@@ -120,6 +121,9 @@ fn answer(vmm: &Vmm, connection: &mut Connection, request: Request) {
                 processes: vec![process()],
             });
         }
+        Request::Resources => {
+            connection.send(&resources(vmm));
+        }
         Request::Signal { .. } => {
             connection.send(&Reply::Done);
         }
@@ -148,6 +152,28 @@ fn answer(vmm: &Vmm, connection: &mut Connection, request: Request) {
             connection.send(&StreamEnd::Complete { bytes: size_bytes });
         }
     }
+}
+
+fn resources(vmm: &Vmm) -> Reply {
+    if vmm.behaves("old-init") {
+        return Reply::Refused(Refusal {
+            kind: RefusalKind::Invalid,
+            message: "unknown variant `resources`".to_owned(),
+        });
+    }
+    let state = if vmm.behaves("inventive") {
+        "<script>"
+    } else {
+        "established"
+    };
+    Reply::Resources(GuestResources {
+        init: InitUsage {
+            descriptors: Some(11),
+            ..InitUsage::default()
+        },
+        tasks: Some(70),
+        vsocks: Some(BTreeMap::from([(state.to_owned(), 2)])),
+    })
 }
 
 fn process() -> ProcessEntry {

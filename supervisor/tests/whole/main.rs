@@ -10,6 +10,7 @@ mod fly_clients;
 mod lifecycle;
 mod published_ports;
 mod reach;
+mod resources;
 mod stage;
 #[path = "../support/mod.rs"]
 mod support;

@@ -81,6 +81,10 @@ impl Save<'_> {
     fn write(&self, plan: &WritePlan, mut phases: Phases) -> Result<SuspendFigures, SaveError> {
         let attempt = &self.attempt;
         let (memory, is_new) = self.open_memory(plan)?;
+        #[cfg(feature = "leaks")]
+        if let Err(error) = crate::leaks::grow_image(&memory, attempt.request.generation) {
+            crate::log::line(format_args!("cannot leak: {error}"));
+        }
         let sums = pages::write(attempt, plan, &memory, &mut phases)?;
         let sums = encode_sums(&sums);
         let sums_file = self.write_file(Step::WriteSums, SUMS, &sums)?;

@@ -12,6 +12,7 @@ pub mod backoff;
 pub mod base64;
 mod frame;
 mod message;
+mod resources;
 
 pub use frame::{Decoded, Frame, FrameError, HEADER_BYTES, MAX_PAYLOAD_BYTES, decode, encode};
 pub use message::{
@@ -19,6 +20,7 @@ pub use message::{
     ListeningSocket, MainProcess, MainProcessState, OpenVsocks, OutputRecord, OutputSource,
     ProcessEntry, Refusal, RefusalKind, Reply, Request, StreamEnd, TerminalSize, VsockCount, Wake,
 };
+pub use resources::{GuestResources, InitUsage};
 
 /// Version of this protocol. guest-init refuses a call of another version.
 pub const VERSION: u32 = 1;

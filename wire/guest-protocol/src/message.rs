@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::resources::GuestResources;
+
 /// Bytes of entropy in a [`Wake`].
 pub const ENTROPY_BYTES: usize = 32;
 
@@ -129,6 +131,9 @@ pub enum Request {
     },
     /// Answered by [`Reply::Processes`].
     Processes,
+    /// Answered by [`Reply::Resources`]. A guest-init that does not know this request refuses it as
+    /// [`RefusalKind::Invalid`].
+    Resources,
     /// *Streams* a file out of the guest: JSON [`FileKind`], then Data frames, an empty one at the
     /// end, then a JSON [`StreamEnd`].
     ReadFile {
@@ -197,6 +202,8 @@ pub enum Reply {
         /// All processes of the guest, by pid.
         processes: Vec<ProcessEntry>,
     },
+    /// Answers [`Request::Resources`].
+    Resources(GuestResources),
     /// The request is refused.
     Refused(Refusal),
 }

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use guest_protocol::{
-    Call, CpuSample, ENTROPY_BYTES, ExecSpec, Exit, FileKind, GuestStatus, LaunchFile,
-    ListeningSocket, MainProcess, MainProcessState, OpenVsocks, OutputRecord, OutputSource,
-    ProcessEntry, Refusal, RefusalKind, Reply, Request, StreamEnd, TerminalSize, VERSION,
-    VsockCount, Wake,
+    Call, CpuSample, ENTROPY_BYTES, ExecSpec, Exit, FileKind, GuestResources, GuestStatus,
+    InitUsage, LaunchFile, ListeningSocket, MainProcess, MainProcessState, OpenVsocks,
+    OutputRecord, OutputSource, ProcessEntry, Refusal, RefusalKind, Reply, Request, StreamEnd,
+    TerminalSize, VERSION, VsockCount, Wake,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -155,6 +155,7 @@ fn requests_for_processes_look_like_this() {
         r#"{"type":"power_off","signal":2,"timeout_ms":5000}"#,
     );
     check(&Request::Processes, r#"{"type":"processes"}"#);
+    check(&Request::Resources, r#"{"type":"resources"}"#);
 }
 
 #[test]
@@ -282,6 +283,33 @@ fn the_other_replies_look_like_this() {
             r#""started_at_s":1800000000,"running_s":7,"#,
             r#""listening":[{"protocol":"tcp","address":"0.0.0.0:80"}]}]}"#
         ),
+    );
+}
+
+#[test]
+fn resources_look_like_this_and_what_is_not_known_is_absent() {
+    check(
+        &Reply::Resources(GuestResources {
+            init: InitUsage {
+                descriptors: Some(1),
+                threads: Some(2),
+                resident_bytes: Some(3),
+                anonymous_bytes: Some(4),
+                epoll_entries: Some(5),
+                timers: Some(6),
+            },
+            tasks: Some(7),
+            vsocks: Some(BTreeMap::from([("established".into(), 8)])),
+        }),
+        concat!(
+            r#"{"type":"resources","init":{"descriptors":1,"threads":2,"resident_bytes":3,"#,
+            r#""anonymous_bytes":4,"epoll_entries":5,"timers":6},"tasks":7,"#,
+            r#""vsocks":{"established":8}}"#
+        ),
+    );
+    check(
+        &Reply::Resources(GuestResources::default()),
+        r#"{"type":"resources","init":{}}"#,
     );
 }
 

@@ -18,6 +18,7 @@ mod lenient;
 mod machine;
 mod moment;
 mod request;
+mod resources;
 mod start;
 mod timing;
 mod token;
@@ -42,6 +43,7 @@ pub use machine::{
 pub use request::{
     CreateMachine, MetadataValue, Ok, SignalRequest, StartResponse, StopRequest, UpdateMachine,
 };
+pub use resources::{MachineResources, ProcessUsage};
 pub use start::{Attempt, AttemptOutcome, PhaseTime, StartKind};
 pub use timing::{Operation, Timing};
 pub use token::{CreateToken, CreatedToken, Token, TokenScope};

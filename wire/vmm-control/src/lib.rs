@@ -10,7 +10,9 @@ mod message;
 mod report;
 
 pub use message::{Event, Hello, Message, Reply, Request, RequestBody, RunState};
-pub use report::{CollidedPair, ExitReason, ExitReport, Phase, SuspendFigures, VsockCounters};
+pub use report::{
+    CollidedPair, ConnectionCounts, ExitReason, ExitReport, Phase, SuspendFigures, VsockCounters,
+};
 
 /// Version of this protocol, in [`Hello`].
 pub const VERSION: u32 = 1;

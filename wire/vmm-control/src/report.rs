@@ -63,6 +63,9 @@ pub struct VsockCounters {
     pub bytes_from_guest: u64,
     /// Open connections now.
     pub live_connections: u64,
+    /// The same by state; absent in the answer of a VMM that does not count them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<ConnectionCounts>,
     /// The reset gate is closed now.
     pub gate_closed: bool,
     /// First local port of this VMM.
@@ -73,6 +76,36 @@ pub struct VsockCounters {
     pub port_policy: String,
     /// The last pairs that the guest answered with RST, newest last, at most 64.
     pub last_collided: Vec<CollidedPair>,
+}
+
+/// Number of open vsock connections by state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ConnectionCounts {
+    /// The host has connected; the request waits for the guest to take it.
+    pub requesting: u64,
+    /// The guest has the request and has not answered yet.
+    pub requested: u64,
+    /// The guest has connected; the response waits for the guest to take it.
+    pub accepting: u64,
+    /// Data flows.
+    pub established: u64,
+    /// The guest's end is closed; the host still reads what the guest sent before.
+    pub draining: u64,
+}
+
+impl ConnectionCounts {
+    /// Names of the states, as on the wire, with their counts.
+    #[must_use]
+    pub fn by_state(&self) -> [(&'static str, u64); 5] {
+        [
+            ("requesting", self.requesting),
+            ("requested", self.requested),
+            ("accepting", self.accepting),
+            ("established", self.established),
+            ("draining", self.draining),
+        ]
+    }
 }
 
 /// A pair on which a request was refused.

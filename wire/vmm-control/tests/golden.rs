@@ -4,8 +4,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use vmm_control::{
-    CollidedPair, Event, ExitReason, ExitReport, Hello, Message, Phase, Reply, Request,
-    RequestBody, RunState, SuspendFigures, VsockCounters,
+    CollidedPair, ConnectionCounts, Event, ExitReason, ExitReport, Hello, Message, Phase, Reply,
+    Request, RequestBody, RunState, SuspendFigures, VsockCounters,
 };
 
 #[track_caller]
@@ -138,6 +138,13 @@ fn suspend_figures() {
 fn counters() {
     let counters = VsockCounters {
         requests_sent: 1,
+        connections: Some(ConnectionCounts {
+            requesting: 1,
+            requested: 2,
+            accepting: 3,
+            established: 4,
+            draining: 5,
+        }),
         gate_closed: true,
         port_policy: "random".to_owned(),
         last_collided: vec![CollidedPair {
@@ -155,11 +162,38 @@ fn counters() {
             "guest_connections_refused": 0, "pairs_evicted": 0, "gate_held_packets": 0,
             "gate_dropped_packets": 0,
             "guest_packets_dropped": 0, "bytes_to_guest": 0, "bytes_from_guest": 0,
-            "live_connections": 0, "gate_closed": true, "first_local_port": 0,
+            "live_connections": 0,
+            "connections": {"requesting": 1, "requested": 2, "accepting": 3, "established": 4,
+                            "draining": 5},
+            "gate_closed": true, "first_local_port": 0,
             "next_local_port": 0, "port_policy": "random",
             "last_collided": [{"local_port": 1_073_741_824, "peer_port": 1024, "at_ns": 7}],
         }),
     );
+}
+
+#[test]
+fn counters_of_a_vmm_that_counts_no_states_are_understood() {
+    let mut known = serde_json::to_value(VsockCounters::default()).unwrap();
+    assert_eq!(known.as_object_mut().unwrap().remove("connections"), None);
+    let read: VsockCounters = serde_json::from_value(known).unwrap();
+    assert_eq!(read.connections, None);
+}
+
+#[test]
+fn the_names_of_states_are_those_on_the_wire() {
+    let counts = ConnectionCounts {
+        requesting: 1,
+        requested: 2,
+        accepting: 3,
+        established: 4,
+        draining: 5,
+    };
+    let listed = counts
+        .by_state()
+        .map(|(name, count)| (name.to_owned(), json!(count)));
+    let object: serde_json::Map<String, Value> = listed.into_iter().collect();
+    assert_eq!(serde_json::to_value(counts).unwrap(), Value::Object(object));
 }
 
 #[test]

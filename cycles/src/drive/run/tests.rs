@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::*;
 use crate::record::{
-    Attempt, AttemptOutcome, Clock, Host, KvmKind, Outcome, Phases, Report, Setting,
+    Attempt, AttemptOutcome, Clock, Host, KvmKind, Outcome, Phases, Report, Resources, Setting,
 };
 
 /// A subject whose every resume shows the next observation of a script.
@@ -86,6 +86,10 @@ impl Subject for Scripted {
             guest: self.advance(),
         })
     }
+
+    async fn resources(&mut self) -> Result<Resources, NoSpace> {
+        Ok(Resources::from_iter([("observations", self.next as u64)]))
+    }
 }
 
 fn observed(boot_id: &str, counter: u64, open_vsocks: u32) -> GuestObservation {
@@ -145,6 +149,10 @@ fn a_guest_that_survives_completes_all_cycles() {
         [1, 2, 3, 4, 5]
     );
     assert_eq!(run.cycles[0].resume_phases_ms.ms("unattributed"), Some(3.0));
+    // Each cycle has what was in use after its own resume.
+    let observations = run.cycles.iter().map(|c| c.resources.get("observations"));
+    let expected = [2, 3, 4, 5, 6].map(Some);
+    assert_eq!(observations.collect::<Vec<_>>(), expected);
 }
 
 #[test]

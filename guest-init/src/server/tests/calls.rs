@@ -47,6 +47,30 @@ fn what_is_there_at_the_first_call_of_all_is_of_no_older_generation() {
 }
 
 #[test]
+fn resources_are_those_of_init_and_the_kernels_list_of_sockets() {
+    with_guest(async |guest: Guest| {
+        let inode = 77;
+        *guest.vsocks.borrow_mut() = Some(vec![KernelSocket { state: 1, inode }]);
+        let Reply::Resources(found) = guest.ask(1, Request::Resources).await else {
+            panic!("no resources")
+        };
+        assert!(found.init.descriptors > Some(2) && found.init.threads > Some(0));
+        assert!(found.init.resident_bytes >= found.init.anonymous_bytes);
+        assert!(found.init.epoll_entries > Some(0) && found.tasks > Some(0));
+        assert_eq!(
+            found.vsocks.unwrap().into_iter().collect::<Vec<_>>(),
+            [("established".to_owned(), 1)]
+        );
+
+        *guest.vsocks.borrow_mut() = None;
+        let Reply::Resources(found) = guest.ask(1, Request::Resources).await else {
+            panic!("no resources")
+        };
+        assert_eq!(found.vsocks, None);
+    });
+}
+
+#[test]
 fn a_call_of_an_older_generation_is_refused() {
     with_guest(async |guest: Guest| {
         assert_eq!(guest.status(7).await.generation, 7);

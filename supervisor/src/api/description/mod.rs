@@ -11,7 +11,7 @@ use utoipa::OpenApi;
 
 use crate::api::handlers::{
     apps, events, exec_stream, files, guest, host, inspect, lease, lifecycle, logs, machines,
-    metadata, metrics, tokens, usage, wait,
+    metadata, metrics, resources, tokens, usage, wait,
 };
 
 /// All operations.
@@ -48,6 +48,7 @@ use crate::api::handlers::{
         inspect::timings,
         inspect::versions,
         inspect::vsock,
+        resources::show,
         lease::acquire,
         lease::show,
         lease::release,

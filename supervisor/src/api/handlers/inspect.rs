@@ -20,7 +20,7 @@ use crate::model::view;
 use crate::model::vsock_diagnosis::{Evidence, diagnose};
 
 /// Deadline of a question to guest or VMM.
-const ASK_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const ASK_LIMIT: Duration = Duration::from_secs(5);
 /// Pause after a question that the guest refused.
 const ASK_AGAIN: Duration = Duration::from_millis(5);
 
@@ -113,7 +113,7 @@ async fn guest(live: &LiveGuest) -> Option<GuestView> {
 
 /// Asks again where the guest refuses the connection: the question may meet a leaked pair itself,
 /// just where it is most needed, and the next one has another port.
-async fn past_leaked_pairs<T, F: Future<Output = Result<T, GuestError>>>(
+pub(super) async fn past_leaked_pairs<T, F: Future<Output = Result<T, GuestError>>>(
     mut ask: impl FnMut() -> F,
 ) -> Result<T, GuestError> {
     loop {

@@ -16,6 +16,7 @@ pub(super) mod machines;
 pub(super) mod metadata;
 pub(super) mod metrics;
 mod metrics_text;
+pub(super) mod resources;
 pub(super) mod tokens;
 pub(super) mod usage;
 pub(super) mod wait;

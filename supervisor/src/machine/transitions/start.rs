@@ -294,11 +294,22 @@ impl Driver {
     pub(super) fn begin_session(&mut self, guest: ReadyGuest) {
         let address = self.guest_address();
         let with_output = has_main_process(&self.record.config);
+        #[cfg(feature = "leaks")]
+        if let Err(error) = crate::machine::leaks::leak_one_of_each(
+            &self.record,
+            &self.dir,
+            &self.log,
+            &self.context.store,
+            address.clone(),
+        ) {
+            tracing::error!(%error, "cannot leak");
+        }
         let session = GuestSession::begin(&address, guest.monitor, &self.log, with_output);
         let observations = session.observations();
         self.publish_live(Some(LiveGuest {
             address,
             control: guest.control.clone(),
+            process: self.vmm.clone(),
             observations,
         }));
         self.control = Some(guest.control);

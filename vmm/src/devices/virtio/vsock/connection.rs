@@ -48,8 +48,9 @@ pub(super) enum Outcome {
     Unanswered,
 }
 
+/// How far a connection has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     /// The host has connected; REQUEST is due.
     Requesting,
     /// REQUEST was delivered.
@@ -130,6 +131,10 @@ impl<S: HostStream> Connection<S> {
             deadlines: settings.deadlines,
             now: settings.now,
         }
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.phase
     }
 
     pub(super) fn is_closed(&self) -> bool {

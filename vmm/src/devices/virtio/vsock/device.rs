@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_queue::Queue;
-use vmm_control::VsockCounters;
+use vmm_control::{ConnectionCounts, VsockCounters};
 
 use super::config::{VsockConfig, VsockError, VsockObserver};
 use super::connection::Deadlines;
@@ -103,6 +103,7 @@ impl Vsock {
             counters.first_local_port = ports.next();
             counters.next_local_port = ports.next();
             counters.port_policy = port_policy.name().to_owned();
+            counters.connections = Some(ConnectionCounts::default());
         });
         let limits = Limits {
             connections: sockets.max_connections(),

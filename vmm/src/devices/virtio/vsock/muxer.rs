@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::io::Result;
 use std::time::Instant;
 
-use super::connection::{Connection, Deadlines, Outcome, Settings};
+use super::connection::{Connection, Deadlines, Outcome, Phase, Settings};
 use super::counters::CountersHandle;
 use super::host_end::HostStream;
 use super::packet::{Header, MAX_PAYLOAD_BYTES, Op, TYPE_STREAM};
@@ -68,6 +68,8 @@ struct Entry<S> {
     queued: bool,
     /// Its deadline as listed in `deadlines`.
     deadline: Option<Instant>,
+    /// The phase under which the counters have it.
+    counted: Option<Phase>,
 }
 
 /// All connections.
@@ -299,6 +301,7 @@ impl<S: HostStream> Muxer<S> {
         self.resets.clear();
         self.deadlines.clear();
         self.reserved.clear();
+        self.counters.forget_phases();
         self.count_live();
     }
 
@@ -351,6 +354,7 @@ impl<S: HostStream> Muxer<S> {
             token,
             queued: false,
             deadline: None,
+            counted: None,
         };
         self.connections.insert(pair, entry);
         self.tokens.insert(token, pair);
@@ -365,6 +369,11 @@ impl<S: HostStream> Muxer<S> {
         };
         if let Some(outcome) = entry.connection.take_outcome() {
             count(&self.counters, outcome, pair);
+        }
+        let phase = entry.connection.phase();
+        if entry.counted != Some(phase) {
+            self.counters
+                .count_phase(entry.counted.replace(phase), phase);
         }
         if entry.connection.take_reset() {
             let connected = entry.connection.was_established();

@@ -196,6 +196,13 @@ impl Bench {
         self.observer.acknowledged.load(Ordering::SeqCst)
     }
 
+    /// How many connections are in which state, without the states that have none.
+    pub(super) fn states(&self) -> Vec<(&'static str, u64)> {
+        let counts = self.vsock.counters().connections;
+        let counts = counts.expect("they are counted").by_state();
+        counts.into_iter().filter(|(_, count)| *count > 0).collect()
+    }
+
     pub(super) fn gate_is_closed(&self) -> bool {
         self.vsock.counters().gate_closed
     }

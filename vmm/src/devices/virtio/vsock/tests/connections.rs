@@ -54,6 +54,7 @@ fn a_host_program_connects_and_bytes_flow_both_ways() {
     assert_eq!((counters.bytes_to_guest, counters.bytes_from_guest), (4, 4));
     assert_eq!((counters.requests_sent, counters.requests_accepted), (1, 1));
     assert_eq!(counters.live_connections, 1);
+    assert_eq!(bench.states(), [("established", 1)]);
 }
 
 #[test]
@@ -149,9 +150,11 @@ fn a_client_that_gives_up_leaves_nothing_behind() {
     let mut bench = Bench::new(Options::default());
     let client = bench.connect(1024);
     let pair = bench.expect(Op::Request).pair();
+    assert_eq!(bench.states(), [("requested", 1)]);
     drop(client);
     bench.serve_until_idle();
     assert_eq!(bench.vsock.counters().live_connections, 0);
+    assert_eq!(bench.states(), []);
     bench.send(pair, Op::Response);
     assert_eq!(bench.expect(Op::Reset).pair(), pair);
 }
@@ -345,6 +348,7 @@ fn a_slow_host_program_gets_all_that_the_guest_sent_before_it_closed() {
     }
     bench.send_shutdown(pair, SHUTDOWN_BOTH);
     assert_eq!(bench.expect(Op::Reset).pair(), pair);
+    assert_eq!(bench.states(), [("draining", 1)]);
     let reader = std::thread::spawn(move || rest(&mut client).len());
     bench.serve_until("the client to have read everything", |bench| {
         bench.vsock.counters().live_connections == 0

@@ -159,7 +159,10 @@ proptest! {
             bench.send_packet(header, &payload);
             bench.serve_until_idle();
         }
-        assert!(bench.vsock.counters().live_connections <= 64);
+        let counters = bench.vsock.counters();
+        assert!(counters.live_connections <= 64);
+        let sum: u64 = bench.states().iter().map(|(_, count)| count).sum();
+        assert_eq!(sum, counters.live_connections);
         let _saved = bench.state();
     }
 
