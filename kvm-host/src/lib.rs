@@ -16,5 +16,6 @@ pub mod rerun;
 
 mod export;
 mod pulse;
+mod qemu_fix;
 #[expect(unsafe_code, reason = "the raw system calls of this crate")]
 mod sys;

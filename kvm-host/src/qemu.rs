@@ -18,6 +18,7 @@ use thiserror::Error;
 
 use crate::clock::Clock;
 use crate::plan::CHANNEL_NAME;
+use crate::qemu_fix::{Fix, FixError};
 use crate::sys;
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -33,6 +34,8 @@ pub enum QemuError {
     Log { path: PathBuf, source: io::Error },
     #[error("cannot watch QEMU")]
     Watch(#[source] io::Error),
+    #[error("{PROGRAM} cannot run guests in virtual time: a fault of it cannot be mended")]
+    Fix(#[source] FixError),
 }
 
 /// Checks that QEMU is installed.
@@ -56,6 +59,23 @@ pub fn version() -> Result<String, QemuError> {
         .map_err(QemuError::Spawn)?;
     let text = String::from_utf8_lossy(&output.stdout);
     Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// Whether QEMU can run guests in virtual time; if not, why.
+pub fn check_virtual_time() -> Result<(), QemuError> {
+    let program = find_program()?;
+    Fix::of_program(&program).map(drop).map_err(QemuError::Fix)
+}
+
+/// The file of QEMU, as its process will see it.
+fn find_program() -> Result<PathBuf, QemuError> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(PROGRAM))
+        .find(|path| path.is_file())
+        .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+        .and_then(|path| path.canonicalize())
+        .map_err(QemuError::Spawn)
 }
 
 /// Where the console of the machine goes.
@@ -166,6 +186,7 @@ impl Machine<'_> {
 /// A running QEMU. Dropping it kills it and waits until it is gone.
 #[derive(Debug)]
 pub(crate) struct Qemu {
+    pid: u32,
     pidfd: OwnedFd,
     end: Arc<End>,
 }
@@ -186,7 +207,14 @@ impl Qemu {
             source,
         };
         let log = File::create(machine.log).map_err(log_error)?;
-        let mut command = Command::new(PROGRAM);
+        let program = find_program()?;
+        let fix = match (Fix::of_program(&program), machine.clock) {
+            (Ok(fix), _) => Some(fix),
+            // In real time the fault shows rarely, and another QEMU may not have it.
+            (Err(_), Clock::Real) => None,
+            (Err(error), Clock::Virtual) => return Err(QemuError::Fix(error)),
+        };
+        let mut command = Command::new(&program);
         command
             .args(machine.arguments(&theirs))
             .stdout(Stdio::null())
@@ -199,6 +227,9 @@ impl Qemu {
             std::os::unix::process::CommandExt::process_group(&mut command, 0);
         }
         let qemu = keep(command, theirs)?;
+        if let Some(fix) = fix {
+            fix.apply(qemu.pid, &program).map_err(QemuError::Fix)?;
+        }
         Ok((qemu, ours))
     }
 
@@ -256,7 +287,7 @@ fn keep(mut command: Command, channel: OwnedFd) -> Result<Qemu, QemuError> {
             drop(command);
             let pidfd = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
                 .map_err(|errno| QemuError::Watch(errno.into()));
-            let _ = sender.send(pidfd);
+            let _ = sender.send(pidfd.map(|pidfd| (child.id(), pidfd)));
             let status = child.wait().ok();
             *keeper_end
                 .status
@@ -265,10 +296,10 @@ fn keep(mut command: Command, channel: OwnedFd) -> Result<Qemu, QemuError> {
             keeper_end.changed.notify_all();
         })
         .map_err(QemuError::Watch)?;
-    let pidfd = receiver
+    let (pid, pidfd) = receiver
         .recv()
         .map_err(|_| QemuError::Watch(io::Error::from(io::ErrorKind::BrokenPipe)))??;
-    Ok(Qemu { pidfd, end })
+    Ok(Qemu { pid, pidfd, end })
 }
 
 /// The frequency of this CPU's time-stamp counter, which QEMU passes through unchanged.
