@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     let mut all = trials![
         the_page_says_if_its_cycles_contradict_the_verdict,
         the_page_of_an_interrupted_run_does_not_blame_its_latencies,
+        a_report_of_schema_1_is_judged_by_the_rules_of_today,
         the_page_shows_every_rule_and_every_resource_with_its_outcome,
         pages_of_synthetic_runs_can_be_written,
     ];
@@ -175,6 +176,23 @@ fn the_page_of_an_interrupted_run_does_not_blame_its_latencies() {
     assert!(page.contains("Interrupted after 300 of 1000 cycles"));
     assert!(!page.contains("Resume latency rises"));
     assert!(!page.contains("does not follow from its cycles"));
+}
+
+fn a_report_of_schema_1_is_judged_by_the_rules_of_today() {
+    let mut json = serde_json::to_value(synthetic::rising_report(300)).unwrap();
+    json["schema"] = 1.into();
+    json.as_object_mut().unwrap().remove("clock");
+    json["flatness"] = serde_json::json!({
+        "slope_ms_per_cycle": 9.0, "ci95": [8.0, 10.0], "last_to_first_decile_ratio": 5.0,
+        "flat": true, "reason": "both rules hold",
+    });
+    let mut report = cycles::parse(json.to_string().as_bytes(), Path::new("old.json")).unwrap();
+    assert_eq!(report.flatness.outcome, Outcome::Flat);
+    let page = report_page(&report);
+    assert!(page.contains("Resume latency rises") && page.contains("real time"));
+    assert!(!page.contains("does not follow from its cycles"));
+    report.bring_up_to_date();
+    assert_eq!(report.flatness.outcome, Outcome::Rising);
 }
 
 fn the_page_shows_every_rule_and_every_resource_with_its_outcome() {
