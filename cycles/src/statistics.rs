@@ -19,9 +19,6 @@ const NORMAL_MAD: f64 = 0.674_489_750_196_081_7;
 /// Quantile of the standard normal distribution that leaves 2.5 % on either side.
 pub const TWO_SIDED_95: f64 = 1.959_963_984_540_054;
 
-/// The same for 0.05 % on either side.
-const TWO_SIDED_99_9: f64 = 3.290_526_731_491_894;
-
 /// The figures that tables show of a series.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Quantiles {
@@ -68,8 +65,6 @@ pub struct Slope {
     pub intercept: f64,
     /// Lower and upper end of the slope's confidence interval.
     pub interval: (f64, f64),
-    /// Lower end of its 99.9 % confidence interval.
-    pub certain_lower: f64,
 }
 
 /// The Theil-Sen slope of `ys` over `xs` and its confidence interval.
@@ -92,15 +87,12 @@ pub fn theil_sen(xs: &[f64], ys: &[f64], normal_quantile: f64) -> Option<Slope> 
 
     let deviation = kendall_variance(xs, ys).max(0.0).sqrt();
     let count = as_float(slopes.len());
-    let lower = |normal_quantile: f64| {
-        slopes[rank(((count - normal_quantile * deviation) / 2.0).round_ties_even() - 1.0)]
-    };
+    let lower = rank(((count - normal_quantile * deviation) / 2.0).round_ties_even() - 1.0);
     let upper = rank(((count + normal_quantile * deviation) / 2.0).round_ties_even());
     Some(Slope {
         slope,
         intercept,
-        interval: (lower(normal_quantile), slopes[upper.min(slopes.len() - 1)]),
-        certain_lower: lower(TWO_SIDED_99_9),
+        interval: (slopes[lower], slopes[upper.min(slopes.len() - 1)]),
     })
 }
 
@@ -232,25 +224,6 @@ mod tests {
         close(found.intercept, 9.8);
         close(found.interval.0, 0.3);
         close(found.interval.1, 0.5);
-    }
-
-    /// `scipy.stats.theilslopes(y, range(1, n + 1), 0.999)` of scipy 1.17.1, first of the series
-    /// with ties above, then of one without.
-    #[test]
-    fn the_lower_end_of_the_99_9_percent_interval_agrees_with_scipy() {
-        let tied = [
-            10.0, 12.0, 12.0, 11.0, 12.0, 13.0, 13.0, 13.0, 15.0, 14.0, 14.0, 15.0, 15.0, 16.0,
-            12.0, 17.0, 17.0, 18.0, 15.0, 19.0,
-        ];
-        close(theil_sen_by_cycle(&tied).unwrap().certain_lower, 0.2);
-        let untied = [
-            3.1, 4.7, 2.2, 6.0, 5.5, 7.9, 6.1, 8.8, 9.0, 7.2, 10.5, 11.9, 9.7, 12.2, 13.8, 12.9,
-            15.1, 14.0, 16.6, 17.3, 15.9, 18.8, 19.4, 18.1, 20.0,
-        ];
-        let found = theil_sen_by_cycle(&untied).unwrap();
-        close(found.slope, 0.705_131_578_947_368_4);
-        close(found.interval.0, 0.65);
-        close(found.certain_lower, 0.585_714_285_714_285_6);
     }
 
     /// `numpy.quantile` of numpy 2, default method.

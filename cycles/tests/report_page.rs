@@ -20,6 +20,8 @@ fn main() -> ExitCode {
     let mut all = trials![
         the_page_says_if_its_cycles_contradict_the_verdict,
         the_page_of_an_interrupted_run_does_not_blame_its_latencies,
+        a_report_of_schema_1_is_judged_by_the_rules_of_today,
+        the_page_shows_every_rule_and_every_resource_with_its_outcome,
         pages_of_synthetic_runs_can_be_written,
     ];
     let in_a_browser = trials![
@@ -124,8 +126,9 @@ fn a_matrix_has_a_series_for_every_cell() {
     let cells = report.matrix.as_ref().unwrap().cells.len();
     let dom = rendered(&report);
     assert_script_ran(&dom);
-    assert_eq!(count(&dom, r#"<li class="cell "#), cells);
-    assert_eq!(count(&dom, r#"class="series""#), cells);
+    let resources = 14;
+    assert_eq!(count(&dom, r#"<li class="cell "#), cells + resources);
+    assert_eq!(count(&dom, r#"class="series""#), cells + resources);
     assert_eq!(count(&dom, r#"class="attempts-series""#), cells);
     assert_eq!(
         count(&dom, "rising, as expected"),
@@ -175,6 +178,35 @@ fn the_page_of_an_interrupted_run_does_not_blame_its_latencies() {
     assert!(!page.contains("does not follow from its cycles"));
 }
 
+fn a_report_of_schema_1_is_judged_by_the_rules_of_today() {
+    let mut json = serde_json::to_value(synthetic::rising_report(300)).unwrap();
+    json["schema"] = 1.into();
+    json.as_object_mut().unwrap().remove("clock");
+    json["flatness"] = serde_json::json!({
+        "slope_ms_per_cycle": 9.0, "ci95": [8.0, 10.0], "last_to_first_decile_ratio": 5.0,
+        "flat": true, "reason": "both rules hold",
+    });
+    let mut report = cycles::parse(json.to_string().as_bytes(), Path::new("old.json")).unwrap();
+    assert_eq!(report.flatness.outcome, Outcome::Flat);
+    let page = report_page(&report);
+    assert!(page.contains("Resume latency rises") && page.contains("real time"));
+    assert!(!page.contains("does not follow from its cycles"));
+    report.bring_up_to_date();
+    assert_eq!(report.flatness.outcome, Outcome::Rising);
+}
+
+fn the_page_shows_every_rule_and_every_resource_with_its_outcome() {
+    let page = report_page(&synthetic::flat_report(300));
+    assert_eq!(count(&page, r#"<div class="interval""#), 4);
+    assert_eq!(count(&page, r#"<div class="sparkline">"#), 14);
+    assert_eq!(count(&page, r#"<li class="cell holds""#), 14);
+    assert!(page.contains("smallest that would have been found in 9 of 10"));
+    assert!(page.contains("at that rate over 10,000 cycles"));
+    let leaking = report_page(&synthetic::rising_report(300));
+    assert_eq!(count(&leaking, r#"<li class="cell broken""#), 1);
+    assert!(leaking.contains("Guest vsocks established goes from"));
+}
+
 /// The folder for pictures that people can look at: `CYCLES_PAGES=dir`, or a temporary one.
 fn pictures() -> (tempfile::TempDir, PathBuf) {
     let scratch = tempfile::tempdir().unwrap();
@@ -209,13 +241,13 @@ fn size_of_png(png: &[u8]) -> (u32, u32) {
     (number(16), number(20))
 }
 
-const WINDOW: &str = "--window-size=1200,5200";
+const WINDOW: &str = "--window-size=1200,6000";
 
 fn a_page_is_drawn_in_a_light_and_a_dark_theme() {
     let light = written_by_chromium("light.png", &[WINDOW]);
     let dark = written_by_chromium("dark.png", &[WINDOW, DARK]);
     for png in [&light, &dark] {
-        assert_eq!(size_of_png(png), (1200, 5200));
+        assert_eq!(size_of_png(png), (1200, 6000));
         // A page of one colour is only some kilobytes.
         assert!(png.len() > 100_000, "{} bytes show little", png.len());
     }

@@ -124,6 +124,7 @@ impl Observer for Progress {
         let recent_ms = median(&recent).unwrap_or(cycle.resume_ms);
         if self.terminal {
             self.bar.set_message(format!("resume {recent_ms:.0} ms"));
+            // It grows while the run is undecided.
             self.bar.set_length(u64::from(cycles));
             self.bar.set_position(u64::from(cycle.cycle));
         } else {

@@ -145,7 +145,8 @@ struct Watching {
 impl Observer for Watching {
     fn run_started(&mut self, _subject: &SubjectDescription, _cycles: u32) {}
 
-    fn cycle_done(&mut self, cycle: &Cycle, _cycles: u32) -> ControlFlow<()> {
+    fn cycle_done(&mut self, cycle: &Cycle, cycles: u32) -> ControlFlow<()> {
+        self.progress.lengthen_to(u64::from(cycles));
         let resume = milliseconds(cycle.resume_ms);
         self.progress
             .advance_to(u64::from(cycle.cycle), &format!("resume {resume}"));

@@ -23,7 +23,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(session: &Session, args: Args) -> Result<(), CommandError> {
-    let report = cycles::load(&args.file)?;
+    let mut report = cycles::load(&args.file)?;
+    report.bring_up_to_date();
     let html = args
         .html
         .unwrap_or_else(|| args.file.with_extension("html"));

@@ -70,6 +70,11 @@ impl Progress {
         }
     }
 
+    /// Makes the whole `length` long: work that goes on longer than it was meant to.
+    pub(crate) fn lengthen_to(&self, length: u64) {
+        self.bar.set_length(length);
+    }
+
     pub(crate) fn advance_to(&self, position: u64, message: &str) {
         self.bar.set_message(message.to_owned());
         self.bar.set_position(position);

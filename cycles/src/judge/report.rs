@@ -1,6 +1,6 @@
 //! Judged runs: the constructors of records that need a verdict, and what else a run must show.
 
-use super::verdict::{Judgement, judge};
+use super::verdict::{Judgement, MIN_CYCLES, judge};
 use crate::record::{
     AttemptOutcome, Clock, FailedCheck, MAX_CYCLES, Peer, Report, Run, RunEnd, Setting,
     count_by_outcome,
@@ -18,6 +18,21 @@ impl Report {
             report.mark_undecided(&reason);
         }
         report
+    }
+
+    /// Whether its verdict holds no rules although its cycles can be judged: one of schema 1, which
+    /// had two outcomes and other rules. A run that does not count keeps its verdict.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.flatness.rules.is_empty()
+            && self.cycles.len() >= MIN_CYCLES
+            && !self.is_marked_undecided()
+    }
+
+    /// Judges a run of schema 1 by the rules of this build.
+    pub fn bring_up_to_date(&mut self) {
+        if self.is_outdated() {
+            self.flatness = self.judged_again().flatness;
+        }
     }
 
     /// Judges the run again by the rules of this build.

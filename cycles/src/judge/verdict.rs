@@ -13,8 +13,8 @@
 //! correlated neighbours makes the intervals wider (`statistics::local_level`). A run may be judged
 //! several times while it goes on (`looks`).
 //!
-//! How often these rules err is in the table of docs/measuring-verdict.md, which the tests below
-//! make: `simulated` for a part of it, and `the_whole_table` for all.
+//! How often these rules err is stated in one table, over noise, growth and length, in
+//! `tests/table.rs`. The tests reproduce it, and docs/measuring-verdict.md shows it.
 
 use super::looks::Chances;
 use super::resources;

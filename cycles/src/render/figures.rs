@@ -4,9 +4,11 @@
 
 use std::collections::BTreeMap;
 
+use crate::judge::amount;
 use crate::numbers::three_digits;
 use crate::record::{
-    AttemptOutcome, Cell, Clock, Cycle, Peer, Phases, Report, ScaleRun, names_in_order, on_or_off,
+    AttemptOutcome, Cell, Clock, Cycle, Flatness, Outcome, Peer, Phases, Report, Rule, ScaleRun,
+    Unit, names_in_order, on_or_off,
 };
 use crate::statistics::{Quantiles, as_float, median};
 
@@ -61,6 +63,58 @@ fn outcomes_in_words(counts: &BTreeMap<AttemptOutcome, u64>) -> String {
         .map(|(outcome, count)| format!("{count} {}", outcome.name()))
         .collect();
     counts.join(", ")
+}
+
+/// What the rules of a verdict found: one row for each rule on latency and for each resource that is
+/// not flat, and one for all other resources together.
+pub(super) fn rule_rows(flatness: &Flatness) -> Vec<[String; 6]> {
+    let on_latency = |rule: &&Rule| rule.series == "resume";
+    let told = flatness
+        .rules
+        .iter()
+        .filter(|rule| on_latency(rule) || rule.outcome != Outcome::Flat);
+    let mut rows: Vec<[String; 6]> = told.map(rule_row).collect();
+    let quiet = flatness
+        .rules
+        .iter()
+        .filter(|rule| !on_latency(rule) && rule.outcome == Outcome::Flat)
+        .count();
+    if quiet > 0 {
+        let name = if quiet == 1 {
+            "1 resource".to_owned()
+        } else {
+            format!("{quiet} resources")
+        };
+        let outcome = Outcome::Flat.name().to_owned();
+        rows.push([name, dash(), dash(), dash(), dash(), outcome]);
+    }
+    rows
+}
+
+fn rule_row(rule: &Rule) -> [String; 6] {
+    let name = if rule.series == "resume" {
+        visible(&rule.name)
+    } else {
+        visible(&rule.series)
+    };
+    let figure = |value| rule_figure(value, rule.unit);
+    [
+        name,
+        figure(rule.value),
+        figure(rule.lower),
+        figure(rule.upper),
+        figure(rule.bound),
+        rule.outcome.name().to_owned(),
+    ]
+}
+
+/// A figure of a rule in its unit.
+pub(super) fn rule_figure(value: f64, unit: Unit) -> String {
+    match unit {
+        Unit::Percent => format!("{value:+.1} %"),
+        Unit::PercentagePoints => format!("{value:+.1} points"),
+        Unit::Count | Unit::Bytes => amount(value, unit),
+    }
 }
 
 /// The run and its peers, the run first.

@@ -4,18 +4,24 @@
 //! replaced, so that a table cannot move the cursor.
 
 use super::figures::{
-    attempts_in_words, dash, optional_ms, optional_slope, peer_rows, phase_sections, scale_header,
-    scale_row, visible,
+    attempts_in_words, dash, optional_ms, optional_slope, peer_rows, phase_sections, rule_rows,
+    scale_header, scale_row, visible,
 };
-use crate::record::{AttemptOutcome, Cell, Clock, Cycle, Matrix, Report, ScaleRun, on_or_off};
+use crate::record::{
+    AttemptOutcome, Cell, Clock, Cycle, Flatness, Matrix, Report, ScaleRun, on_or_off,
+};
 use crate::statistics::Quantiles;
 
-/// Everything that a report holds except the verdict: one text per table, the run first.
+/// Everything that a report holds except the reason of its verdict: one text per table, the run
+/// first.
 pub fn tables_of(report: &Report) -> Vec<String> {
     let mut tables = Vec::new();
     if report.has_run() {
         tables.push(phases_table(&report.cycles, report.clock));
         tables.push(readiness_line(&report.cycles));
+        if !report.flatness.rules.is_empty() {
+            tables.push(rules_table(&report.flatness));
+        }
     }
     if !report.peers.is_empty() {
         tables.push(peers_table(report));
@@ -58,6 +64,16 @@ fn readiness_line(cycles: &[Cycle]) -> String {
         "readiness: {attempts} attempts in {} cycles, at most {most} in one, {failed} failed",
         cycles.len()
     )
+}
+
+/// One line per rule, with its interval and its bound.
+fn rules_table(flatness: &Flatness) -> String {
+    let header = ["growth", "found", "at least", "at most", "bound", "verdict"];
+    let mut table = Table::with_header(&header);
+    for row in rule_rows(flatness) {
+        table.row(row.to_vec());
+    }
+    table.to_text()
 }
 
 /// One line per cell.
@@ -297,6 +313,25 @@ mod tests {
             "{table}"
         );
         assert!(table.starts_with("virtual ms"), "{table}");
+    }
+
+    #[test]
+    fn rules_are_listed_with_their_intervals_and_quiet_resources_together() {
+        let leaking = |number: u32| {
+            let resources = [("vmm_threads", 4), ("vmm_timers", u64::from(number))];
+            Cycle {
+                resume_ms: 10.0,
+                resources: resources.into_iter().collect(),
+                ..cycle(number, 1)
+            }
+        };
+        let report = report((1..=60).map(leaking).collect());
+        let tables = tables_of(&report).join("\n");
+        assert!(tables.contains("growth"), "{tables}");
+        assert!(tables.contains("\nvmm_timers"), "{tables}");
+        assert!(tables.contains("rising"), "{tables}");
+        assert!(tables.contains("\n1 resource"), "{tables}");
+        assert!(!tables.contains("vmm_threads"), "{tables}");
     }
 
     #[test]

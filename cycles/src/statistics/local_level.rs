@@ -393,3 +393,99 @@ impl Model {
 fn dot(left: &[f64], right: &[f64]) -> f64 {
     left.iter().zip(right).map(|(a, b)| a * b).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn levels(values: &[f64]) -> Vec<Level> {
+        let middles = (0..values.len()).map(|block| 5.0 + 10.0 * as_float(block));
+        middles
+            .zip(values)
+            .map(|(at, value)| Level {
+                at,
+                count: 10.0,
+                value: *value,
+            })
+            .collect()
+    }
+
+    fn close(found: Interval, expected: [f64; 3]) {
+        for (found, expected) in [found.lower, found.middle, found.upper]
+            .iter()
+            .zip(expected)
+        {
+            assert!(
+                (found - expected).abs() < 1e-7,
+                "found {found}, expected {expected}"
+            );
+        }
+    }
+
+    /// A second implementation: generalised least squares on the levels themselves, with their dense
+    /// covariance, an intercept and the restricted likelihood, in numpy 2.4.6, and the points of the
+    /// mixture by `scipy.optimize.brentq` on `scipy.stats.t.cdf` of scipy 1.17.1.
+    #[test]
+    fn a_drift_agrees_with_least_squares_on_the_dense_covariance() {
+        let levels = levels(&[5.1, 4.8, 5.6, 5.3, 6.2, 5.7, 6.9, 6.1, 7.4, 6.6, 7.0, 7.9]);
+        let found = drift(&levels, &[]).unwrap().interval(0.001, 0.025);
+        close(
+            found,
+            [
+                0.007_060_794_986_072_073,
+                0.024_127_959_169_996_79,
+                0.032_450_985_459_994_16,
+            ],
+        );
+    }
+
+    /// By the same second implementation, with a step as the regressor.
+    #[test]
+    fn a_step_agrees_with_least_squares_on_the_dense_covariance() {
+        let levels = levels(&[5.1, 4.8, 5.6, 5.3, 5.2, 4.7, 5.9, 5.1, 8.4, 8.6, 8.0, 8.9]);
+        let steps = steps(&levels, 0.01);
+        let certain: Vec<usize> = steps
+            .iter()
+            .filter(|step| step.is_certain)
+            .map(|step| step.after_block)
+            .collect();
+        assert_eq!(certain, [7]);
+        close(
+            steps[7].change.interval(0.001, 0.025),
+            [
+                2.226_293_579_152_046,
+                3.261_672_166_591_509_4,
+                3.799_019_182_488_183_6,
+            ],
+        );
+    }
+
+    #[test]
+    fn two_steps_that_hide_each_other_are_both_found() {
+        let values: Vec<f64> = (0..30)
+            .map(|block| {
+                let level = if (10..20).contains(&block) {
+                    30.0
+                } else {
+                    44.0
+                };
+                level + f64::from(block * block % 7) / 2.0
+            })
+            .collect();
+        let steps = steps(&levels(&values), 0.001);
+        let certain = steps.iter().filter(|step| step.is_certain);
+        let certain: Vec<usize> = certain.map(|step| step.after_block).collect();
+        assert_eq!(certain, [9, 19]);
+    }
+
+    #[test]
+    fn levels_without_noise_have_an_exact_drift() {
+        let values: Vec<f64> = (0..30).map(|block| 3.0 + 0.5 * f64::from(block)).collect();
+        let found = drift(&levels(&values), &[]).unwrap().interval(0.001, 0.001);
+        assert!((found.lower - 0.05).abs() < 1e-6 && (found.upper - 0.05).abs() < 1e-6);
+        assert_eq!(
+            drift(&levels(&[1.0, 2.0]), &[]).map(|one| one.point(0.5)),
+            None
+        );
+    }
+}

@@ -153,3 +153,70 @@ fn pairs_within(sorted: &[f64], width: f64) -> usize {
     }
     pairs
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::theil_sen_by_cycle;
+    use super::*;
+
+    /// `scipy.stats.theilslopes` of scipy 1.17.1; the second series has many ties.
+    #[test]
+    fn the_slope_agrees_with_scipy() {
+        let untied = [
+            3.1, 4.7, 2.2, 6.0, 5.5, 7.9, 6.1, 8.8, 9.0, 7.2, 10.5, 11.9, 9.7, 12.2, 13.8, 12.9,
+            15.1, 14.0, 16.6, 17.3, 15.9, 18.8, 19.4, 18.1, 20.0,
+        ];
+        let found = ranked(&untied).unwrap().slope;
+        assert!((found - 0.705_131_578_947_368_4).abs() < 1e-7, "{found}");
+        let tied = [
+            10.0, 12.0, 12.0, 11.0, 12.0, 13.0, 13.0, 13.0, 15.0, 14.0, 14.0, 15.0, 15.0, 16.0,
+            12.0, 17.0, 17.0, 18.0, 15.0, 19.0,
+        ];
+        let found = ranked(&tied).unwrap().slope;
+        assert!((found - 0.4).abs() < 1e-7, "{found}");
+    }
+
+    /// For normal noise, τ is √(π/3) times the standard deviation (Hettmansperger and McKean 2011,
+    /// section 3.5), and scores are spread evenly over √12·τ.
+    #[test]
+    fn scores_of_normal_noise_are_as_wide_as_theory_says() {
+        // Normal quantiles in an order that has no trend.
+        let count = 997;
+        let values: Vec<f64> = (1..count)
+            .map(|index| {
+                let share = as_float(index * 541 % count) / as_float(count);
+                let tail = share.min(1.0 - share);
+                super::super::normal_upper(tail).copysign(share - 0.5)
+            })
+            .collect();
+        let scores = ranked(&values).unwrap().scores;
+        let widest = scores.iter().copied().fold(0.0, f64::max);
+        let theory = 12f64.sqrt() / 2.0 * (std::f64::consts::PI / 3.0).sqrt();
+        assert!((widest / theory - 1.0).abs() < 0.1, "{widest} {theory}");
+    }
+
+    #[test]
+    fn constant_values_have_no_slope_and_no_noise() {
+        let found = ranked(&[5.0; 50]).unwrap();
+        assert!(found.slope.abs() < 1e-9 && found.scores.iter().all(|score| *score == 0.0));
+        assert_eq!(ranked(&[1.0]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn the_slope_is_that_of_all_pairs(values in prop::collection::vec(0.0..1e6f64, 2..60)) {
+            let all = theil_sen_by_cycle(&values).unwrap().slope;
+            let found = ranked(&values).unwrap().slope;
+            prop_assert!((found - all).abs() <= 1e-2, "{found} {all}");
+        }
+
+        #[test]
+        fn scores_of_usable_durations_are_finite(values in prop::collection::vec(0.0..=1e9f64, 2..60)) {
+            let found = ranked(&values).unwrap();
+            prop_assert!(found.slope.is_finite());
+            prop_assert!(found.scores.iter().all(|score| score.is_finite()));
+        }
+    }
+}

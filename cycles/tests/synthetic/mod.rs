@@ -90,7 +90,7 @@ pub(crate) fn run(seed: u64, cycles: u32, leak: u32, failed: impl Fn(u32) -> u32
             readiness: (0..=retries).map(attempt).collect(),
             guest_open_vsocks: Some(2 + leak * (number - 1)),
             image_bytes_written: Some(6 << 20),
-            resources: Resources::default(),
+            resources: resources(number, leak),
         }
     };
     Run {
@@ -101,6 +101,33 @@ pub(crate) fn run(seed: u64, cycles: u32, leak: u32, failed: impl Fn(u32) -> u32
         end: RunEnd::Complete,
         vsocks_before: Some(2),
     }
+}
+
+/// Counts and sizes that stand still, oscillate, and grow by design; with `leak`, sockets that are
+/// never closed.
+fn resources(number: u32, leak: u32) -> Resources {
+    let n = u64::from(number);
+    let page = 4096;
+    let values: [(&str, u64); 14] = [
+        ("guest_init_descriptors", 11 + n % 2),
+        ("guest_init_resident_bytes", 900 << 10),
+        ("guest_tasks", 41 + (n * n) % 5),
+        ("guest_vsocks_established", 2 + u64::from(leak) * n),
+        ("supervisor_descriptors", 38),
+        ("supervisor_threads", 5),
+        (
+            "supervisor_resident_bytes",
+            (14 << 20) + (n * n) % 17 * page,
+        ),
+        ("supervisor_tasks", 23 + (n * 7) % 4),
+        ("vmm_descriptors", 27),
+        ("vmm_threads", 4),
+        ("vmm_resident_bytes", (62 << 20) + (n * n) % 31 * page),
+        ("image_bytes", (58 << 20) + n.min(40) * 16 * page),
+        ("database_bytes", (8 << 20) + n * 3000),
+        ("log_bytes", n * 700),
+    ];
+    values.into_iter().collect()
 }
 
 fn subject(name: &str) -> SubjectDescription {

@@ -3,6 +3,9 @@
 use crate::judge::looks::Chances;
 use crate::statistics::{BLOCKS, Level, Step, as_float, locations, median, ranges, steps};
 
+/// Less than a nanosecond is zero: nothing can be told in percent of it.
+pub(super) const SMALLEST_MS: f64 = 1e-6;
+
 /// Latencies in the order of their cycles, with what more than one rule needs to know.
 pub(crate) struct Series {
     /// The latencies, without the certain steps down. A run that warms up has such a step, and its
@@ -20,7 +23,7 @@ impl Series {
     /// Of latencies as they were measured; `None` if they cannot be judged: fewer than two, or
     /// a median of zero.
     pub(crate) fn of(values: &[f64], chances: Chances) -> Option<Self> {
-        let typical = median(values).filter(|typical| *typical > 0.0)?;
+        let typical = median(values).filter(|typical| *typical >= SMALLEST_MS)?;
         let levels: Vec<Level> = locations(values, BLOCKS);
         let steps = steps(&levels, chances.below);
         let mut without = values.to_vec();

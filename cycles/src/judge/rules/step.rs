@@ -1,5 +1,6 @@
 //! A step: a sudden rise that stays until the end of the run, wherever it is.
 
+use super::series::SMALLEST_MS;
 use super::{Series, compared};
 use crate::judge::looks::Chances;
 use crate::judge::words::percent_range;
@@ -25,7 +26,11 @@ pub(super) fn rule(series: &Series, chances: Chances) -> Rule {
         let after = later(step);
         // A level of zero has nothing that a step could be compared with but the median.
         let before = series.level_before(step.after_block);
-        let before = if before > 0.0 { before } else { series.typical };
+        let before = if before >= SMALLEST_MS {
+            before
+        } else {
+            series.typical
+        };
         let percent = |change: f64| 100.0 * (change + after) / before;
         lower = lower.max(percent(interval.lower));
         upper = upper.max(percent(interval.upper));

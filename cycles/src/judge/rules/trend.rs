@@ -12,7 +12,7 @@ pub(super) const RISE_BOUND_PERCENT: f64 = 5.0;
 
 /// The lower end of another run's interval may be farther from the middle than that of this one. By
 /// simulation, nine of ten runs are found with this factor.
-const LOWER_END_VARIES: f64 = 1.25;
+const LOWER_END_VARIES: f64 = 1.5;
 
 /// The trend of a run.
 pub(crate) struct Trend {

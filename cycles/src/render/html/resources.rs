@@ -66,7 +66,8 @@ fn card(name: &str, values: &[(usize, u64)], count: usize, rule: Option<&Rule>) 
 }
 
 fn line(values: &[(usize, u64)], count: usize, largest: u64) -> String {
-    let top = as_number(largest.max(1));
+    // Room for the number above the line.
+    let top = 1.3 * as_number(largest.max(1));
     let mut path = String::new();
     for (index, value) in values {
         let command = if path.is_empty() { 'M' } else { 'L' };

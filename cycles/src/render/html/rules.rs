@@ -1,8 +1,9 @@
 //! How the verdict was reached: every rule on resume latency, with its interval against its bound.
 
 use super::text::{Text, ms, sentence};
-use crate::judge::{amount, rules_in_words};
-use crate::record::{Clock, Flatness, Outcome, Rule, Unit};
+use crate::judge::rules_in_words;
+use crate::record::{Clock, Flatness, Outcome, Rule};
+use crate::render::figures::rule_figure;
 
 /// The section with the rules on latency.
 pub(super) fn rules(flatness: &Flatness, clock: Clock) -> String {
@@ -108,7 +109,7 @@ fn interval(rule: &Rule) -> String {
         });
     let reach = if reach > 0.0 { reach * 1.08 } else { 1.0 };
     let percent = |value: f64| (50.0 + 50.0 * value / reach).clamp(0.0, 100.0);
-    let text = |value: f64| Text(&figure(value, rule.unit)).to_string();
+    let text = |value: f64| Text(&rule_figure(value, rule.unit)).to_string();
     let (lower, upper) = (percent(rule.lower), percent(rule.upper));
     format!(
         r#"<div class="interval" role="img" aria-label="{value}, interval {low} to {high}, bound {bound}"><i class="allowed" style="width:{at_bound:.1}%"></i><i class="zero" style="left:50%"></i><i class="span" style="left:{lower:.1}%;width:{width:.1}%"></i><i class="bound" style="left:{at_bound:.1}%"></i><i class="value" style="left:{middle:.1}%"></i></div><p class="gauge-text"><span><b>{value}</b> ({low} to {high})</span><span>bound <b>{bound}</b></span></p>"#,
@@ -120,13 +121,4 @@ fn interval(rule: &Rule) -> String {
         middle = percent(rule.value),
         width = (upper - lower).max(0.4),
     )
-}
-
-/// A figure of a rule in its unit.
-pub(super) fn figure(value: f64, unit: Unit) -> String {
-    match unit {
-        Unit::Percent => format!("{value:+.1} %"),
-        Unit::PercentagePoints => format!("{value:+.1} points"),
-        Unit::Count | Unit::Bytes => amount(value, unit),
-    }
 }

@@ -2,7 +2,7 @@
 
 use super::text::{Text, count, ms, sentence};
 use crate::judge::{Judgement, MIN_CYCLES};
-use crate::record::{Cycle, Flatness, OLDEST_SCHEMA, Outcome, Report};
+use crate::record::{Cycle, Flatness, Outcome, Report};
 use crate::render::figures::median_mib_written;
 use crate::statistics::Quantiles;
 
@@ -11,10 +11,9 @@ const CHECK: &str = "M5 12.5l4.5 4.5L19 7.5";
 const CROSS: &str = "M6 6l12 12M18 6L6 18";
 const OPEN: &str = "M12 6v7M12 17.5v.01";
 
-/// The verdict that the page shows: of a report of schema 1, which had two outcomes and other rules,
-/// that of today's rules.
+/// The verdict that the page shows: that of today's rules if the report's own is of older ones.
 pub(super) fn shown<'a>(report: &'a Report, judgement: &'a Judgement) -> &'a Flatness {
-    if report.schema == OLDEST_SCHEMA && report.has_run() {
+    if report.is_outdated() {
         &judgement.flatness
     } else {
         &report.flatness
@@ -70,7 +69,7 @@ fn rising_title(flatness: &Flatness) -> &'static str {
 /// A warning if the verdict in the file is not what its cycles say.
 fn contradiction(report: &Report, judgement: &Judgement) -> String {
     let (own, found) = (&report.flatness, &judgement.flatness);
-    if report.schema == OLDEST_SCHEMA || !report.has_run() || report.is_marked_undecided() {
+    if report.is_outdated() || !report.has_run() || report.is_marked_undecided() {
         return String::new();
     }
     if own.outcome == found.outcome {

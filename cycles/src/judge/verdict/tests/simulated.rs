@@ -1,5 +1,7 @@
 //! Simulated series: noise of many kinds, and what grows in it. All seeded.
 
+use super::recorded::{RECORDED, TYPICAL_MS};
+
 /// SplitMix64 (Steele, Lea and Flood 2014): random enough for synthetic latencies.
 pub(super) struct Seeded(pub(super) u64);
 
@@ -22,35 +24,23 @@ impl Seeded {
         (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
-    pub(super) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "an index of a slice"
-        )]
-        let index = (self.uniform() * from.len() as f64) as usize;
-        from[index]
+    /// An index of `count` things.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "an index of a slice"
+    )]
+    fn index(&mut self, count: usize) -> usize {
+        (self.uniform() * count as f64) as usize
     }
 }
-
-/// Resumes of two runs of 30 cycles in virtual time, in ms: most are close to 30.7, others a timer
-/// tick of 4 ms off.
-pub(super) const RECORDED: [f64; 60] = [
-    38.02, 30.07, 35.35, 30.84, 30.49, 30.69, 38.3, 30.06, 30.29, 34.66, 30.33, 30.15, 30.05,
-    30.31, 34.18, 30.87, 34.89, 26.89, 31.82, 30.26, 34.47, 30.75, 28.95, 30.1, 30.92, 30.96,
-    30.88, 26.48, 34.35, 30.23, 33.89, 30.65, 30.56, 30.78, 31.35, 30.63, 30.95, 33.13, 26.88,
-    31.39, 34.51, 27.05, 34.31, 29.94, 34.51, 26.59, 31.11, 30.27, 34.67, 26.27, 30.73, 30.89,
-    30.9, 30.99, 30.59, 27.0, 34.57, 30.77, 34.0, 33.86,
-];
-
-/// The median of [`RECORDED`], and that of all other noise.
-pub(super) const TYPICAL_MS: f64 = 30.76;
 
 /// What latencies do beside growing.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Noise {
-    /// Drawn from [`RECORDED`].
+    /// Resampled from [`RECORDED`] in pieces of twelve cycles on average, which keeps how neighbours
+    /// hang together: the stationary bootstrap of Politis and Romano (1994).
     Recorded,
     /// Normal, with this standard deviation as a share of the median.
     Normal(f64),
@@ -89,8 +79,9 @@ pub(super) enum Growth {
 /// `count` latencies in ms.
 pub(super) fn series(noise: Noise, growth: Growth, count: usize, seed: u64) -> Vec<f64> {
     let mut random = Seeded(seed.wrapping_mul(0x5851_f42d_4c95_7f2d));
-    let (phase, mut state, mut load) =
-        (random.uniform(), random.normal(), random.pick(&[-0.1, 0.1]));
+    let (phase, mut state) = (random.uniform(), random.normal());
+    let mut load = if random.uniform() < 0.5 { -0.1 } else { 0.1 };
+    let mut place = random.index(RECORDED.len());
     if let Noise::Walk(_) = noise {
         state = 0.0;
     }
@@ -98,7 +89,14 @@ pub(super) fn series(noise: Noise, growth: Growth, count: usize, seed: u64) -> V
         .map(|index| {
             let cycle = f64::from(u32::try_from(index).unwrap());
             let share = match noise {
-                Noise::Recorded => random.pick(&RECORDED) / TYPICAL_MS,
+                Noise::Recorded => {
+                    place = if random.uniform() < 1.0 / 12.0 {
+                        random.index(RECORDED.len())
+                    } else {
+                        (place + 1) % RECORDED.len()
+                    };
+                    RECORDED[place] / TYPICAL_MS
+                }
                 Noise::Normal(deviation) => 1.0 + deviation * random.normal(),
                 Noise::LogNormal(deviation) => (deviation * random.normal()).exp(),
                 Noise::Outliers => {

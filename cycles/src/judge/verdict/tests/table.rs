@@ -1,7 +1,8 @@
 //! The table of simulated rates: how often the rules on latency say what, over noise, growth and
 //! length. It is the one place where they are stated; docs/measuring-verdict.md shows it.
 
-use super::simulated::{Growth, Noise, TYPICAL_MS, series};
+use super::recorded::TYPICAL_MS;
+use super::simulated::{Growth, Noise, series};
 use crate::judge::looks::looks;
 use crate::judge::verdict::judge_latencies;
 use crate::record::{Clock, Outcome};
