@@ -180,6 +180,7 @@ fn a_program_that_is_not_there_is_named() {
     let run = Run::Command {
         argv: vec!["/nowhere".to_owned()],
         env: Vec::new(),
+        stdout: None,
         export: None,
     };
     let host = VirtualHost::start(&config(folder.path(), run)).unwrap();
