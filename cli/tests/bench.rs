@@ -100,7 +100,7 @@ fn bench(resume_ms: fn(u64) -> f64, output: &Path) -> Ran {
     });
     let fake = Fake::on_tcp(move |seen| subject.lock().unwrap().answer(seen));
     let output = output.display().to_string();
-    let arguments = ["bench", "resume", "web", "--cycles", "40", "--assert-flat"];
+    let arguments = ["bench", "resume", "web", "--cycles", "60", "--assert-flat"];
     let mut command = bare(&arguments);
     command.args(["--output", &output]);
     ran(command.env("MCTL_HOST", &fake.address).output().unwrap())
@@ -115,7 +115,7 @@ fn a_machine_that_stays_flat_passes_and_leaves_its_report() {
     assert!(ran.out.contains("verdict: flat"), "{}", ran.out);
     let report = cycles::load(&file).unwrap();
     assert!(report.flatness.is_flat());
-    assert_eq!(report.cycles.len(), 40);
+    assert_eq!(report.cycles.len(), 60);
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn a_machine_that_gets_slower_exits_with_8_and_leaves_its_report() {
     assert_eq!(ran.code, 8, "{ran:?}");
     assert!(ran.err.contains("the verdict is rising"), "{}", ran.err);
     assert!(ran.out.contains("verdict: rising"), "{}", ran.out);
-    assert_eq!(cycles::load(&file).unwrap().cycles.len(), 40);
+    assert_eq!(cycles::load(&file).unwrap().cycles.len(), 60);
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn cycles_that_decide_nothing_exit_with_9_and_say_how_many_would() {
     assert!(ran.err.contains("--most-cycles"), "{}", ran.err);
     assert!(ran.out.contains("verdict: undecided"), "{}", ran.out);
     assert!(ran.out.contains("the noise asks for about"), "{}", ran.out);
-    assert_eq!(cycles::load(&file).unwrap().cycles.len(), 40);
+    assert_eq!(cycles::load(&file).unwrap().cycles.len(), 60);
 }
 
 fn no_run(name: &str) -> Run {

@@ -305,7 +305,7 @@ fn any_failed_attempt_fails_the_run_of_a_healthy_guest() {
         AttemptOutcome::NoReply,
         AttemptOutcome::Closed,
     ] {
-        let run = run(&mut Scripted::with(survived(41)), 40);
+        let run = run(&mut Scripted::with(survived(81)), 80);
         let mut report = Report::of_run(setting(), run);
         assert!(report.flatness.is_flat(), "{}", report.flatness.reason);
         report.require_first_attempts();
@@ -326,25 +326,25 @@ fn any_failed_attempt_fails_the_run_of_a_healthy_guest() {
 #[test]
 fn an_undecided_run_goes_on_until_it_is_decided() {
     let options = |most_cycles| RunOptions {
-        cycles: 40,
+        cycles: 80,
         most_cycles,
         leftover_vsocks: LeftoverVsocks::Fail,
     };
     let mut quiet = Scripted::with(survived(400));
     let run = completed(run_cycles(&mut quiet, options(400), &mut Silent));
-    assert_eq!((run.cycles.len(), run.cycles_wanted), (40, 40));
+    assert_eq!((run.cycles.len(), run.cycles_wanted), (80, 80));
     assert_eq!(
         (run.looks.as_slice(), run.end),
-        (&[40][..], RunEnd::Complete)
+        (&[80][..], RunEnd::Complete)
     );
 
     let mut noisy = Scripted::with(survived(400));
     noisy.swing_ms = 5.0;
     let run = completed(run_cycles(&mut noisy, options(240), &mut Silent));
     assert_eq!((run.cycles.len(), run.cycles_wanted), (240, 240));
-    assert_eq!(run.looks, [40, 140]);
+    assert_eq!(run.looks, [80, 180]);
     let report = Report::of_run(setting(), run);
-    assert_eq!(report.flatness.looks, [40, 140, 240]);
+    assert_eq!(report.flatness.looks, [80, 180, 240]);
 }
 
 #[test]

@@ -97,3 +97,53 @@ fn amounts_have_units() {
     assert_eq!(amount(12.0, Unit::Bytes), "12 B");
     assert_eq!(amount(3.0, Unit::Count), "3");
 }
+
+/// As good as random, from 0 to `below`.
+fn random(cycle: u32, seed: u32, below: u32) -> u32 {
+    let mixed = u64::from(cycle) << 32 | u64::from(seed);
+    let mixed = (mixed ^ (mixed >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    u32::try_from((mixed >> 33) % u64::from(below)).unwrap()
+}
+
+/// The value in a cycle of the series with a seed.
+type Value = fn(u32, u32) -> u32;
+
+/// Eight series of each of five kinds, in 100 runs that go on from 300 to 600 cycles while a series
+/// is undecided.
+#[test]
+fn forty_healthy_series_raise_no_alarm_in_100_runs_and_leave_none_undecided() {
+    const PAGE: u32 = 4096;
+    let kinds: [(&str, Value); 5] = [
+        ("vmm_descriptors", |_, seed| 20 + seed % 7),
+        ("guest_tasks", |cycle, seed| 40 + random(cycle, seed, 6)),
+        ("vmm_resident_bytes", |cycle, seed| {
+            (20 << 20) + PAGE * random(cycle, seed, 200)
+        }),
+        // Settles: ever fewer pages, as allocators and caches do.
+        ("guest_init_anonymous_bytes", |cycle, seed| {
+            (236 << 10) + PAGE * (30 * cycle / (cycle + 40 + seed % 30))
+        }),
+        // One arena more at any moment, and pages that come and go.
+        ("supervisor_resident_bytes", |cycle, seed| {
+            let arena = if cycle > random(0, seed, 600) {
+                132 << 10
+            } else {
+                0
+            };
+            (9 << 20) + arena + PAGE * random(cycle, seed, 8)
+        }),
+    ];
+    for seed in 0..800 {
+        for (name, value) in kinds {
+            let judged = |cycles| outcome(name, cycles, |cycle| value(cycle, seed));
+            let first = judged(300);
+            let last = if first == Outcome::Undecided {
+                judged(600)
+            } else {
+                first
+            };
+            assert_eq!(last, Outcome::Flat, "{name} {seed}");
+        }
+    }
+}

@@ -15,7 +15,7 @@ use crate::statistics::{as_float, median, normal_upper, ranges};
 const SLOW: [f64; 3] = [1.25, 2.0, 5.0];
 
 /// How much more frequent slow resumes may be in the second half, in points of the percentage.
-const SHARE_BOUND_POINTS: f64 = 10.0;
+const SHARE_BOUND_POINTS: f64 = 7.0;
 
 /// The growth of the share of slow resumes between the halves.
 pub(super) fn rule(series: &Series, chances: Chances) -> Rule {
