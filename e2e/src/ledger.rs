@@ -104,6 +104,33 @@ impl Ledger {
         }
     }
 
+    /// The dearer of two runs of one build, entry by entry. Some phases of the guest have one of two
+    /// lengths by chance, so the ledger keeps the longer one.
+    #[must_use]
+    pub fn dearer_of(self, other: &Self) -> Self {
+        self.combined(other, |mine, others| others > mine)
+    }
+
+    /// The cheaper of two runs of one build, entry by entry: what is dearer in one run only is chance.
+    #[must_use]
+    pub fn cheaper_of(self, other: &Self) -> Self {
+        self.combined(other, |mine, others| others < mine)
+    }
+
+    fn combined(mut self, other: &Self, prefers_other: impl Fn(f64, f64) -> bool) -> Self {
+        for (operation, phases) in &mut self.operations {
+            for (phase, entry) in phases {
+                let others = other.operations.get(operation);
+                if let Some(others) = others.and_then(|phases| phases.get(phase))
+                    && prefers_other(entry.cost.p50_ms, others.cost.p50_ms)
+                {
+                    *entry = others.clone();
+                }
+            }
+        }
+        self
+    }
+
     /// Reads a file; `None` if there is none.
     ///
     /// # Errors
@@ -361,6 +388,13 @@ mod tests {
         assert_eq!(entry(TOTAL).reason.as_deref(), Some("a faster restore"));
         assert_eq!(entry(TOTAL).cost.p50_ms, 20.0);
         assert_eq!(entry("spawn"), old.operations["resume"]["spawn"]);
+    }
+
+    #[test]
+    fn of_two_runs_each_entry_is_taken_by_itself() {
+        let (one, other) = (ledger(30.0, 2.0), ledger(31.0, 1.0));
+        assert_eq!(one.clone().dearer_of(&other), ledger(31.0, 2.0));
+        assert_eq!(one.cheaper_of(&other), ledger(30.0, 1.0));
     }
 
     #[test]
