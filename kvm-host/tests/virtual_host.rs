@@ -89,7 +89,7 @@ fn is_running(text: &str) -> bool {
         .filter_map(|process| fs::read(process.path().join("cmdline")).ok())
         .any(|line| {
             let line = String::from_utf8_lossy(&line);
-            line.starts_with("qemu") && line.contains(text)
+            line.contains("qemu-system") && line.contains(text)
         })
 }
 

@@ -88,7 +88,10 @@ impl Subject for Scripted {
     }
 
     async fn resources(&mut self) -> Result<Resources, NoSpace> {
-        Ok(Resources::from_iter([("observations", self.next as u64)]))
+        Ok(Resources::from_iter([(
+            "observations",
+            self.next as u64 % 7,
+        )]))
     }
 }
 

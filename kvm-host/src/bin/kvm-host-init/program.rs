@@ -15,8 +15,8 @@ use kvm_host::protocol::Frame;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 
 use crate::channel::Channel;
-use crate::console;
 use crate::requests::Requests;
+use crate::{console, shutdown};
 
 const READY_POLL: Duration = Duration::from_millis(50);
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
@@ -70,7 +70,7 @@ pub(crate) fn run(
         .take()
         .map(|pipe| forward(channel, pipe, Frame::Stderr));
     let status = reap_until(Pid::from_child(&child))?;
-    signal_all(Signal::KILL);
+    shutdown::signal_all(Signal::KILL);
     reap_all()?;
     for forwarder in [stdout, stderr].into_iter().flatten() {
         // The console has the panic of a forwarder.
@@ -92,12 +92,6 @@ pub(crate) fn shell() -> anyhow::Result<()> {
     ];
     let child = spawn(&mut command(&argv.map(str::to_owned))?)?;
     reap_until(Pid::from_child(&child)).map(drop)
-}
-
-/// Signals every process but this one, as kill(2) does for the process id -1.
-pub(crate) fn signal_all(signal: Signal) {
-    // Fails only if there is no other process.
-    let _ = rustix::process::kill_process_group(Pid::INIT, signal);
 }
 
 fn command(argv: &[String]) -> anyhow::Result<Command> {

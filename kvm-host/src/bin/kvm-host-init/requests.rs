@@ -11,7 +11,7 @@ use kvm_host::protocol::Frame;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::channel::Channel;
-use crate::{console, program, shutdown};
+use crate::{console, shutdown};
 
 /// How long programs may take to end when the outside asks for the end of the host.
 const GRACE: Duration = Duration::from_secs(5);
@@ -65,7 +65,7 @@ impl Requests {
             }
         }
         self.host_is_ending.store(true, Ordering::SeqCst);
-        program::signal_all(Signal::TERM);
+        shutdown::signal_all(Signal::TERM);
         // The main thread powers off as soon as all programs have ended.
         std::thread::sleep(GRACE);
         shutdown::power_off();
