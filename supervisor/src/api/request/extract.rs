@@ -207,11 +207,12 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, ApiError> {
     duration::parse(text).map_err(|error| ApiError::invalid(error.to_string()))
 }
 
-/// A switch of a query: `true`, `1` or nothing after the name.
+/// A switch of a query: `true`, `1`, `false` or `0`. Nothing after the name is refused, as by Go's
+/// `strconv.ParseBool`, with which the Fly Machines API reads it.
 pub(crate) fn is_set(text: Option<&str>) -> Result<bool, ApiError> {
     match text {
         None | Some("false" | "0") => Ok(false),
-        Some("true" | "1" | "") => Ok(true),
+        Some("true" | "1") => Ok(true),
         Some(other) => Err(ApiError::invalid(format!(
             "{other:?} is neither true nor false"
         ))),
