@@ -127,8 +127,7 @@ impl KvmHost {
     pub async fn start_here(folder: &Path, image_store: &Path) -> anyhow::Result<Self> {
         let (kind, _) = kind_of_kvm();
         let state = empty_state(folder)?;
-        std::os::unix::fs::symlink(image_store, state.join("images"))
-            .context("cannot link the image store")?;
+        link_images(image_store, &state)?;
         let host = Self::here(kind, folder, &state, &[])?;
         host.wait_ready().await?;
         Ok(host)
@@ -289,6 +288,14 @@ fn empty_state(folder: &Path) -> anyhow::Result<PathBuf> {
     Ok(state)
 }
 
+/// Makes the images of `store` those of the state directory. The store may be named relative to the
+/// working directory, which a link is not.
+fn link_images(store: &Path, state: &Path) -> anyhow::Result<()> {
+    let failed = || format!("cannot use the image store {}", store.display());
+    let store = store.canonicalize().with_context(failed)?;
+    std::os::unix::fs::symlink(store, state.join("images")).with_context(failed)
+}
+
 /// The parts that every virtual host has.
 pub fn parts() -> anyhow::Result<Parts> {
     Ok(Parts::from_user_cache(&pack::find_init()?, &output::say)?)
@@ -333,4 +340,19 @@ pub fn image_files(
         }
     }
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_store_with_a_relative_path_is_found_from_the_state_directory() {
+        let state = tempfile::tempdir().unwrap();
+        // Tests run in the folder of their crate.
+        link_images(Path::new("src"), state.path()).unwrap();
+        assert!(state.path().join("images/host.rs").is_file());
+        let missing = link_images(Path::new("nowhere"), state.path()).unwrap_err();
+        assert!(missing.to_string().contains("nowhere"), "{missing}");
+    }
 }
