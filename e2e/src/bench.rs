@@ -18,7 +18,7 @@ use crate::bench_here::{self, Amount};
 use crate::figures::{Figures, FilledFigures, OperationFigures, TOTAL};
 use crate::kvm_process::KvmProcess;
 use crate::ledger::{Ledger, Versions};
-use crate::{host, measure, output};
+use crate::{measure, output};
 
 /// A repeated suspend of an idle machine must take less than this part of the reference.
 const MAX_REPEATED_RATIO: f64 = 0.1;
@@ -55,9 +55,8 @@ pub struct Arguments {
 /// # Errors
 /// If the host cannot be started, a machine fails a step, or the ledger cannot be used.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
-    output::say(&host::kind_of_kvm().1);
+    measure::announce();
     let clock = measure::clock();
-    output::say(&format!("measured in {}", clock.in_words()));
     let (folder, amount) = (arguments.output.clone(), arguments.amount);
     let measured = tokio::task::spawn_blocking(move || measure_all(&folder, amount, clock));
     let figures = measured.await.context("a thread panicked")??;

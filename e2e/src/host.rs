@@ -1,14 +1,13 @@
 //! A KVM host with a supervisor on it: this machine if its KVM runs Linux guests, otherwise a virtual
 //! KVM host. Callers that drive machines on it need not know which.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, ensure};
 use client::{Client, Endpoint};
 use cycles::{Host, KvmKind};
 use kvm_host::clock::Clock;
@@ -17,7 +16,7 @@ use kvm_host::pack::{self, HostFile, Parts};
 use kvm_host::{probe, rerun};
 
 use crate::artifacts::{self, GuestImage};
-use crate::output;
+use crate::{child, output};
 
 /// How long a supervisor may take to answer, the boot of a virtual host included.
 const READY_DEADLINE: Duration = Duration::from_secs(120);
@@ -72,14 +71,6 @@ pub fn kind_of_kvm() -> (KvmKind, String) {
         KvmKind::Hardware,
         format!("{found}: Linux guests run directly on this machine"),
     )
-}
-
-/// The host of a run that failed before it described its host.
-pub fn undescribed() -> Host {
-    Host {
-        kvm: kind_of_kvm().0,
-        details: BTreeMap::new(),
-    }
 }
 
 /// Whether Linux guests can run on this machine.
@@ -163,13 +154,14 @@ impl KvmHost {
 
     fn in_virtual_host(folder: &Path, images: &[GuestImage]) -> anyhow::Result<Self> {
         let token = new_token();
+        let inside_images = format!("{}/images", kvm_host::host::INSIDE_STATE_DIR);
         let host = VirtualHost::start(&Config {
             parts: parts()?,
             memory_mib: rerun::MEMORY_MIB,
             cpus: rerun::CPUS,
             // Whoever calls it is outside.
             clock: Clock::Real,
-            files: files_for_supervisor(folder, images)?,
+            files: files_for_guests(folder, images, &inside_images)?,
             run: Run::Supervisor {
                 token: token.clone(),
                 port: None,
@@ -258,16 +250,12 @@ impl KvmHost {
                 let pid = rustix::process::Pid::from_child(&supervisor.0);
                 rustix::process::kill_process(pid, rustix::process::Signal::TERM)
                     .context("cannot end the supervisor")?;
-                let deadline = Instant::now() + END_DEADLINE;
-                while supervisor.0.try_wait()?.is_none() {
-                    if Instant::now() >= deadline {
-                        bail!(
-                            "the supervisor did not end within {} s",
-                            END_DEADLINE.as_secs()
-                        );
-                    }
-                    std::thread::sleep(Duration::from_millis(10));
-                }
+                let ended = child::wait(&mut supervisor.0, END_DEADLINE)?;
+                ensure!(
+                    ended.is_some(),
+                    "the supervisor did not end within {} s",
+                    END_DEADLINE.as_secs()
+                );
             }
         }
         Ok(())
@@ -301,41 +289,27 @@ pub fn parts() -> anyhow::Result<Parts> {
     Ok(Parts::from_user_cache(&pack::find_init()?, &output::say)?)
 }
 
-/// The supervisor, its companions and the guest images, as files of a virtual host.
-fn files_for_supervisor(folder: &Path, images: &[GuestImage]) -> anyhow::Result<Vec<HostFile>> {
-    let inside_images = format!("{}/images", kvm_host::host::INSIDE_STATE_DIR);
-    let mut files = binaries_for_inside(&["mctl-supervisor", "mctl-vmm", "mctl"])?;
-    files.extend(image_files(folder, images, &inside_images)?);
-    Ok(files)
-}
-
-/// Binaries of this project as files of a virtual host.
-pub fn binaries_for_inside(names: &[&str]) -> anyhow::Result<Vec<HostFile>> {
-    names
-        .iter()
-        .map(|name| {
-            let path = artifacts::binary(name)?;
-            Ok(HostFile::program(
-                path,
-                format!("{}/{name}", rerun::PROGRAMS),
-            ))
-        })
-        .collect()
-}
-
-/// Guest images, built if need be, as files below `inside` in a virtual host.
-pub fn image_files(
+/// The programs that drive guests, and guest images, as files of a virtual host. The images are built
+/// if need be, and are below `inside_images` there.
+///
+/// # Errors
+/// If a program has not been built, or an image cannot be.
+pub fn files_for_guests(
     folder: &Path,
     images: &[GuestImage],
-    inside: &str,
+    inside_images: &str,
 ) -> anyhow::Result<Vec<HostFile>> {
+    let mut files = Vec::new();
+    for name in ["mctl", "mctl-supervisor", "mctl-vmm"] {
+        let inside = format!("{}/{name}", rerun::PROGRAMS);
+        files.push(HostFile::program(artifacts::binary(name)?, inside));
+    }
     let store = folder.join("images");
     artifacts::build_images(&store, images)?;
-    let mut files = Vec::new();
     for image in images {
         let source = store.join(image.name());
         for name in ["image.json", "kernel", "initramfs"] {
-            let target = format!("{inside}/{}/{name}", image.name());
+            let target = format!("{inside_images}/{}/{name}", image.name());
             files.push(HostFile::data(source.join(name), target));
         }
     }

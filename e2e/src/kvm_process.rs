@@ -8,7 +8,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use kvm_host::clock::Clock;
@@ -18,14 +18,10 @@ use kvm_host::rerun::{EXPORT, PROGRAMS, Rerun, Running};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::artifacts::{self, GuestImage};
-use crate::host;
+use crate::{child, host};
 
 /// Folder of the guest images in a virtual host.
 const INSIDE_IMAGES: &str = "/images";
-/// Programs that every process may start.
-const COMPANIONS: [&str; 3] = ["mctl", "mctl-supervisor", "mctl-vmm"];
-/// Pause between two looks at a child.
-const POLL_PAUSE: Duration = Duration::from_millis(20);
 
 /// What to run.
 #[derive(Debug)]
@@ -49,6 +45,27 @@ pub struct Paths {
     pub results: PathBuf,
     /// The further programs, in their order.
     pub programs: Vec<PathBuf>,
+}
+
+/// The lines of an output that is received in pieces, without their ends; the last one may be
+/// unfinished.
+pub fn lines(pieces: Receiver<Vec<u8>>) -> impl Iterator<Item = Vec<u8>> {
+    let mut pieces = pieces.into_iter();
+    let mut unfinished = Vec::new();
+    std::iter::from_fn(move || {
+        loop {
+            if let Some(end) = unfinished.iter().position(|byte| *byte == b'\n') {
+                let rest = unfinished.split_off(end + 1);
+                unfinished.truncate(end);
+                return Some(std::mem::replace(&mut unfinished, rest));
+            }
+            match pieces.next() {
+                Some(piece) => unfinished.extend_from_slice(&piece),
+                None if unfinished.is_empty() => return None,
+                None => return Some(std::mem::take(&mut unfinished)),
+            }
+        }
+    })
 }
 
 /// The process while it runs.
@@ -85,8 +102,7 @@ impl KvmProcess<'_> {
             };
             Place::Here(start_child(&arguments(&paths)?, sender)?)
         } else {
-            let mut files = host::image_files(self.folder, self.images, INSIDE_IMAGES)?;
-            files.extend(host::binaries_for_inside(&COMPANIONS)?);
+            let mut files = host::files_for_guests(self.folder, self.images, INSIDE_IMAGES)?;
             let inside = |number: usize| PathBuf::from(format!("{PROGRAMS}/program-{number}"));
             let programs: Vec<PathBuf> = (0..self.programs.len()).map(inside).collect();
             for (path, inside) in self.programs.iter().zip(&programs) {
@@ -184,17 +200,30 @@ fn start_child(arguments: &[String], stdout: Sender<Vec<u8>>) -> anyhow::Result<
 
 /// The exit code of a child, -1 if a signal ended it.
 fn wait_for_child(mut child: Child, deadline: Duration) -> anyhow::Result<i32> {
-    let end = Instant::now() + deadline;
-    loop {
-        if let Some(status) = child.try_wait().context("cannot wait for the child")? {
-            return Ok(status.code().unwrap_or(-1));
+    let ended = child::wait(&mut child, deadline).context("cannot wait for the child")?;
+    let Some(status) = ended else {
+        // It may end in this moment.
+        let _ = child.kill();
+        let _ = child.wait();
+        bail!("it did not end within {} s", deadline.as_secs());
+    };
+    Ok(status.code().unwrap_or(-1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_whole_wherever_the_pieces_end() {
+        for length in 1..12 {
+            let (sender, pieces) = channel();
+            for piece in b"one\n\ntwo\nend".chunks(length) {
+                sender.send(piece.to_vec()).unwrap();
+            }
+            drop(sender);
+            let found: Vec<Vec<u8>> = lines(pieces).collect();
+            assert_eq!(found, [&b"one"[..], b"", b"two", b"end"], "{length}");
         }
-        if Instant::now() >= end {
-            // It may end in this moment.
-            let _ = child.kill();
-            let _ = child.wait();
-            bail!("it did not end within {} s", deadline.as_secs());
-        }
-        std::thread::sleep(POLL_PAUSE);
     }
 }

@@ -7,12 +7,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use cycles::{Outcome, Report, Rule, Setting};
+use cycles::{Outcome, Report, Rule};
 
 use crate::artifacts::GuestImage;
 use crate::output::Bars;
 use crate::work::{Vmm, Work};
-use crate::{host, measure, output, report_files};
+use crate::{measure, output, report_files};
 
 /// What must be found to grow. What each program leaks is in its own `leaks.rs`.
 const LEAKS: &[&str] = &[
@@ -61,7 +61,7 @@ pub struct Arguments {
 /// # Errors
 /// If the host or the machine cannot be run, or the report cannot be written.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
-    output::say(&host::kind_of_kvm().1);
+    measure::announce();
     let work = Work {
         name: "leaks".to_owned(),
         vmm: Vmm::Mctl,
@@ -77,11 +77,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     };
     let started_at = report_files::now();
     let collected = measure::run(&arguments.output, work, &Bars::new()).await?;
-    let setting = Setting {
-        host: collected.host.unwrap_or_else(host::undescribed),
-        clock: measure::clock(),
-        started_at,
-    };
+    let setting = measure::setting(collected.host, &started_at);
     let report = Report::of_run(setting, collected.run);
     for path in report_files::write(&arguments.output, "report", &report)? {
         output::say(&format!("report: {}", path.display()));
@@ -118,7 +114,9 @@ fn missed(rules: &[Rule]) -> Vec<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use cycles::{Clock, Cycle, Host, KvmKind, Phases, Resources, Run, RunEnd, SubjectDescription};
+    use cycles::{
+        Clock, Cycle, Host, KvmKind, Phases, Resources, Run, RunEnd, Setting, SubjectDescription,
+    };
 
     use super::*;
 

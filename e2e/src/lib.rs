@@ -12,6 +12,7 @@
 pub mod artifacts;
 pub mod bench;
 pub mod bench_here;
+pub mod child;
 pub mod counter;
 pub mod ending;
 pub mod figures;

@@ -4,12 +4,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use cycles::{Host, Peer, Report, Run, Setting};
+use cycles::{Peer, Report, Run, Setting};
 
 use crate::artifacts::GuestImage;
 use crate::ending::Ending;
 use crate::work::{Vmm, Work};
-use crate::{host, measure, output, report_files};
+use crate::{measure, output, report_files};
 
 /// The name of the report's files, without ending.
 const STEM: &str = "report";
@@ -51,23 +51,15 @@ pub struct Arguments {
 /// # Errors
 /// If the host, the machine or the peer cannot be run, or the report cannot be written.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<Ending> {
-    output::say(&host::kind_of_kvm().1);
-    output::say(&format!(
-        "latencies are measured in {}",
-        measure::clock().in_words()
-    ));
+    measure::announce();
     let started_at = report_files::now();
-    let setting = |host: Option<Host>| Setting {
-        host: host.unwrap_or_else(host::undescribed),
-        clock: measure::clock(),
-        started_at: started_at.clone(),
-    };
     let mut report = None;
     let mut peer = None;
     let result = measure::run_all(&arguments.output, arguments.works(), |number, result| {
         if number == 0 {
             let collected = result?;
-            let own = judged(arguments.guest, setting(collected.host), collected.run);
+            let setting = measure::setting(collected.host, &started_at);
+            let own = judged(arguments.guest, setting, collected.run);
             // Whatever becomes of the peer, this is not lost.
             report_files::write(&arguments.output, STEM, &own)?;
             report = Some(own);

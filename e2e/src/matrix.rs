@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use cycles::{CellKey, GuestKind, Host, Matrix, PortPolicy, Report, Run, ScaleRun, Setting};
+use cycles::{CellKey, GuestKind, Host, Matrix, PortPolicy, Report, Run, ScaleRun};
 
 use crate::artifacts::GuestImage;
 use crate::report_files::{self, publish};
 use crate::work::{Vmm, Work};
-use crate::{host, measure, output, scale};
+use crate::{measure, output, scale};
 
 /// The name of the report's files, without ending.
 const STEM: &str = "matrix";
@@ -46,11 +46,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         "no cell's name contains {:?}",
         arguments.only
     );
-    output::say(&host::kind_of_kvm().1);
-    output::say(&format!(
-        "latencies are measured in {}",
-        measure::clock().in_words()
-    ));
+    measure::announce();
     let mut measured = Measured {
         host: None,
         started_at: report_files::now(),
@@ -94,11 +90,7 @@ struct Measured {
 
 impl Measured {
     fn report(&self) -> Report {
-        let setting = Setting {
-            host: self.host.clone().unwrap_or_else(host::undescribed),
-            clock: measure::clock(),
-            started_at: self.started_at.clone(),
-        };
+        let setting = measure::setting(self.host.clone(), &self.started_at);
         let cells = self.cells.values();
         let mut matrix = Matrix {
             cycles_per_cell: self.cycles_per_cell,

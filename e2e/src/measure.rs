@@ -1,14 +1,15 @@
 //! Runs chains of cycles where KVM runs Linux guests, several at once where they cannot disturb each
 //! other, and shows how they go.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use cycles::{Clock, Interruption, RunEnd};
+use cycles::{Clock, Host, Interruption, RunEnd, Setting};
 use tokio::task::JoinSet;
 
-use crate::kvm_process::KvmProcess;
+use crate::kvm_process::{KvmProcess, lines};
 use crate::output::{self, Bars};
 use crate::run_event::{CollectedRun, Collector};
 use crate::work::{Vmm, Work};
@@ -29,6 +30,25 @@ pub fn clock() -> Clock {
         Clock::Real
     } else {
         Clock::Virtual
+    }
+}
+
+/// Tells on which kind of KVM runs take place, and by which clock.
+pub fn announce() {
+    output::say(&host::kind_of_kvm().1);
+    output::say(&format!("latencies are measured in {}", clock().in_words()));
+}
+
+/// The setting of a run that began at `started_at`, on `host` if it described itself.
+pub fn setting(host: Option<Host>, started_at: &str) -> Setting {
+    let undescribed = || Host {
+        kvm: host::kind_of_kvm().0,
+        details: BTreeMap::new(),
+    };
+    Setting {
+        host: host.unwrap_or_else(undescribed),
+        clock: clock(),
+        started_at: started_at.to_owned(),
     }
 }
 
@@ -78,7 +98,7 @@ pub async fn run(folder: &Path, work: Work, bars: &Bars) -> anyhow::Result<Colle
     let deadline = RUN_ALLOWANCE + CYCLE_ALLOWANCE * work.cycles.max(work.most_cycles);
     let collecting = tokio::task::spawn_blocking(move || {
         let mut collector = Collector::default();
-        let collected = collector.collect(&pieces, &mut progress);
+        let collected = collector.collect(lines(pieces), &mut progress);
         (collector, collected)
     });
     let waiting = tokio::task::spawn_blocking(move || process.wait(deadline));

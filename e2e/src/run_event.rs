@@ -5,7 +5,6 @@
 //! version.
 
 use std::ops::ControlFlow;
-use std::sync::mpsc::Receiver;
 
 use anyhow::Context;
 use cycles::{Cycle, FailedCheck, Host, Interruption, Observer, Run, RunEnd, SubjectDescription};
@@ -102,31 +101,26 @@ pub struct CollectedRun {
 /// The events so far.
 #[derive(Debug, Default)]
 pub struct Collector {
-    unfinished_line: Vec<u8>,
     cycles: Vec<Cycle>,
     started: Option<(SubjectDescription, u32)>,
     ended: Option<CollectedRun>,
 }
 
 impl Collector {
-    /// Collects events until the other process ends, and passes them to `observer`.
+    /// Collects events, one of each line, and passes them to `observer`.
     ///
     /// # Errors
-    /// If what comes is not an event.
+    /// If a line is not an event.
     pub fn collect(
         &mut self,
-        pieces: &Receiver<Vec<u8>>,
+        lines: impl Iterator<Item = Vec<u8>>,
         observer: &mut dyn Observer,
     ) -> anyhow::Result<()> {
-        for piece in pieces {
-            self.unfinished_line.extend_from_slice(&piece);
-            while let Some(end) = self.unfinished_line.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.unfinished_line.drain(..=end).collect();
-                let event = serde_json::from_slice(&line).with_context(|| {
-                    format!("no event of a run: {}", String::from_utf8_lossy(&line))
-                })?;
-                self.add(event, observer);
-            }
+        for line in lines {
+            let event = serde_json::from_slice(&line).with_context(|| {
+                format!("no event of a run: {}", String::from_utf8_lossy(&line))
+            })?;
+            self.add(event, observer);
         }
         Ok(())
     }
@@ -159,7 +153,6 @@ impl Collector {
             cycles,
             started,
             ended,
-            ..
         } = self;
         if let Some(mut collected) = ended {
             collected.run.cycles = cycles;

@@ -104,7 +104,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run(args),
         Command::Exec(args) => exec(args),
         Command::Shell(args) => shell(args),
-        Command::Doctor { json } => doctor::report(&probe::detect(), json),
+        Command::Doctor { json } => doctor::report(probe::detect(), json),
     };
     result.unwrap_or_else(|error| {
         output::error(&error);

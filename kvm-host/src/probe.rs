@@ -7,7 +7,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{Kvm, VcpuExit};
@@ -89,15 +89,17 @@ enum ProbeError {
     Deadline,
 }
 
-/// Checks `/dev/kvm` and the CPU, and runs a short guest loop in kernel mode. Takes some
-/// milliseconds, and five seconds at most.
-pub fn detect() -> KvmKind {
-    match measure_with_deadline() {
+/// Checks `/dev/kvm` and the CPU, and runs a short guest loop in kernel mode. The first call takes
+/// some milliseconds, and five seconds at most; the answer does not change, so further ones take no
+/// time.
+pub fn detect() -> &'static KvmKind {
+    static FOUND: OnceLock<KvmKind> = OnceLock::new();
+    FOUND.get_or_init(|| match measure_with_deadline() {
         Ok(rate) => classify(cpu_has_virtualisation(), rate),
         Err(error) => KvmKind::Missing {
             reason: error_text::with_causes(&error),
         },
-    }
+    })
 }
 
 /// The CPU flag decides first: on an emulated CPU, entering the guest takes longer than the loop, so

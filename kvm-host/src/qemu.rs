@@ -61,12 +61,6 @@ pub fn version() -> Result<String, QemuError> {
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
-/// Whether QEMU can run guests in virtual time; if not, why.
-pub fn check_virtual_time() -> Result<(), QemuError> {
-    let program = find_program()?;
-    Fix::of_program(&program).map(drop).map_err(QemuError::Fix)
-}
-
 /// The file of QEMU, as its process will see it.
 fn find_program() -> Result<PathBuf, QemuError> {
     let path = std::env::var_os("PATH").unwrap_or_default();

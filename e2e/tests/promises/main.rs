@@ -36,6 +36,7 @@ use kvm_host::rerun::{EXPORT, Rerun, Running};
 use libtest_mimic::{Arguments, Trial};
 
 use e2e::artifacts::GuestImage;
+use e2e::kvm_process::lines;
 use e2e::{host, measure};
 use peer::FIRECRACKER_ENV;
 use stage::{IMAGES_ENV, Stage};
@@ -53,8 +54,6 @@ const SEVERAL_VCPUS: [&str; 2] = [
     "boot::a_machine_has_the_processors_and_memory_it_was_given",
     "suspend_resume::eight_processors_and_memory_above_4_gib_are_restored",
 ];
-/// Programs that the tests run.
-const BINARIES: [&str; 3] = ["mctl", "mctl-supervisor", "mctl-vmm"];
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -77,16 +76,10 @@ fn main() -> ExitCode {
 
 /// Prints whole lines only: several hosts write at the same time.
 #[expect(clippy::print_stdout, reason = "the output of the tests")]
-fn print_lines(pieces: &Receiver<Vec<u8>>) {
-    let mut unfinished = Vec::new();
-    for piece in pieces {
-        unfinished.extend_from_slice(&piece);
-        while let Some(end) = unfinished.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = unfinished.drain(..=end).collect();
-            print!("{}", String::from_utf8_lossy(&line));
-        }
+fn print_lines(pieces: Receiver<Vec<u8>>) {
+    for line in lines(pieces) {
+        println!("{}", String::from_utf8_lossy(&line));
     }
-    print!("{}", String::from_utf8_lossy(&unfinished));
 }
 
 fn print_error(error: anyhow::Error) -> ExitCode {
@@ -181,8 +174,7 @@ impl Inside {
         let folder = e2e::artifacts::binaries()?.join("promises");
         std::fs::create_dir_all(&folder)?;
         let images = [GuestImage::Default, GuestImage::Leaky];
-        let mut files = host::image_files(&folder, &images, INSIDE_IMAGES)?;
-        files.extend(host::binaries_for_inside(&BINARIES)?);
+        let mut files = host::files_for_guests(&folder, &images, INSIDE_IMAGES)?;
         let selected = share.names(&Arguments::from_args());
         let mut environment = vec![
             (IMAGES_ENV.to_owned(), INSIDE_IMAGES.to_owned()),
@@ -207,7 +199,7 @@ impl Inside {
         .start()?;
         let printer = std::thread::Builder::new()
             .name("output".to_owned())
-            .spawn(move || print_lines(&output))?;
+            .spawn(move || print_lines(output))?;
         Ok(Self { running, printer })
     }
 

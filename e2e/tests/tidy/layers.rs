@@ -151,7 +151,7 @@ const LAYERS: &[Layers] = &[
                 "report_files",
             ],
             &["host", "host_socket"],
-            &["artifacts", "counter", "ending", "output"],
+            &["artifacts", "child", "counter", "ending", "output"],
         ],
     },
 ];

@@ -1,7 +1,6 @@
 //! The host: what it can do, and whether the supervisor answers.
 
 use std::fs;
-use std::sync::OnceLock;
 
 use axum::Json;
 use axum::extract::State;
@@ -55,23 +54,20 @@ fn collect(api: &Api) -> HostInfo {
     }
 }
 
-/// Measured once: the probe runs a guest loop, and the answer does not change.
-fn kvm() -> &'static (String, String) {
-    static KVM: OnceLock<(String, String)> = OnceLock::new();
-    KVM.get_or_init(|| {
-        let found = detect();
-        let kind = match &found {
-            KvmKind::Hardware { .. } => "hardware",
-            KvmKind::Software { .. } => "software",
-            KvmKind::Missing { .. } => "missing",
-        };
-        // An emulated processor has the extension, too; the firmware names the emulator.
-        let emulated = kind == "hardware"
-            && fs::read_to_string("/sys/class/dmi/id/sys_vendor")
-                .is_ok_and(|vendor| vendor.trim() == "QEMU");
-        let kind = if emulated { "virtual" } else { kind };
-        (kind.to_owned(), found.to_string())
-    })
+/// The kind of KVM and its description.
+fn kvm() -> (String, String) {
+    let found = detect();
+    let kind = match found {
+        KvmKind::Hardware { .. } => "hardware",
+        KvmKind::Software { .. } => "software",
+        KvmKind::Missing { .. } => "missing",
+    };
+    // An emulated processor has the extension, too; the firmware names the emulator.
+    let emulated = kind == "hardware"
+        && fs::read_to_string("/sys/class/dmi/id/sys_vendor")
+            .is_ok_and(|vendor| vendor.trim() == "QEMU");
+    let kind = if emulated { "virtual" } else { kind };
+    (kind.to_owned(), found.to_string())
 }
 
 fn field_of(path: &str, name: &str) -> Option<String> {
