@@ -24,6 +24,7 @@ use boot::{Step, loopback, modules, settings};
 use guest_protocol::PORT;
 use os::console::{self, say};
 use os::kernel::GuestKernel;
+use os::vsock_listener::VsockListener;
 use os::{clock, mounts, power};
 use processes::reaper::{self, Reaper};
 use processes::shutdown;
@@ -68,7 +69,7 @@ fn serve() -> io::Result<Infallible> {
 
 async fn serve_until_shutdown() -> io::Result<Infallible> {
     let child_ended = reaper::child_signals()?;
-    let listener = listener::listen_on(PORT)?;
+    let listener = VsockListener::bind(PORT)?;
     let reaper = Reaper::new();
     let server = Server::new(
         Box::new(GuestKernel),

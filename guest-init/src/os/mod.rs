@@ -13,3 +13,4 @@ pub(crate) mod stream;
 #[expect(unsafe_code, reason = "the one place for calls without a safe form")]
 pub(crate) mod sys;
 pub(crate) mod vsock_diag;
+pub(crate) mod vsock_listener;

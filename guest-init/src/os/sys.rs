@@ -1,11 +1,12 @@
 //! Every unsafe block of guest-init: calls for which neither std nor nix has a safe form.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use guest_protocol::{ENTROPY_BYTES, TerminalSize};
+use nix::sys::socket::{SockFlag, accept4};
 use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 
@@ -27,6 +28,13 @@ pub(crate) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // is dropped, because OwnedFd hands out no way to replace or close it.
     let registered = unsafe { AsyncFd::register(fd) };
     registered.map_err(io::Error::from)
+}
+
+/// Accepts a connection that waits on `listener`.
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let accepted = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
+    // SAFETY: the call has just made this descriptor, and nothing else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(accepted) })
 }
 
 /// Makes the child the leader of a session of its own, with its standard input as the controlling

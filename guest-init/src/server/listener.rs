@@ -2,24 +2,15 @@
 //! that was waiting to be accepted does not; it is closed at once.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
-
-use nix::libc::VMADDR_CID_ANY;
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, listen, socket,
-};
-use tokio_vsock::VsockListener;
 
 use super::Server;
 use crate::connection::Connection;
 use crate::os::console::say;
 use crate::os::stream::Stream;
-
-/// Connections that may wait to be accepted. The kernel answers any further one with a reset,
-/// and a published port can bring hundreds at once.
-const BACKLOG: i32 = 1024;
+use crate::os::vsock_listener::VsockListener;
 
 /// Pause after a failed accept. The likely cause is that guest-init is out of descriptors; trying
 /// again at once would take the CPU from the tasks that could close some.
@@ -33,18 +24,8 @@ pub(crate) trait Accept {
 
 impl Accept for VsockListener {
     async fn accept(&self) -> io::Result<OwnedFd> {
-        let (stream, _peer) = std::future::poll_fn(|cx| self.poll_accept_std(cx)).await?;
-        Ok(stream.into())
+        VsockListener::accept(self).await
     }
-}
-
-/// Listens on `port` for connections to any CID: the guest's CID may change with a resume.
-pub(crate) fn listen_on(port: u32) -> io::Result<VsockListener> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
-    bind(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_ANY, port))?;
-    listen(&socket, Backlog::new(BACKLOG)?)?;
-    Ok(socket.into())
 }
 
 /// Serves every connection in a task of its own, for ever.

@@ -145,6 +145,7 @@ pub(super) fn verify_all(
         if is_stopped() {
             return Err(VerifyError::Stopped);
         }
+        sys::priority::let_others_run();
         let data = next_data_chunk(memory, next)?.min(memory.chunks());
         let holes_end = data.min(next + HOLE_CHUNKS);
         for chunk in next..holes_end {
@@ -198,6 +199,7 @@ fn check_data(
         if memory.is_verified(chunk) {
             continue;
         }
+        sys::priority::let_others_run();
         if memory.sum(chunk) == Some(chunk_sum(bytes)) {
             memory.mark_verified(chunk);
         } else {
