@@ -14,7 +14,13 @@ use crate::settings::default_state_dir;
 /// have access that this user does not have.
 pub(super) async fn check(session: &Session) -> Vec<Finding> {
     match session.client.host().await {
-        Ok(info) => from_supervisor(session, &info),
+        Ok(info) => {
+            let mut findings = from_supervisor(session, &info);
+            if let Endpoint::Unix(_) = session.client.endpoint() {
+                findings.extend(vm_creation());
+            }
+            findings
+        }
         Err(error) => {
             let mut findings = vec![unreachable_supervisor(session, &error)];
             if let Endpoint::Unix(socket) = session.client.endpoint() {
@@ -131,6 +137,36 @@ const USE_VIRTUAL_HOST: &str = "this KVM interprets guest kernels and cannot boo
 const KVM_MISSING: &str = "enable virtualisation in the firmware and load kvm_intel or kvm_amd, \
                            or use the virtual KVM host: `./just kvm-host`";
 
+/// Whether KVM_CREATE_VM waits for an RCU grace period, which adds some milliseconds to each start
+/// and each resume; nothing if this cannot be told.
+fn vm_creation() -> Option<Finding> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    let nx_huge_pages = std::fs::read_to_string("/sys/module/kvm/parameters/nx_huge_pages");
+    vm_creation_with(&mounts, nx_huge_pages.unwrap_or_default().trim())
+}
+
+/// KVM moves its thread `kvm-nx-lpage-recovery` into the VMM's control group, and since Linux 6.0 such
+/// a move is slow unless the file system is mounted with `favordynmods` (`kernel/cgroup/cgroup.c`).
+fn vm_creation_with(mounts: &str, nx_huge_pages: &str) -> Option<Finding> {
+    let (target, options) = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let (target, kind, options) = (fields.next()?, fields.next()?, fields.next()?);
+        (kind == "cgroup2").then_some((target, options))
+    })?;
+    let check = "start of a VM";
+    if nx_huge_pages == "never" {
+        return Some(Finding::ok(check, "fast (kvm.nx_huge_pages=never)"));
+    }
+    if options.split(',').any(|option| option == "favordynmods") {
+        return Some(Finding::ok(check, "fast (favordynmods)"));
+    }
+    Some(Finding::warning(
+        check,
+        format!("{target} is mounted without favordynmods: some ms more for each start and resume"),
+        format!("mount -o remount,favordynmods {target}"),
+    ))
+}
+
 /// Without a supervisor: what a guest loop of our own measures.
 fn probed_kvm() -> Finding {
     let kind = detect();
@@ -174,4 +210,26 @@ fn no_image(state_dir: &str) -> Finding {
         format!("no image `default` in {state_dir}/images"),
         "create it with `./just images`",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::doctor::Grade;
+
+    #[test]
+    fn a_slow_start_of_vms_is_told_with_the_way_to_a_fast_one() {
+        let mounts = |options: &str| {
+            format!("proc /proc proc rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 {options} 0 0\n")
+        };
+        let slow = vm_creation_with(&mounts("rw,nsdelegate"), "Y").unwrap();
+        assert_eq!(slow.grade, Grade::Warning);
+        let advice = slow.advice.unwrap();
+        assert_eq!(advice, "mount -o remount,favordynmods /sys/fs/cgroup");
+        for (options, nx_huge_pages) in [("rw,favordynmods", "Y"), ("rw", "never")] {
+            let fast = vm_creation_with(&mounts(options), nx_huge_pages).unwrap();
+            assert_eq!(fast.grade, Grade::Ok, "{options} {nx_huge_pages}");
+        }
+        assert!(vm_creation_with("cgroup /sys/fs/cgroup cgroup rw 0 0", "Y").is_none());
+    }
 }
