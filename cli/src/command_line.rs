@@ -44,9 +44,9 @@ struct Global {
     /// MCTL_CA_CERT]
     #[arg(long, global = true, value_name = "FILE")]
     ca_cert: Option<PathBuf>,
-    /// App of the machines, for scripts that are written for Fly; a host has only the app default
-    #[arg(long, short, global = true, value_name = "APP", value_parser = parse_app)]
-    app: Option<String>,
+    /// App of the machines, on platforms that have several; a host of ours has only this one
+    #[arg(long, short, global = true, value_name = "APP", default_value = machine_api::DEFAULT_APP)]
+    app: String,
     /// Configuration file [env: MCTL_CONFIG]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -68,14 +68,6 @@ struct Global {
     /// When to use colours [env: NO_COLOR]
     #[arg(long, global = true, value_name = "WHEN")]
     color: Option<ColorChoice>,
-}
-
-/// Accepts only the name of the one app of a host.
-fn parse_app(text: &str) -> Result<String, String> {
-    if text == machine_api::DEFAULT_APP {
-        return Ok(text.to_owned());
-    }
-    Err(format!("a host has one app, {}", machine_api::DEFAULT_APP))
 }
 
 /// Parses `arguments`, runs the command, and reports its failure.
@@ -103,8 +95,6 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run_command(global: Global, command: Command, output: Output) -> Result<u8, CommandError> {
-    // Parsing has checked it; there is only one app.
-    drop(global.app);
     let flags = Flags {
         config: global.config,
         host: global.host,
@@ -119,7 +109,7 @@ fn run_command(global: Global, command: Command, output: Output) -> Result<u8, C
     } else {
         output
     };
-    let session = Session::new(settings, global.lease, output);
+    let session = Session::new(settings, global.app, global.lease, output);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -16,7 +16,12 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(settings: Settings, lease_nonce: Option<String>, output: Output) -> Self {
+    pub(crate) fn new(
+        settings: Settings,
+        app: String,
+        lease_nonce: Option<String>,
+        output: Output,
+    ) -> Self {
         let token = settings.token.as_ref().map(|token| token.value.clone());
         let holds_lease = lease_nonce.is_some();
         let trust = settings.ca_cert.as_ref();
@@ -24,7 +29,8 @@ impl Session {
         let client = Client::new(settings.host.value.clone())
             .with_trust(trust)
             .with_token(token)
-            .with_lease_nonce(lease_nonce);
+            .with_lease_nonce(lease_nonce)
+            .with_app(app);
         Self {
             client,
             output,

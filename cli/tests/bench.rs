@@ -106,6 +106,119 @@ fn bench(resume_ms: fn(u64) -> f64, output: &Path) -> Ran {
     ran(command.env("MCTL_HOST", &fake.address).output().unwrap())
 }
 
+/// What a platform has that is not ours: machines that are suspended, started and waited for, and
+/// commands in them. Nothing describes the host, and there are no timings.
+struct Platform {
+    state: &'static str,
+    /// Questions to the endpoint that are refused after each start.
+    refused: u32,
+    questions: u32,
+}
+
+impl Platform {
+    fn answer(&mut self, seen: &Seen) -> Answer {
+        let body = match (seen.method.as_str(), seen.path.rsplit('/').next()) {
+            ("GET", Some("health")) => {
+                self.questions += 1;
+                let is_ready = self.state == "started" && self.questions > self.refused;
+                return Answer::json(if is_ready { 200 } else { 503 }, &json!({}));
+            }
+            ("GET", Some("machines")) => json!([machine(WEB, "web", self.state)]),
+            ("GET", Some(WEB)) => machine(WEB, "web", self.state),
+            ("GET", Some("wait")) => json!({"ok": true}),
+            ("POST", Some("suspend")) => {
+                self.state = "suspended";
+                json!({"ok": true})
+            }
+            ("POST", Some("start")) => {
+                self.state = "started";
+                self.questions = 0;
+                json!({"ok": true, "previous_state": "suspended"})
+            }
+            ("POST", Some("exec")) => json!({
+                "exit_code": 0, "exit_signal": 0, "stdout": "b-1\n", "stderr": "",
+            }),
+            _ => return Answer::json(404, &json!({"error": "page not found"})),
+        };
+        Answer::json(200, &body)
+    }
+}
+
+/// A platform whose endpoint refuses `refused` questions after each start, and its report.
+fn probe(refused: u32, probe: impl Fn(&str) -> String, more: &[&str]) -> (Ran, Option<Report>) {
+    let platform = Mutex::new(Platform {
+        state: "started",
+        refused,
+        questions: u32::MAX / 2,
+    });
+    let fake = Fake::on_tcp(move |seen| platform.lock().unwrap().answer(seen));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("report.json");
+    let mut command = bare(&["bench", "resume", "web", "--app", "shop", "--cycles", "20"]);
+    command
+        .args(["--probe", &probe(&fake.address)])
+        .args(more)
+        .arg("--output")
+        .arg(&file);
+    let ran = ran(command.env("MCTL_HOST", &fake.address).output().unwrap());
+    (ran, cycles::load(&file).ok())
+}
+
+#[test]
+fn a_probe_measures_until_the_first_answer_on_a_platform_that_is_not_ours() {
+    let (ran, report) = probe(3, |address| format!("http={address}/health"), &[]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let report = report.unwrap();
+    assert_eq!(report.cycles.len(), 20);
+    for cycle in &report.cycles {
+        // Three refused questions, with a pause of 5 ms after each.
+        let phases: BTreeMap<&str, f64> = cycle.resume_phases_ms.iter().collect();
+        assert!(phases["unanswered"] >= 15.0, "{phases:?}");
+        assert_eq!(cycle.readiness.len(), 1);
+    }
+    assert_eq!(report.host.kvm, KvmKind::Unknown);
+}
+
+#[test]
+fn a_command_in_the_machine_is_a_probe() {
+    let (ran, report) = probe(0, |_| "exec=pg_isready".to_owned(), &[]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(report.unwrap().cycles.len(), 20);
+}
+
+#[test]
+fn a_tcp_probe_says_what_it_is_told_and_needs_a_byte() {
+    // The API itself is the endpoint: HTTP answers only after a request.
+    let of_address = |address: &str| format!("tcp={}", address.trim_start_matches("http://"));
+    let said = ["--probe-send", r"GET /health HTTP/1.1\r\nhost: web\r\n\r\n"];
+    let (ran, report) = probe(0, of_address, &said);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(report.unwrap().cycles.len(), 20);
+}
+
+#[test]
+fn a_probe_without_an_answer_ends_the_run_and_says_what_the_last_one_was() {
+    let of_address = |address: &str| format!("http={address}/health");
+    let (ran, report) = probe(u32::MAX, of_address, &["--step-timeout", "200ms"]);
+    assert_eq!(ran.code, 8, "{ran:?}");
+    assert!(ran.err.contains("had no answer within"), "{}", ran.err);
+    assert!(ran.err.contains("status is 503"), "{}", ran.err);
+    assert_eq!(report.unwrap().cycles.len(), 0);
+}
+
+#[test]
+fn a_probe_that_is_not_one_is_refused_with_the_way_to_write_it() {
+    let ran = ran(bare(&["bench", "resume", "--probe", "udp=a:1"])
+        .output()
+        .unwrap());
+    assert_eq!(ran.code, 2);
+    assert!(
+        ran.err.contains("tcp=HOST:PORT, http=URL or exec=COMMAND"),
+        "{}",
+        ran.err
+    );
+}
+
 #[test]
 fn a_machine_that_stays_flat_passes_and_leaves_its_report() {
     let folder = tempfile::tempdir().unwrap();

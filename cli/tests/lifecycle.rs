@@ -377,14 +377,12 @@ fn a_lease_is_cleared_with_the_nonce_that_is_shown() {
 }
 
 #[test]
-fn there_is_one_app() {
+fn the_app_is_that_of_the_flag() {
     let api = Api::with_web("started");
+    api.answers("GET /v1/apps/shop%2F1/machines", 200, json!([]));
     assert_eq!(api.mctl(&["list", "-a", "default"]).code, 0);
-    let ran = api.mctl(&["list", "--app", "shop"]);
-    assert_eq!(ran.code, 2);
-    assert!(
-        ran.err.contains("a host has one app, default"),
-        "{}",
-        ran.err
-    );
+    let ran = api.mctl(&["list", "--app", "shop/1"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    api.request("GET /v1/apps/default/machines");
+    api.request("GET /v1/apps/shop%2F1/machines");
 }

@@ -15,7 +15,12 @@ impl Client {
     /// Takes a lease. A client that sends the nonce of the current lease refreshes it.
     pub async fn take_lease(&self, id: &str, request: &LeaseRequest) -> Result<Lease, Error> {
         let action = format!("lease machine {id}");
-        let call = Call::new(Method::POST, paths::machine(id, "/lease"), action).body(request);
+        let call = Call::new(
+            Method::POST,
+            paths::machine(&self.app, id, "/lease"),
+            action,
+        )
+        .body(request);
         self.json::<LeaseResponse>(call)
             .await
             .map(|answer| answer.data)
@@ -24,7 +29,7 @@ impl Client {
     /// The current lease. Its nonce is shown only to clients that may change machines.
     pub async fn lease(&self, id: &str) -> Result<Lease, Error> {
         let action = format!("look up the lease of machine {id}");
-        let call = Call::new(Method::GET, paths::machine(id, "/lease"), action);
+        let call = Call::new(Method::GET, paths::machine(&self.app, id, "/lease"), action);
         self.json::<LeaseResponse>(call)
             .await
             .map(|answer| answer.data)
@@ -33,7 +38,11 @@ impl Client {
     /// Releases the lease whose nonce this client sends.
     pub async fn release_lease(&self, id: &str) -> Result<(), Error> {
         let action = format!("release the lease of machine {id}");
-        let call = Call::new(Method::DELETE, paths::machine(id, "/lease"), action);
+        let call = Call::new(
+            Method::DELETE,
+            paths::machine(&self.app, id, "/lease"),
+            action,
+        );
         self.ignore_body(call).await
     }
 
@@ -42,7 +51,7 @@ impl Client {
         let action = format!("read metadata of machine {id}");
         self.json(Call::new(
             Method::GET,
-            paths::machine(id, "/metadata"),
+            paths::machine(&self.app, id, "/metadata"),
             action,
         ))
         .await
@@ -54,14 +63,14 @@ impl Client {
         let body = MetadataValue {
             value: value.to_owned(),
         };
-        let call = Call::new(Method::POST, paths::metadata(id, key), action).body(&body);
+        let call = Call::new(Method::POST, paths::metadata(&self.app, id, key), action).body(&body);
         self.ignore_body(call).await
     }
 
     /// Deletes one metadata value.
     pub async fn delete_metadata(&self, id: &str, key: &str) -> Result<(), Error> {
         let action = format!("delete metadata {key} of machine {id}");
-        let call = Call::new(Method::DELETE, paths::metadata(id, key), action);
+        let call = Call::new(Method::DELETE, paths::metadata(&self.app, id, key), action);
         self.ignore_body(call).await
     }
 
@@ -71,7 +80,7 @@ impl Client {
         let action = format!("{verb} machine {id}");
         let call = Call::new(
             Method::POST,
-            paths::machine(id, &format!("/{verb}")),
+            paths::machine(&self.app, id, &format!("/{verb}")),
             action,
         );
         self.ignore_body(call).await

@@ -8,7 +8,7 @@ use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::http::request::Builder;
 use hyper::{Method, Request, Response, StatusCode};
-use machine_api::{ErrorBody, LEASE_NONCE_HEADER, Ok as Done};
+use machine_api::{DEFAULT_APP, ErrorBody, LEASE_NONCE_HEADER, Ok as Done};
 use serde::de::DeserializeOwned;
 
 use crate::call::Call;
@@ -27,6 +27,8 @@ pub struct Client {
     tls: Tls,
     token: Option<String>,
     lease_nonce: Option<String>,
+    /// The app of all machines that are named in requests.
+    pub(crate) app: String,
 }
 
 impl fmt::Debug for Client {
@@ -47,7 +49,15 @@ impl Client {
             tls: Tls::default(),
             token: None,
             lease_nonce: None,
+            app: DEFAULT_APP.to_owned(),
         }
+    }
+
+    /// Sets the app of the machines; without it, the one that every host has.
+    #[must_use]
+    pub fn with_app(mut self, app: impl Into<String>) -> Self {
+        self.app = app.into();
+        self
     }
 
     /// Sets which certificates are trusted over https. Without it, those that the system trusts.

@@ -95,7 +95,7 @@ impl Client {
         let uri = query(
             Call::new(
                 Method::GET,
-                paths::machine(id, "/exec/stream"),
+                paths::machine(&self.app, id, "/exec/stream"),
                 action.clone(),
             ),
             command,

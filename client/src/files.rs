@@ -63,8 +63,12 @@ impl Client {
     /// Opens a file of the guest.
     pub async fn read_file(&self, id: &str, path: &str) -> Result<FileContent, Error> {
         let action = format!("read {path} of machine {id}");
-        let call = Call::new(Method::GET, paths::machine(id, "/files"), action.clone())
-            .query("path", path);
+        let call = Call::new(
+            Method::GET,
+            paths::machine(&self.app, id, "/files"),
+            action.clone(),
+        )
+        .query("path", path);
         let answer = self.open(call.deadline(DEFAULT_DEADLINE * 2)).await?;
         let header = |name: &str| {
             answer
@@ -94,7 +98,7 @@ impl Client {
         content: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
     ) -> Result<u64, Error> {
         let action = format!("write {path} of machine {id}");
-        let uri = Call::new(Method::PUT, paths::machine(id, "/files"), "")
+        let uri = Call::new(Method::PUT, paths::machine(&self.app, id, "/files"), "")
             .query("path", path)
             .query("mode", format_args!("{mode:o}"))
             .into_uri();

@@ -1,4 +1,4 @@
-//! Calls about machines and the host, one method each: `/v1/apps/default/machines…` and
+//! Calls about machines and the host, one method each: `/v1/apps/{app}/machines…` and
 //! `/v1/host`.
 
 use std::time::Duration;
@@ -53,7 +53,7 @@ impl Client {
 
     /// The machines that `filter` selects.
     pub async fn list(&self, filter: &ListFilter) -> Result<Vec<Machine>, Error> {
-        let mut call = Call::new(Method::GET, paths::machines(), "list machines");
+        let mut call = Call::new(Method::GET, paths::machines(&self.app), "list machines");
         if !filter.states.is_empty() {
             let names: Vec<&str> = filter.states.iter().map(|state| state.name()).collect();
             call = call.query("state", names.join(","));
@@ -71,7 +71,7 @@ impl Client {
     pub async fn machine(&self, id: &str) -> Result<Machine, Error> {
         self.json(Call::new(
             Method::GET,
-            paths::machine(id, ""),
+            paths::machine(&self.app, id, ""),
             format!("look up machine {id}"),
         ))
         .await
@@ -84,7 +84,7 @@ impl Client {
             None => "create a machine".to_owned(),
         };
         self.json(
-            Call::new(Method::POST, paths::machines(), action)
+            Call::new(Method::POST, paths::machines(&self.app), action)
                 .deadline(ADMISSION_DEADLINE)
                 .body(machine),
         )
@@ -95,7 +95,7 @@ impl Client {
     pub async fn update(&self, id: &str, update: &UpdateMachine) -> Result<Machine, Error> {
         let call = Call::new(
             Method::POST,
-            paths::machine(id, ""),
+            paths::machine(&self.app, id, ""),
             format!("update machine {id}"),
         );
         self.json(call.deadline(ADMISSION_DEADLINE).body(update))
@@ -106,7 +106,7 @@ impl Client {
     pub async fn destroy(&self, id: &str, force: bool) -> Result<(), Error> {
         let call = Call::new(
             Method::DELETE,
-            paths::machine(id, ""),
+            paths::machine(&self.app, id, ""),
             format!("destroy machine {id}"),
         );
         let call = call.query("force", force).deadline(ADMISSION_DEADLINE);
@@ -117,7 +117,7 @@ impl Client {
     pub async fn start(&self, id: &str) -> Result<StartResponse, Error> {
         let call = Call::new(
             Method::POST,
-            paths::machine(id, "/start"),
+            paths::machine(&self.app, id, "/start"),
             format!("start machine {id}"),
         );
         self.json(call.deadline(ADMISSION_DEADLINE)).await
@@ -127,7 +127,7 @@ impl Client {
     pub async fn stop(&self, id: &str, request: &StopRequest) -> Result<(), Error> {
         let call = Call::new(
             Method::POST,
-            paths::machine(id, "/stop"),
+            paths::machine(&self.app, id, "/stop"),
             format!("stop machine {id}"),
         );
         self.ok(call.deadline(ADMISSION_DEADLINE).body(request))
@@ -138,7 +138,7 @@ impl Client {
     pub async fn suspend(&self, id: &str) -> Result<(), Error> {
         let call = Call::new(
             Method::POST,
-            paths::machine(id, "/suspend"),
+            paths::machine(&self.app, id, "/suspend"),
             format!("suspend machine {id}"),
         );
         self.ok(call.deadline(ADMISSION_DEADLINE)).await
@@ -148,7 +148,7 @@ impl Client {
     pub async fn restart(&self, id: &str, force: bool, how: &StopRequest) -> Result<(), Error> {
         let call = Call::new(
             Method::POST,
-            paths::machine(id, "/restart"),
+            paths::machine(&self.app, id, "/restart"),
             format!("restart machine {id}"),
         )
         .query("force_stop", force)
@@ -163,7 +163,7 @@ impl Client {
         let limit = Duration::from_secs(request.timeout.unwrap_or(60).into());
         let call = Call::new(
             Method::POST,
-            paths::machine(id, "/exec"),
+            paths::machine(&self.app, id, "/exec"),
             format!("run a command in machine {id}"),
         );
         self.json(call.deadline(limit + DEFAULT_DEADLINE).body(request))
@@ -176,15 +176,24 @@ impl Client {
         let body = SignalRequest {
             signal: signal.to_owned(),
         };
-        let call = Call::new(Method::POST, paths::machine(id, "/signal"), action).body(&body);
+        let call = Call::new(
+            Method::POST,
+            paths::machine(&self.app, id, "/signal"),
+            action,
+        )
+        .body(&body);
         self.ok(call).await
     }
 
     /// The processes of the guest.
     pub async fn processes(&self, id: &str) -> Result<Vec<ListedProcess>, Error> {
         let action = format!("list processes of machine {id}");
-        self.json(Call::new(Method::GET, paths::machine(id, "/ps"), action))
-            .await
+        self.json(Call::new(
+            Method::GET,
+            paths::machine(&self.app, id, "/ps"),
+            action,
+        ))
+        .await
     }
 
     /// Waits up to `timeout`, at most a minute, until the machine is in `state` and, if given, of
@@ -202,7 +211,7 @@ impl Client {
             .clamp(1.0, LONGEST_WAIT_S as f64);
         let call = Call::new(
             Method::GET,
-            paths::machine(id, "/wait"),
+            paths::machine(&self.app, id, "/wait"),
             format!("wait for machine {id} to be {state}"),
         )
         .query("state", state)
@@ -216,7 +225,7 @@ impl Client {
     pub async fn events(&self, id: &str, limit: Option<u32>) -> Result<Vec<MachineEvent>, Error> {
         let call = Call::new(
             Method::GET,
-            paths::machine(id, "/events"),
+            paths::machine(&self.app, id, "/events"),
             format!("list events of machine {id}"),
         );
         self.json(call.optional_query("limit", limit)).await
@@ -227,7 +236,7 @@ impl Client {
     pub async fn follow_events(&self, id: &str, limit: u32) -> Result<Lines<MachineEvent>, Error> {
         let call = Call::new(
             Method::GET,
-            paths::machine(id, "/events"),
+            paths::machine(&self.app, id, "/events"),
             format!("follow events of machine {id}"),
         );
         let call = call.query("follow", true).query("limit", limit);
@@ -238,7 +247,7 @@ impl Client {
     pub async fn timings(&self, id: &str, limit: Option<u32>) -> Result<Vec<Timing>, Error> {
         let call = Call::new(
             Method::GET,
-            paths::machine(id, "/timings"),
+            paths::machine(&self.app, id, "/timings"),
             format!("list timings of machine {id}"),
         );
         self.json(call.optional_query("limit", limit)).await
@@ -247,15 +256,19 @@ impl Client {
     /// CPU and memory of a started machine.
     pub async fn usage(&self, id: &str) -> Result<Usage, Error> {
         let action = format!("look up the usage of machine {id}");
-        self.json(Call::new(Method::GET, paths::machine(id, "/usage"), action))
-            .await
+        self.json(Call::new(
+            Method::GET,
+            paths::machine(&self.app, id, "/usage"),
+            action,
+        ))
+        .await
     }
 
     /// How host and guest see a machine's vsock connections, and a diagnosis.
     pub async fn vsock(&self, id: &str) -> Result<VsockView, Error> {
         let call = Call::new(
             Method::GET,
-            paths::machine(id, "/vsock"),
+            paths::machine(&self.app, id, "/vsock"),
             format!("diagnose vsock of machine {id}"),
         );
         self.json(call).await
@@ -265,7 +278,7 @@ impl Client {
     pub async fn resources(&self, id: &str) -> Result<MachineResources, Error> {
         let call = Call::new(
             Method::GET,
-            paths::machine(id, "/resources"),
+            paths::machine(&self.app, id, "/resources"),
             format!("measure what machine {id} has in use"),
         );
         self.json(call).await
@@ -275,7 +288,7 @@ impl Client {
     pub async fn logs(&self, id: &str, filter: &LogFilter) -> Result<Lines<LogLine>, Error> {
         let call = Call::new(
             Method::GET,
-            paths::machine(id, "/logs"),
+            paths::machine(&self.app, id, "/logs"),
             format!("read logs of machine {id}"),
         )
         .query("follow", filter.follow)

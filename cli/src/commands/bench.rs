@@ -1,17 +1,24 @@
 //! `mctl bench resume`: chained suspend/resume cycles on a user's machine, with the verdict of the
-//! end-to-end harness.
+//! end-to-end harness. A resume ends when the supervisor says so, or when a probe gets an answer.
 
+mod probe;
+mod probed_machine;
+
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
+use client::{ErrorKind, Trust};
 use cycles::{
-    Clock, Cycle, FailedCheck, Host, Interruption, LeftoverVsocks, MIN_CYCLES, MachineSubject,
-    Observer, Outcome, Report, RunOptions, Setting, SubjectDescription, cycles_csv, report_page,
-    run_cycles,
+    Clock, Cycle, FailedCheck, Host, Interruption, KvmKind, LeftoverVsocks, MIN_CYCLES,
+    MachineSubject, Observer, Outcome, Report, Run, RunOptions, Setting, SubjectDescription,
+    cycles_csv, report_page, run_cycles,
 };
-use machine_api::MachineState;
+use machine_api::{Machine, MachineState};
+use probe::{Greeting, Probe};
+use probed_machine::ProbedMachine;
 
 use crate::arguments::MachineArg;
 use crate::cycle_report::{print, write_file};
@@ -42,8 +49,16 @@ The exit code is 8 if a check of a cycle fails; with --assert-flat also if the v
 and 9 if it is undecided. Latency must rise by less than 5 % of its median per 300 cycles, so fewer
 cycles than that seldom show that it does.
 
-Example:
-  mctl bench resume web --cycles 300 --most-cycles 1000 --assert-flat --output report.json")]
+A resume ends when the supervisor counts the machine as started. With --probe it ends when something
+that users care for gives its first answer, measured from here; any platform with the Machines API
+will do. A TCP probe needs a byte from the other side, an HTTP probe a status below 400, and a command
+exit code 0.
+
+Examples:
+  mctl bench resume web --cycles 300 --most-cycles 1000 --assert-flat --output report.json
+  mctl bench resume web --probe http=http://localhost:8080/health
+  mctl bench resume redis --probe tcp=localhost:6379 --probe-send 'PING\\r\\n'
+  mctl bench resume db --probe 'exec=pg_isready --quiet'")]
 struct ResumeArgs {
     #[command(flatten)]
     machine: MachineArg,
@@ -62,6 +77,13 @@ struct ResumeArgs {
     /// File in the guest with a number that a process in the guest keeps increasing
     #[arg(long, value_name = "PATH")]
     counter_file: Option<String>,
+    /// What must answer before the machine counts as resumed: tcp=HOST:PORT, http=URL or
+    /// exec=COMMAND
+    #[arg(long, value_name = "PROBE", conflicts_with_all = ["counter_file", "allow_leaks"])]
+    probe: Option<Probe>,
+    /// What a TCP probe says first; \r, \n, \t, \0 and \\ stand for one byte each
+    #[arg(long, value_name = "TEXT", requires = "probe")]
+    probe_send: Option<Greeting>,
     /// Time limit for one suspend or one resume
     #[arg(long, value_name = "TIME", default_value = "120s", value_parser = parse::duration)]
     step_timeout: Duration,
@@ -85,16 +107,8 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
             state: machine.state,
         });
     }
-    let info = session.client.host().await?;
-    let clock = Clock::from(&info);
-    let host = Host::from(info);
+    let (host, clock) = host_and_clock(session).await?;
     let started_at = jiff::Timestamp::now().to_string();
-    let mut subject = MachineSubject::new(
-        session.client.clone(),
-        machine,
-        args.counter_file,
-        args.step_timeout,
-    );
     let options = RunOptions {
         cycles: args.cycles,
         most_cycles: args.most_cycles.unwrap_or(args.cycles),
@@ -108,7 +122,7 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
         progress: session.output.progress(u64::from(args.cycles), "cycles"),
         interruption: Interruption::by_ctrl_c(|| {}),
     };
-    let measured = run_cycles(&mut subject, options, &mut watching).await;
+    let measured = measure(session, &args, machine, options, &mut watching).await;
     drop(watching);
     let setting = Setting {
         host,
@@ -134,6 +148,43 @@ pub(crate) async fn run(session: &Session, args: Args) -> Result<(), CommandErro
         Outcome::Rising if args.assert_flat => Err(CommandError::NotFlat),
         Outcome::Undecided if args.assert_flat => Err(CommandError::FlatnessUndecided),
         Outcome::Flat | Outcome::Rising | Outcome::Undecided => Ok(()),
+    }
+}
+
+/// Puts the machine through its cycles.
+async fn measure(
+    session: &Session,
+    args: &ResumeArgs,
+    machine: Machine,
+    options: RunOptions,
+    watching: &mut Watching,
+) -> Run {
+    let client = session.client.clone();
+    let Some(probe) = args.probe.clone() else {
+        let file = args.counter_file.clone();
+        let mut subject = MachineSubject::new(client, machine, file, args.step_timeout);
+        return run_cycles(&mut subject, options, watching).await;
+    };
+    let trust = session.settings.ca_cert.as_ref();
+    let trust = trust.map_or(Trust::System, |file| Trust::File(file.value.clone()));
+    let Greeting(send) = args.probe_send.clone().unwrap_or_default();
+    let probe = probe.with_trust(trust);
+    let mut subject = ProbedMachine::new(client, machine, probe, send, args.step_timeout);
+    run_cycles(&mut subject, options, watching).await
+}
+
+/// The host, and the clock by which it measures. Another platform does not describe its hosts.
+async fn host_and_clock(session: &Session) -> Result<(Host, Clock), CommandError> {
+    match session.client.host().await {
+        Ok(info) => Ok((Host::from(info.clone()), Clock::from(&info))),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let host = Host {
+                kvm: KvmKind::Unknown,
+                details: BTreeMap::new(),
+            };
+            Ok((host, Clock::Real))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
