@@ -77,9 +77,9 @@ prepush: test
 build:
     cargo build {{ cargo_flags }} --workspace --bins
 
-# the test image's init, which leaks one socket per resume; built aside, never to be released
+# the test image's init, which leaks one socket per resume; never to be released
 leaky:
-    cargo build {{ cargo_flags }} --package guest-init --features leaky --target-dir {{ CARGO_TARGET_DIR }}/leaky
+    cargo build {{ cargo_flags }} --workspace --features guest-init/leaky --bin guest-init-leaky
 
 # programs that leak one of each kind on purpose, never to be released: every leak must be found
 leaks *options: build

@@ -28,7 +28,7 @@ pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
     let path = binaries()?.join(name);
     ensure!(
         path.is_file(),
-        "{} is missing; build it with `cargo build --release`, or let ./just do it",
+        "{} is missing; `./just build leaky` builds it",
         path.display()
     );
     Ok(path)
@@ -56,29 +56,9 @@ impl GuestImage {
     fn init(self) -> anyhow::Result<PathBuf> {
         match self {
             Self::Default => binary("guest-init"),
-            Self::Leaky => leaky_init(),
+            Self::Leaky => binary("guest-init-leaky"),
         }
     }
-}
-
-/// The leaky init is built in a target folder of its own, so that it is never released by mistake.
-fn leaky_init() -> anyhow::Result<PathBuf> {
-    let binaries = binaries()?;
-    let target = binaries
-        .ancestors()
-        .find(|folder| folder.ends_with("target"))
-        .context("this program is not in a target folder")?;
-    let rest = binaries
-        .strip_prefix(target)
-        .context("this program is not below its target folder")?;
-    let path = target.join("leaky").join(rest).join("guest-init");
-    ensure!(
-        path.is_file(),
-        "{} is missing; ./just builds it: cargo build --release -p guest-init --features leaky \
-         --target-dir target/leaky",
-        path.display()
-    );
-    Ok(path)
 }
 
 /// Builds the images in `store`, unless they are up to date.
