@@ -2,15 +2,16 @@
 //! writes their figures into a file for the `mctl-e2e` that called it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Args;
 use client::Client;
 use cycles::recorded_timing;
-use machine_api::{ExecRequest, MachineState, Operation, Timing};
+use machine_api::{ExecRequest, Machine, MachineState, Operation, Timing};
 
 use crate::artifacts::GuestImage;
-use crate::figures::{Figures, FilledFigures, OperationFigures};
+use crate::figures::{Figures, FilledFigures, OperationFigures, VmmCpu};
 use crate::host::KvmHost;
 use crate::machine::{MachineSpec, STEP_DEADLINE, boot};
 use crate::output;
@@ -41,10 +42,10 @@ pub struct Arguments {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
 pub struct Amount {
     /// Boots of an idle guest
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub boots: u32,
     /// Suspends and resumes of an idle guest
-    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub cycles: u32,
     /// Memory of the guest whose memory is filled, in MiB
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(256..=4096))]
@@ -119,9 +120,10 @@ async fn guest_kernel(client: &Client) -> anyhow::Result<String> {
 /// Boots machines one after the other, and puts the last one through cycles.
 async fn measure_idle(client: &Client, amount: Amount) -> anyhow::Result<Vec<OperationFigures>> {
     let spec = spec("idle", IDLE_MEMORY_MIB);
-    let mut boots = Vec::new();
+    let (mut boots, mut boots_cpu) = (Vec::new(), Vec::new());
     let mut machine = boot(client, &spec).await?;
     loop {
+        boots_cpu.extend(vmm_cpu(&machine));
         let generation = machine.generation;
         let timing = recorded_timing(
             client,
@@ -138,13 +140,14 @@ async fn measure_idle(client: &Client, amount: Amount) -> anyhow::Result<Vec<Ope
         client.destroy(&machine.id, true).await?;
         machine = boot(client, &spec).await?;
     }
-    let (mut suspends, mut resumes) = (Vec::new(), Vec::new());
+    let (mut suspends, mut resumes, mut resumes_cpu) = (Vec::new(), Vec::new(), Vec::new());
     for number in 1..=WARM_UP_CYCLES + amount.cycles {
-        let suspend = step(client, &machine.id, MachineState::Suspended).await?;
-        let resume = step(client, &machine.id, MachineState::Started).await?;
+        let (_, suspend) = step(client, &machine.id, MachineState::Suspended).await?;
+        let (resumed, resume) = step(client, &machine.id, MachineState::Started).await?;
         if number > WARM_UP_CYCLES {
             suspends.push(suspend);
             resumes.push(resume);
+            resumes_cpu.extend(resumed);
         }
         if number % 10 == 0 {
             output::say(&format!(
@@ -155,9 +158,9 @@ async fn measure_idle(client: &Client, amount: Amount) -> anyhow::Result<Vec<Ope
     }
     client.destroy(&machine.id, true).await?;
     Ok(vec![
-        OperationFigures::of_timings("boot", &boots),
+        OperationFigures::of_timings("boot", &boots).with_cpu(&boots_cpu),
         OperationFigures::of_timings("suspend", &suspends),
-        OperationFigures::of_timings("resume", &resumes),
+        OperationFigures::of_timings("resume", &resumes).with_cpu(&resumes_cpu),
     ])
 }
 
@@ -165,13 +168,13 @@ async fn measure_idle(client: &Client, amount: Amount) -> anyhow::Result<Vec<Ope
 async fn measure_filled(client: &Client, amount: Amount) -> anyhow::Result<FilledFigures> {
     let machine = boot(client, &spec("filled", amount.memory_mib)).await?;
     fill(client, &machine.id, amount.memory_mib * FILL_PERCENT / 100).await?;
-    let first = step(client, &machine.id, MachineState::Suspended).await?;
-    let mut resumes = vec![step(client, &machine.id, MachineState::Started).await?];
+    let (_, first) = step(client, &machine.id, MachineState::Suspended).await?;
+    let mut resumes = vec![step(client, &machine.id, MachineState::Started).await?.1];
     let mut repeated = Vec::new();
     for number in 1..=amount.repeats {
         output::say(&format!("suspend {number} of {}", amount.repeats));
-        repeated.push(step(client, &machine.id, MachineState::Suspended).await?);
-        resumes.push(step(client, &machine.id, MachineState::Started).await?);
+        repeated.push(step(client, &machine.id, MachineState::Suspended).await?.1);
+        resumes.push(step(client, &machine.id, MachineState::Started).await?.1);
     }
     client.destroy(&machine.id, true).await?;
     Ok(FilledFigures {
@@ -217,8 +220,13 @@ async fn fill(client: &Client, id: &str, mib: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Suspends or resumes until the machine is in the state `wanted`.
-async fn step(client: &Client, id: &str, wanted: MachineState) -> anyhow::Result<Timing> {
+/// Suspends or resumes until the machine is in the state `wanted`. Returns what the VMM has used when
+/// that was so, if there is one, and the timing.
+async fn step(
+    client: &Client,
+    id: &str,
+    wanted: MachineState,
+) -> anyhow::Result<(Option<VmmCpu>, Timing)> {
     let operation = if wanted == MachineState::Suspended {
         client.suspend(id).await?;
         Operation::Suspend
@@ -227,5 +235,23 @@ async fn step(client: &Client, id: &str, wanted: MachineState) -> anyhow::Result
         Operation::Resume
     };
     let machine = client.reach(id, wanted, STEP_DEADLINE).await?;
-    Ok(recorded_timing(client, id, operation, machine.generation, STEP_DEADLINE).await?)
+    let cpu = vmm_cpu(&machine);
+    let generation = machine.generation;
+    let timing = recorded_timing(client, id, operation, generation, STEP_DEADLINE).await?;
+    Ok((cpu, timing))
+}
+
+/// What the VMM of a started machine has used. The thread that verifies memory in the background works
+/// after the machine is started, and does not count.
+fn vmm_cpu(machine: &Machine) -> Option<VmmCpu> {
+    let mut cpu = VmmCpu::default();
+    for thread in process_usage::thread_times(machine.vmm_pid?) {
+        let ms = Duration::from_nanos(thread.cpu_ns).as_secs_f64() * 1e3;
+        match thread.name.as_str() {
+            "verifier" => {}
+            name if name.starts_with("vcpu") => cpu.vcpus_ms += ms,
+            _ => cpu.others_ms += ms,
+        }
+    }
+    Some(cpu)
 }

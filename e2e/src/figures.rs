@@ -9,6 +9,20 @@ use serde::{Deserialize, Serialize};
 /// The name of the sum of an operation's phases.
 pub const TOTAL: &str = "total";
 
+/// Time of the vCPUs' threads on a processor: the guest, and what KVM does for its exits.
+pub const CPU_OF_VCPUS: &str = "cpu: vCPU threads";
+/// Time of the VMM's other threads on a processor.
+pub const CPU_OF_VMM: &str = "cpu: rest of the VMM";
+
+/// What a VMM has used of a processor since its start.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct VmmCpu {
+    /// In the threads of its vCPUs.
+    pub vcpus_ms: f64,
+    /// In its other threads.
+    pub others_ms: f64,
+}
+
 /// What one process has measured.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Figures {
@@ -71,6 +85,17 @@ impl OperationFigures {
             durations.resize(timings.len(), 0.0);
         }
         figures
+    }
+
+    /// Adds what the VMM's threads used in each measurement. It is no part of the total, which these
+    /// and other processes share with each other and with waits.
+    #[must_use]
+    pub fn with_cpu(mut self, used: &[VmmCpu]) -> Self {
+        for (measured_before, cpu) in used.iter().enumerate() {
+            self.add(CPU_OF_VCPUS, cpu.vcpus_ms, measured_before);
+            self.add(CPU_OF_VMM, cpu.others_ms, measured_before);
+        }
+        self
     }
 
     fn add(&mut self, name: &str, ms: f64, measured_before: usize) {
@@ -147,6 +172,19 @@ mod tests {
             guest: None,
             error: None,
         }
+    }
+
+    #[test]
+    fn what_threads_used_stands_beside_the_phases_and_is_in_no_total() {
+        let cpu = VmmCpu {
+            vcpus_ms: 2.0,
+            others_ms: 1.0,
+        };
+        let figures = OperationFigures::of_timings("resume", &[timing(&[("spawn", 5.0)])]);
+        let costs = figures.with_cpu(&[cpu]).costs();
+        assert_eq!(costs[TOTAL].p50_ms, 5.0);
+        assert_eq!(costs[CPU_OF_VCPUS].p50_ms, 2.0);
+        assert_eq!(costs[CPU_OF_VMM].p50_ms, 1.0);
     }
 
     #[test]

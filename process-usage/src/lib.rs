@@ -65,6 +65,36 @@ impl ProcessUsage {
     }
 }
 
+/// What a thread has used of a processor so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ThreadTime {
+    /// The thread's name, at most 15 bytes.
+    pub name: String,
+    /// Time on a processor in ns, that of a guest in a vCPU's thread included.
+    pub cpu_ns: u64,
+}
+
+/// The times of all threads of the process that has this pid now; those that have ended are not among
+/// them. Empty if the process has ended, or the kernel was built without `CONFIG_SCHED_INFO`.
+#[must_use]
+pub fn thread_times(pid: u32) -> Vec<ThreadTime> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    tasks
+        .flatten()
+        .filter_map(|task| {
+            let name = fs::read_to_string(task.path().join("comm")).ok()?;
+            // Documentation/scheduler/sched-stats.rst: time on a processor, waiting time, slices.
+            let times = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            Some(ThreadTime {
+                name: name.trim_end().to_owned(),
+                cpu_ns: times.split(' ').next()?.parse().ok()?,
+            })
+        })
+        .collect()
+}
+
 #[derive(Debug, Clone, Copy, Default)]
 struct OpenDescriptors {
     descriptors: u64,
