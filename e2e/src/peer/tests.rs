@@ -1,4 +1,4 @@
-//! Tests of the adapter without a Firecracker: its API and a guest's init are simulated on Unix
+//! Tests of what the adapters share, without a VMM: its API and a guest's init are simulated on Unix
 //! sockets.
 
 use std::path::{Path, PathBuf};
@@ -14,14 +14,14 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::api::{self, ApiError};
+use super::api::{self, ApiCall, ApiError};
 use super::guest::{self, CallError};
 use super::readiness::{LIMITS, Limits, retry};
 
 /// How the simulated vsock socket treats one connection.
 #[derive(Debug, Clone, Copy)]
 enum Behaviour {
-    /// Closes, as Firecracker does when the guest answers with RST.
+    /// Closes, as VMMs do when the guest answers with RST.
     Refuse,
     /// Neither answers nor closes.
     Silence,
@@ -216,7 +216,12 @@ fn answering(answer: &'static str) -> (tempfile::TempDir, PathBuf) {
 }
 
 async fn pause(socket: &Path) -> Result<(), ApiError> {
-    api::call(socket, Method::PATCH, "/vm", &json!({ "state": "Paused" })).await
+    let call = ApiCall {
+        method: Method::PATCH,
+        path: "/vm",
+        body: json!({ "state": "Paused" }),
+    };
+    api::call(socket, &call).await
 }
 
 #[tokio::test]
