@@ -171,4 +171,21 @@ mod tests {
         assert_eq!(most.cycles, cycles::MAX_CYCLES);
         assert!(parsed(cycles::MAX_CYCLES + 1).is_err());
     }
+
+    #[test]
+    fn each_peer_has_a_run_and_reports_of_its_own() {
+        let parsed = |vmms: &[&str]| {
+            let words = vmms.iter().flat_map(|vmm| ["--vmm", vmm]);
+            CommandLine::try_parse_from(std::iter::once("cycles").chain(words))
+                .unwrap()
+                .arguments
+        };
+        let both = parsed(&["firecracker=/bin/true", "cloud-hypervisor=/bin/true"]);
+        let works = both.works().unwrap();
+        let names: Vec<&str> = works.iter().map(|work| work.name.as_str()).collect();
+        assert_eq!(names, ["mctl", "firecracker", "cloud-hypervisor"]);
+        let twice = parsed(&["firecracker=/bin/true", "firecracker=/bin/false"]);
+        let text = twice.works().unwrap_err().to_string();
+        assert!(text.contains("firecracker=… is given twice"), "{text}");
+    }
 }

@@ -26,7 +26,7 @@ pub(super) struct Guest {
 /// The guest's end of the vsock device; any CID from 3 will do, as each guest has a socket of its own.
 pub(super) const GUEST_CID: u32 = 3;
 
-/// The kernel's command line: that of our own VMM as far as it does not name devices.
+/// The kernel's command line: the default of our own VMM.
 pub(super) const KERNEL_ARGUMENTS: &str = "console=ttyS0 reboot=k panic=-1 quiet";
 
 /// An API call that is a phase of a suspend or resume.
@@ -50,4 +50,56 @@ pub(super) trait Driver: Debug + Sync {
 
     /// In a process without a machine: restores the one in `folder`, and lets it run.
     fn resume(&self, folder: &Path) -> Vec<PhaseCall>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peer::kind::PeerKind;
+
+    fn mentions(calls: &[PhaseCall], path: &Path) -> bool {
+        let path = path.display().to_string();
+        calls
+            .iter()
+            .any(|one| one.call.body.to_string().contains(&path))
+    }
+
+    #[test]
+    fn every_peer_restores_what_it_saved() {
+        for kind in PeerKind::ALL {
+            let folder = Path::new("/peer/snapshot-7");
+            let driver = kind.driver();
+            assert!(mentions(&driver.suspend(folder), folder), "{kind:?}");
+            assert!(mentions(&driver.resume(folder), folder), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn every_peer_boots_the_same_guest() {
+        let guest = Guest {
+            kernel: "/images/kernel".into(),
+            initramfs: "/images/initramfs".into(),
+            memory_mib: 192,
+            vcpus: 3,
+            vsock: "/peer/v.sock".into(),
+        };
+        for kind in PeerKind::ALL {
+            let calls = kind.driver().boot(&guest);
+            let bodies: Vec<String> = calls.iter().map(|call| call.body.to_string()).collect();
+            let all = bodies.concat();
+            for part in ["/images/kernel", "/images/initramfs", KERNEL_ARGUMENTS] {
+                assert!(all.contains(part), "{kind:?}: {part} in {all}");
+            }
+            assert!(all.contains("/peer/v.sock"), "{kind:?}: {all}");
+        }
+    }
+
+    #[test]
+    fn every_peer_listens_where_it_is_told() {
+        for kind in PeerKind::ALL {
+            let arguments = kind.driver().arguments(Path::new("/peer/api.sock"));
+            let last = arguments.last().map(OsString::as_os_str);
+            assert_eq!(last, Some("/peer/api.sock".as_ref()), "{kind:?}");
+        }
+    }
 }

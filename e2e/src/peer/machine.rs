@@ -469,3 +469,57 @@ fn version_of(binary: &Path, kind: PeerKind) -> String {
         .filter(|line| !line.is_empty())
         .unwrap_or_else(|| kind.name().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_of_a_stopwatch_leave_nothing_out() {
+        let mut stopwatch = Stopwatch::start();
+        for phase in ["spawn", "load_snapshot", "readiness"] {
+            std::thread::sleep(Duration::from_millis(1));
+            stopwatch.end_phase(phase);
+        }
+        let (total_ms, phases) = stopwatch.stop();
+        let sum_ms: f64 = phases.iter().map(|(_, ms)| ms).sum();
+        assert!(total_ms >= 3.0, "{total_ms}");
+        assert!((total_ms - sum_ms).abs() < 1e-6, "{total_ms} {sum_ms}");
+        assert!(phases.ms("load_snapshot") >= Some(1.0), "{phases:?}");
+    }
+
+    #[test]
+    fn a_snapshot_that_was_never_made_need_not_be_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let snapshot = folder.path().join("snapshot-1");
+        remove_folder(&snapshot).unwrap();
+        create_folder(&snapshot).unwrap();
+        std::fs::write(snapshot.join("memory"), "12345").unwrap();
+        assert_eq!(size_of(&snapshot), 5);
+        remove_folder(&snapshot).unwrap();
+        assert!(!snapshot.exists());
+    }
+
+    #[tokio::test]
+    async fn a_binary_that_is_no_vmm_cannot_be_booted_and_says_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = PeerMachine::boot(PeerOptions {
+            kind: PeerKind::CloudHypervisor,
+            binary: "/bin/false".into(),
+            kernel: "kernel".into(),
+            initramfs: "initramfs".into(),
+            folder: folder.path().join("peer"),
+            memory_mib: 64,
+            vcpus: 1,
+            monitor_first: false,
+        })
+        .await
+        .unwrap_err();
+        let PeerError::Process(cause) = error else {
+            panic!("{error:?}");
+        };
+        let text = cause.to_string();
+        assert!(text.contains("/bin/false opened no API socket"), "{text}");
+        assert!(text.contains("exit status: 1"), "{text}");
+    }
+}

@@ -152,3 +152,33 @@ fn report(ended: Option<ExitStatus>, log: &[u8]) -> String {
         format!("{state}, and its output ends with: {last}")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_binary_that_ends_at_once_is_reported_with_its_status_and_output() {
+        let folder = tempfile::tempdir().unwrap();
+        let (api, log) = (folder.path().join("api.sock"), folder.path().join("log"));
+        let arguments = ["-c".into(), "echo no KVM here >&2; exit 3".into()];
+        let started = Process::start(Path::new("/bin/sh"), &arguments, &api, &log).await;
+        let text = started.unwrap_err().to_string();
+        assert!(text.contains("exit status: 3"), "{text}");
+        assert!(text.contains("no KVM here"), "{text}");
+    }
+
+    #[test]
+    fn a_report_has_the_last_lines_only() {
+        let lines: Vec<String> = (0..50).map(|number| format!("line {number}")).collect();
+        let text = report(None, lines.join("\n").as_bytes());
+        assert!(text.starts_with("the VMM still ran"), "{text}");
+        assert!(text.ends_with("line 48 | line 49"), "{text}");
+        assert!(!text.contains("line 39"), "{text}");
+    }
+
+    #[test]
+    fn a_silent_process_is_reported_as_such() {
+        assert!(report(None, b"").ends_with("without any output"));
+    }
+}

@@ -243,3 +243,30 @@ async fn an_api_that_is_gone_or_breaks_is_an_error_with_its_cause() {
     let gone = pause(Path::new("/nonexistent/api.sock")).await;
     assert!(matches!(gone, Err(ApiError::Connect { .. })));
 }
+
+#[tokio::test]
+async fn a_call_without_a_body_sends_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("api.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let serving = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            assert_ne!(stream.read_buf(&mut request).await.unwrap(), 0);
+        }
+        stream.write_all(b"HTTP/1.1 204 \r\n\r\n").await.unwrap();
+        String::from_utf8(request).unwrap()
+    });
+    let boot = ApiCall {
+        method: Method::PUT,
+        path: "/api/v1/vm.boot",
+        body: serde_json::Value::Null,
+    };
+    api::call(&socket, &boot).await.unwrap();
+    let request = serving.await.unwrap().to_lowercase();
+    let length = request
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "));
+    assert!(matches!(length, None | Some("0")), "{request}");
+}
