@@ -1,6 +1,6 @@
 //! The handshake on a VMM's vsock host socket: `CONNECT <port>`, answered by `OK <local port>`.
 //!
-//! mctl's VMM and Firecracker both have such a socket. Deadlines and retries are left to callers.
+//! mctl's VMM, Firecracker and Cloud Hypervisor have such a socket. Deadlines and retries are left to callers.
 
 use std::path::{Path, PathBuf};
 

@@ -1,8 +1,10 @@
 //! The main job: one real Linux guest, hundreds of chained cycles, a verdict. An undecided run goes
 //! on with more of them.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use anyhow::ensure;
 use clap::Args;
 use cycles::{Peer, Report, Run, Setting};
 
@@ -35,9 +37,10 @@ pub struct Arguments {
     /// Folder for report.json, report.csv and report.html
     #[arg(long, value_name = "DIR", default_value = "target/e2e")]
     output: PathBuf,
-    /// Run the same cycles in another VMM, too: firecracker=PATH of its static binary
+    /// Run the same cycles in another VMM, too: firecracker=PATH or cloud-hypervisor=PATH of its static
+    /// binary; may be given once for each
     #[arg(long, value_name = "KIND=PATH")]
-    vmm: Option<Vmm>,
+    vmm: Vec<Vmm>,
     /// Which init the guest runs; the leaky one leaves one socket open per resume
     #[arg(long, value_enum, default_value_t = GuestImage::Default)]
     guest: GuestImage,
@@ -46,16 +49,18 @@ pub struct Arguments {
     monitor_first: bool,
 }
 
-/// Runs the job, and the same in a peer if one is given.
+/// Runs the job, and the same in each peer that is given.
 ///
 /// # Errors
-/// If the host, the machine or the peer cannot be run, or the report cannot be written.
+/// If the host, the machine or a peer cannot be run, or the report cannot be written.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<Ending> {
     measure::announce();
     let started_at = report_files::now();
     let mut report = None;
-    let mut peer = None;
-    let result = measure::run_all(&arguments.output, arguments.works(), |number, result| {
+    let works = arguments.works()?;
+    let names: Vec<String> = works.iter().map(|work| work.name.clone()).collect();
+    let mut peers = BTreeMap::new();
+    let result = measure::run_all(&arguments.output, works, |number, result| {
         if number == 0 {
             let collected = result?;
             let setting = measure::setting(collected.host, &started_at);
@@ -64,7 +69,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Ending> {
             report_files::write(&arguments.output, STEM, &own)?;
             report = Some(own);
         } else {
-            peer = Some(result?.run);
+            peers.insert(number, result?.run);
         }
         Ok(())
     })
@@ -73,8 +78,8 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Ending> {
         result?;
         anyhow::bail!("the run has no result");
     };
-    if let Some(run) = peer {
-        add_peer(arguments, &mut report, run)?;
+    for (number, run) in peers {
+        add_peer(arguments, &mut report, &names[number], run)?;
     }
     report_files::publish(&arguments.output, STEM, &report)?;
     result?;
@@ -90,8 +95,13 @@ fn judged(guest: GuestImage, setting: Setting, run: Run) -> Report {
     report
 }
 
-/// Adds the peer to `report`, and writes a full report of its own.
-fn add_peer(arguments: &Arguments, report: &mut Report, run: Run) -> anyhow::Result<()> {
+/// Adds a peer to `report`, and writes a full report of its own.
+fn add_peer(
+    arguments: &Arguments,
+    report: &mut Report,
+    name: &str,
+    run: Run,
+) -> anyhow::Result<()> {
     let cycles = run.cycles_wanted;
     let peer = Peer::of_run(run, report.clock);
     report.peers.push(peer.clone());
@@ -101,16 +111,15 @@ fn add_peer(arguments: &Arguments, report: &mut Report, run: Run) -> anyhow::Res
         started_at: report.config.started_at.clone(),
     };
     let own = Report::of_peer(setting, cycles, peer);
-    let stem = arguments.vmm.as_ref().map_or("peer", Vmm::name);
-    for path in report_files::write(&arguments.output, stem, &own)? {
-        output::say(&format!("the peer's own report: {}", path.display()));
+    for path in report_files::write(&arguments.output, name, &own)? {
+        output::say(&format!("the report of {name}: {}", path.display()));
     }
     Ok(())
 }
 
 impl Arguments {
-    /// Our own machine's work, then that of the peer.
-    fn works(&self) -> Vec<Work> {
+    /// Our own machine's work, then that of each peer.
+    fn works(&self) -> anyhow::Result<Vec<Work>> {
         let own = Work {
             name: Vmm::Mctl.name().to_owned(),
             vmm: Vmm::Mctl,
@@ -124,12 +133,21 @@ impl Arguments {
             eviction: None,
             monitor_first: self.monitor_first,
         };
-        let peer = self.vmm.as_ref().map(|vmm| Work {
-            name: vmm.name().to_owned(),
-            vmm: vmm.clone(),
-            ..own.clone()
-        });
-        std::iter::once(own).chain(peer).collect()
+        let mut works = vec![own.clone()];
+        for vmm in &self.vmm {
+            let name = vmm.name().to_owned();
+            // Logs and reports are named by it.
+            ensure!(
+                works.iter().all(|work| work.name != name),
+                "--vmm {name}=… is given twice"
+            );
+            works.push(Work {
+                name,
+                vmm: vmm.clone(),
+                ..own.clone()
+            });
+        }
+        Ok(works)
     }
 }
 
@@ -152,5 +170,22 @@ mod tests {
         let most = parsed(cycles::MAX_CYCLES).unwrap().arguments;
         assert_eq!(most.cycles, cycles::MAX_CYCLES);
         assert!(parsed(cycles::MAX_CYCLES + 1).is_err());
+    }
+
+    #[test]
+    fn each_peer_has_a_run_and_reports_of_its_own() {
+        let parsed = |vmms: &[&str]| {
+            let words = vmms.iter().flat_map(|vmm| ["--vmm", vmm]);
+            CommandLine::try_parse_from(std::iter::once("cycles").chain(words))
+                .unwrap()
+                .arguments
+        };
+        let both = parsed(&["firecracker=/bin/true", "cloud-hypervisor=/bin/true"]);
+        let works = both.works().unwrap();
+        let names: Vec<&str> = works.iter().map(|work| work.name.as_str()).collect();
+        assert_eq!(names, ["mctl", "firecracker", "cloud-hypervisor"]);
+        let twice = parsed(&["firecracker=/bin/true", "firecracker=/bin/false"]);
+        let text = twice.works().unwrap_err().to_string();
+        assert!(text.contains("firecracker=… is given twice"), "{text}");
     }
 }

@@ -72,7 +72,7 @@ pub async fn run(folder: &Path, work: Work, bars: &Bars) -> anyhow::Result<Colle
     let mut progress = bars.progress(&work.name);
     let peers: Vec<PathBuf> = match &work.vmm {
         Vmm::Mctl => Vec::new(),
-        Vmm::Firecracker(binary) => vec![binary.clone()],
+        Vmm::Peer { binary, .. } => vec![binary.clone()],
     };
     let process = KvmProcess {
         name: &work.name,
@@ -82,7 +82,7 @@ pub async fn run(folder: &Path, work: Work, bars: &Bars) -> anyhow::Result<Colle
     };
     let (process, pieces) = process.start(|paths| {
         let mut work = work.clone();
-        if let (Vmm::Firecracker(binary), Some(inside)) = (&mut work.vmm, paths.programs.first()) {
+        if let (Vmm::Peer { binary, .. }, Some(inside)) = (&mut work.vmm, paths.programs.first()) {
             binary.clone_from(inside);
         }
         run_here::command_line(&paths.images, &work)

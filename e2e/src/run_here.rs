@@ -9,9 +9,9 @@ use client::Client;
 use cycles::{Host, MachineSubject, Observer, Run, RunOptions, run_cycles};
 
 use crate::counter;
-use crate::firecracker::{Firecracker, FirecrackerOptions};
 use crate::host::KvmHost;
 use crate::machine::{STEP_DEADLINE, boot};
+use crate::peer::{PeerKind, PeerMachine, PeerOptions};
 use crate::run_event::EventWriter;
 use crate::work::{Vmm, Work};
 
@@ -53,8 +53,8 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<()> {
             let (host, run) = run_mctl(&arguments.images, &work, &mut events).await?;
             (Some(host), run)
         }
-        Vmm::Firecracker(binary) => {
-            let run = run_firecracker(binary, &arguments.images, &work, &mut events).await?;
+        Vmm::Peer { kind, binary } => {
+            let run = run_peer(*kind, binary, &arguments.images, &work, &mut events).await?;
             (None, run)
         }
     };
@@ -114,12 +114,13 @@ fn run_options(work: &Work) -> RunOptions {
     }
 }
 
-/// Boots an image of the store `images` in the Firecracker at `binary`, and puts it through its
-/// cycles on this host.
+/// Boots an image of the store `images` in the peer at `binary`, and puts it through its cycles on
+/// this host.
 ///
 /// # Errors
 /// If it cannot be booted.
-pub async fn run_firecracker(
+pub async fn run_peer(
+    kind: PeerKind,
     binary: &Path,
     images: &Path,
     work: &Work,
@@ -127,7 +128,8 @@ pub async fn run_firecracker(
 ) -> anyhow::Result<Run> {
     let folder = tempfile::tempdir().context("cannot create a folder for the peer's files")?;
     let image = images.join(work.guest.name());
-    let mut subject = Firecracker::boot(FirecrackerOptions {
+    let mut subject = PeerMachine::boot(PeerOptions {
+        kind,
         binary: binary.to_owned(),
         kernel: image.join("kernel"),
         initramfs: image.join("initramfs"),
@@ -137,6 +139,6 @@ pub async fn run_firecracker(
         monitor_first: work.monitor_first,
     })
     .await
-    .context("cannot boot the peer")?;
+    .with_context(|| format!("cannot boot a guest in {}", kind.name()))?;
     Ok(run_cycles(&mut subject, run_options(work), observer).await)
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::artifacts::GuestImage;
 use crate::counter;
 use crate::machine::MachineSpec;
+use crate::peer::PeerKind;
 
 /// One chain of cycles on one machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,8 +45,13 @@ pub struct Work {
 pub enum Vmm {
     /// Ours, behind a supervisor.
     Mctl,
-    /// Firecracker's binary.
-    Firecracker(PathBuf),
+    /// Another one.
+    Peer {
+        /// Which.
+        kind: PeerKind,
+        /// Its binary.
+        binary: PathBuf,
+    },
 }
 
 impl Vmm {
@@ -53,42 +59,45 @@ impl Vmm {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Mctl => "mctl",
-            Self::Firecracker(_) => "firecracker",
+            Self::Peer { kind, .. } => kind.name(),
         }
     }
 }
 
 /// Why a text does not name a peer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PeerError {
+pub enum ParsePeerError {
     /// It does not have the form.
-    #[error("write it as firecracker=PATH")]
+    #[error("write it as KIND=PATH, with a KIND of {}", kinds())]
     Form,
     /// There is no adapter for the kind.
-    #[error("there is no adapter for {0:?}; the only one is firecracker")]
+    #[error("there is no adapter for {0:?}, only for {kinds}", kinds = kinds())]
     Kind(String),
     /// There is no file.
     #[error("there is no binary at {0}")]
     Missing(PathBuf),
 }
 
+fn kinds() -> String {
+    PeerKind::ALL.map(PeerKind::name).join(" or ")
+}
+
 /// A peer is named by its kind and its binary, as in `firecracker=/path/to/it`.
 impl FromStr for Vmm {
-    type Err = PeerError;
+    type Err = ParsePeerError;
 
-    fn from_str(text: &str) -> Result<Self, PeerError> {
-        match text.split_once('=') {
-            Some(("firecracker", path)) if !path.is_empty() => {
-                let path = PathBuf::from(path);
-                if path.is_file() {
-                    Ok(Self::Firecracker(path))
-                } else {
-                    Err(PeerError::Missing(path))
-                }
-            }
-            Some(("firecracker", _)) | None => Err(PeerError::Form),
-            Some((kind, _)) => Err(PeerError::Kind(kind.to_owned())),
+    fn from_str(text: &str) -> Result<Self, ParsePeerError> {
+        let (name, path) = text.split_once('=').ok_or(ParsePeerError::Form)?;
+        let kind = PeerKind::ALL.into_iter().find(|kind| kind.name() == name);
+        let kind = kind.ok_or_else(|| ParsePeerError::Kind(name.to_owned()))?;
+        if path.is_empty() {
+            return Err(ParsePeerError::Form);
         }
+        let binary = PathBuf::from(path);
+        if !binary.is_file() {
+            return Err(ParsePeerError::Missing(binary));
+        }
+        Ok(Self::Peer { kind, binary })
     }
 }
 
@@ -124,21 +133,29 @@ mod tests {
 
     #[test]
     fn a_peer_is_named_by_its_kind_and_a_path() {
-        let folder = tempfile::Builder::new().prefix("fc=1").tempdir().unwrap();
-        let binary = folder.path().join("firecracker");
+        let folder = tempfile::Builder::new().prefix("vmm=1").tempdir().unwrap();
+        let binary = folder.path().join("binary");
         std::fs::write(&binary, "").unwrap();
-        let named = format!("firecracker={}", binary.display()).parse::<Vmm>();
-        assert_eq!(named, Ok(Vmm::Firecracker(binary)));
+        let named = |kind: &str| format!("{kind}={}", binary.display()).parse::<Vmm>();
+        let peer = |kind| Vmm::Peer {
+            kind,
+            binary: binary.clone(),
+        };
+        assert_eq!(named("firecracker"), Ok(peer(PeerKind::Firecracker)));
+        let other = named("cloud-hypervisor");
+        assert_eq!(other, Ok(peer(PeerKind::CloudHypervisor)));
     }
 
     #[test]
     fn a_peer_without_a_binary_or_of_another_kind_is_refused() {
         for text in ["", "firecracker", "firecracker=", "/usr/bin/firecracker"] {
-            assert_eq!(text.parse::<Vmm>(), Err(PeerError::Form));
+            assert_eq!(text.parse::<Vmm>(), Err(ParsePeerError::Form));
         }
-        let kind = PeerError::Kind("qemu".to_owned());
+        let kind = ParsePeerError::Kind("qemu".to_owned());
+        let text = kind.to_string();
+        assert!(text.ends_with("firecracker or cloud-hypervisor"), "{text}");
         assert_eq!("qemu=/usr/bin/qemu".parse::<Vmm>(), Err(kind));
-        let missing = PeerError::Missing("/nowhere".into());
+        let missing = ParsePeerError::Missing("/nowhere".into());
         assert_eq!("firecracker=/nowhere".parse::<Vmm>(), Err(missing));
     }
 }

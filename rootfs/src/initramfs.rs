@@ -17,9 +17,11 @@ pub const MODULE_FOLDER: &str = "/lib/modules";
 /// File with the names of the module files in load order, one per line.
 pub const MODULE_ORDER: &str = "/lib/modules/order";
 
-/// Modules that a guest needs for the devices that `mctl-vmm` offers.
-pub const GUEST_MODULES: [&str; 4] = [
+/// Modules that a guest needs for the devices that a VMM offers: `mctl-vmm` has them on virtio-mmio,
+/// others, which run the same guests, on PCI.
+pub const GUEST_MODULES: [&str; 5] = [
     "virtio_mmio",
+    "virtio_pci",
     "vmw_vsock_virtio_transport",
     "virtio_blk",
     "virtio_rng",

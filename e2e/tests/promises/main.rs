@@ -38,15 +38,13 @@ use libtest_mimic::{Arguments, Trial};
 use e2e::artifacts::GuestImage;
 use e2e::kvm_process::lines;
 use e2e::{host, measure};
-use peer::FIRECRACKER_ENV;
+use peer::{Binary, CLOUD_HYPERVISOR, FIRECRACKER};
 use stage::{IMAGES_ENV, Stage};
 
 /// Longest that all tests together may take in a virtual host.
 const DEADLINE: Duration = Duration::from_secs(1800);
 /// Folder of the guest images in a virtual host.
 const INSIDE_IMAGES: &str = "/images";
-/// Path of a Firecracker there, if one was supplied.
-const INSIDE_FIRECRACKER: &str = "/usr/bin/firecracker";
 /// The trials that a virtual host is to run, separated by commas; all of them if it is not set.
 const SELECTED_ENV: &str = "MCTL_TEST_SELECTED";
 /// Trials of guests with several vCPUs.
@@ -180,9 +178,11 @@ impl Inside {
             (IMAGES_ENV.to_owned(), INSIDE_IMAGES.to_owned()),
             (SELECTED_ENV.to_owned(), selected.join(",")),
         ];
-        if let Some(binary) = std::env::var_os(FIRECRACKER_ENV) {
-            files.push(HostFile::program(binary, INSIDE_FIRECRACKER));
-            environment.push((FIRECRACKER_ENV.to_owned(), INSIDE_FIRECRACKER.to_owned()));
+        for Binary { variable, inside } in [FIRECRACKER, CLOUD_HYPERVISOR] {
+            if let Some(binary) = std::env::var_os(variable) {
+                files.push(HostFile::program(binary, inside));
+                environment.push((variable.to_owned(), inside.to_owned()));
+            }
         }
         let name = share.name();
         let (sender, output) = channel();
@@ -285,21 +285,26 @@ fn trials() -> Vec<Trial> {
 
 fn all_trials() -> Vec<Trial> {
     let mut trials = trials();
-    trials.extend(trials_of_a_peer());
+    let firecracker = promises! {
+        peer:
+            firecracker_runs_the_same_cycles_with_either_init;
+    };
+    let cloud_hypervisor = promises! {
+        peer:
+            cloud_hypervisor_runs_the_same_cycles_with_either_init;
+    };
+    trials.extend(trials_of_a_peer(firecracker, &FIRECRACKER));
+    trials.extend(trials_of_a_peer(cloud_hypervisor, &CLOUD_HYPERVISOR));
     trials
 }
 
 /// Trials that need a binary that this project does not ship. Without it they are ignored, with the
 /// reason.
-fn trials_of_a_peer() -> Vec<Trial> {
-    let trials = promises! {
-        peer:
-            firecracker_runs_the_same_cycles_with_either_init;
-    };
-    if std::env::var_os(FIRECRACKER_ENV).is_some() {
+fn trials_of_a_peer(trials: Vec<Trial>, binary: &Binary) -> Vec<Trial> {
+    if std::env::var_os(binary.variable).is_some() {
         return trials;
     }
-    let needed = format!("needs {FIRECRACKER_ENV}=PATH of a static Firecracker binary");
+    let needed = format!("needs {}=PATH of a static binary", binary.variable);
     let ignored = |trial: Trial| trial.with_kind(&needed).with_ignored_flag(true);
     trials.into_iter().map(ignored).collect()
 }

@@ -46,7 +46,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("rootfs", &[]),
     ("kvm-host", &["error-text", "rootfs", "trials"]),
-    // The peer adapter makes the same readiness check through Firecracker's vsock socket.
+    // Peers get the same readiness check, through their own vsock sockets.
     (
         "e2e",
         &[

@@ -1,4 +1,4 @@
-//! Calls to guest-init through Firecracker's vsock socket.
+//! Calls to guest-init through a VMM's vsock socket.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -1,4 +1,4 @@
-//! Tests of the adapter without a Firecracker: its API and a guest's init are simulated on Unix
+//! Tests of what the adapters share, without a VMM: its API and a guest's init are simulated on Unix
 //! sockets.
 
 use std::path::{Path, PathBuf};
@@ -14,14 +14,14 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::api::{self, ApiError};
+use super::api::{self, ApiCall, ApiError};
 use super::guest::{self, CallError};
 use super::readiness::{LIMITS, Limits, retry};
 
 /// How the simulated vsock socket treats one connection.
 #[derive(Debug, Clone, Copy)]
 enum Behaviour {
-    /// Closes, as Firecracker does when the guest answers with RST.
+    /// Closes, as VMMs do when the guest answers with RST.
     Refuse,
     /// Neither answers nor closes.
     Silence,
@@ -216,7 +216,12 @@ fn answering(answer: &'static str) -> (tempfile::TempDir, PathBuf) {
 }
 
 async fn pause(socket: &Path) -> Result<(), ApiError> {
-    api::call(socket, Method::PATCH, "/vm", &json!({ "state": "Paused" })).await
+    let call = ApiCall {
+        method: Method::PATCH,
+        path: "/vm",
+        body: json!({ "state": "Paused" }),
+    };
+    api::call(socket, &call).await
 }
 
 #[tokio::test]
@@ -237,4 +242,31 @@ async fn an_api_that_is_gone_or_breaks_is_an_error_with_its_cause() {
     assert!(matches!(broken, ApiError::Transport { .. }), "{broken:?}");
     let gone = pause(Path::new("/nonexistent/api.sock")).await;
     assert!(matches!(gone, Err(ApiError::Connect { .. })));
+}
+
+#[tokio::test]
+async fn a_call_without_a_body_sends_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("api.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let serving = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            assert_ne!(stream.read_buf(&mut request).await.unwrap(), 0);
+        }
+        stream.write_all(b"HTTP/1.1 204 \r\n\r\n").await.unwrap();
+        String::from_utf8(request).unwrap()
+    });
+    let boot = ApiCall {
+        method: Method::PUT,
+        path: "/api/v1/vm.boot",
+        body: serde_json::Value::Null,
+    };
+    api::call(&socket, &boot).await.unwrap();
+    let request = serving.await.unwrap().to_lowercase();
+    let length = request
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "));
+    assert!(matches!(length, None | Some("0")), "{request}");
 }

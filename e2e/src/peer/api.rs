@@ -1,6 +1,4 @@
-//! Firecracker's public API: one JSON request per connection to its Unix socket.
-//!
-//! Field names are those of its `src/firecracker/swagger/firecracker.yaml`.
+//! A VMM's HTTP API: one JSON request per connection to its Unix socket.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,11 +14,11 @@ use tokio::time::timeout;
 /// Longest that one call may take. The slowest is a full snapshot under emulation.
 const CALL_DEADLINE: Duration = Duration::from_secs(120);
 
-/// Why a call to Firecracker's API failed.
+/// Why a call to the API failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     /// The socket does not accept.
-    #[error("cannot connect to firecracker's API at {}", socket.display())]
+    #[error("cannot connect to the VMM's API at {}", socket.display())]
     Connect {
         /// The API socket.
         socket: PathBuf,
@@ -28,7 +26,7 @@ pub enum ApiError {
         source: std::io::Error,
     },
     /// The connection broke.
-    #[error("{what}: the connection to firecracker's API broke")]
+    #[error("{what}: the connection to the VMM's API broke")]
     Transport {
         /// Method and path.
         what: String,
@@ -42,40 +40,38 @@ pub enum ApiError {
         what: String,
     },
     /// It answered with an error.
-    #[error("{what}: firecracker answered {status}: {body}")]
+    #[error("{what}: the VMM answered {status}: {body}")]
     Refused {
         /// Method and path.
         what: String,
         /// HTTP status.
         status: StatusCode,
-        /// Firecracker's message.
+        /// The VMM's message.
         body: String,
     },
 }
 
-/// Sends `body` to `path` and expects success.
+/// A request.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct ApiCall {
+    pub(super) method: Method,
+    pub(super) path: &'static str,
+    /// The JSON body; there is none if this is null.
+    pub(super) body: Value,
+}
+
+/// Sends `call` and expects success.
 ///
 /// # Errors
-/// [`ApiError`], with Firecracker's own message where it refused.
-pub(super) async fn call(
-    socket: &Path,
-    method: Method,
-    path: &str,
-    body: &Value,
-) -> Result<(), ApiError> {
-    let what = format!("{method} {path}");
-    timeout(CALL_DEADLINE, exchange(socket, method, path, body, &what))
+/// [`ApiError`], with the VMM's own message where it refused.
+pub(super) async fn call(socket: &Path, call: &ApiCall) -> Result<(), ApiError> {
+    let what = format!("{} {}", call.method, call.path);
+    timeout(CALL_DEADLINE, exchange(socket, call, &what))
         .await
         .map_err(|_| ApiError::Deadline { what: what.clone() })?
 }
 
-async fn exchange(
-    socket: &Path,
-    method: Method,
-    path: &str,
-    body: &Value,
-    what: &str,
-) -> Result<(), ApiError> {
+async fn exchange(socket: &Path, call: &ApiCall, what: &str) -> Result<(), ApiError> {
     let transport = |source| ApiError::Transport {
         what: what.to_owned(),
         source,
@@ -89,12 +85,16 @@ async fn exchange(
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(transport)?;
+    let body = match &call.body {
+        Value::Null => String::new(),
+        json => json.to_string(),
+    };
     let request = Request::builder()
-        .method(method)
-        .uri(path)
+        .method(&call.method)
+        .uri(call.path)
         .header("Host", "localhost")
         .header("Content-Type", "application/json")
-        .body(Full::new(Bytes::from(body.to_string())))
+        .body(Full::new(Bytes::from(body)))
         .expect("a request of constant parts is well formed");
     let driver = tokio::spawn(connection);
     let response = sender.send_request(request).await.map_err(transport)?;
