@@ -1,7 +1,7 @@
 //! Bounds on what a record holds. Programs that make records and those that read them from a file
 //! keep the same ones.
 
-/// The longest series. The slope takes its square in time and memory. Programs that make reports
+/// The longest series. Judging one of this length takes about a second. Programs that make reports
 /// refuse longer runs, too: they could not show what they had measured.
 pub const MAX_CYCLES: u32 = 10_000;
 
