@@ -3,8 +3,9 @@
 use super::subject::GuestObservation;
 use crate::record::{Phases, is_usable_duration};
 
-/// Cycles within which the guest's counter must have advanced at least once.
-const COUNTER_PATIENCE_CYCLES: u32 = 10;
+/// Cycles within which the guest's counter must have advanced at least once. In each, the guest runs
+/// for a few milliseconds at least, and a counter may count a few times per second.
+const COUNTER_PATIENCE_CYCLES: u32 = 50;
 
 /// What a vsock socket left over in the guest means for the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

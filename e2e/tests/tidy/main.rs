@@ -55,6 +55,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "guest-protocol",
             "kvm-host",
             "machine-api",
+            "process-usage",
         ],
     ),
 ];

@@ -184,11 +184,11 @@ fn a_counter_that_goes_back_ends_the_run() {
 }
 
 #[test]
-fn a_counter_that_stands_still_ends_the_run_after_ten_cycles() {
-    let failed = failed_check(vec![observed("a", 7, 2); 14]);
+fn a_counter_that_stands_still_ends_the_run_after_fifty_cycles() {
+    let failed = failed_check(vec![observed("a", 7, 2); 54]);
     assert_eq!(
         (failed.cycle, failed.check.as_str()),
-        (10, "counter_stood_still")
+        (50, "counter_stood_still")
     );
 }
 
