@@ -11,7 +11,8 @@ use crate::vmm_process::VmmProcess;
 /// What a VMM uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct VmmUsage {
-    /// The process. Its anonymous memory is without guest memory if that could be told apart.
+    /// The process. Its memory is without guest memory if that could be told apart: how much of that
+    /// is resident says how long the guest has been running, and would hide what the VMM leaks.
     pub(crate) process: ProcessUsage,
     /// Guest memory that was written since the resume, in bytes. None after a boot: guest memory is
     /// anonymous then, like the VMM's own.
@@ -26,28 +27,30 @@ impl VmmProcess {
     pub(crate) fn usage(&self, image_memory: &Path) -> Option<VmmUsage> {
         let pid = u32::try_from(self.identity.pid).ok()?;
         let mut process = ProcessUsage::of(pid);
-        let anonymous = anonymous_memory(pid, image_memory);
-        if let Some(anonymous) = anonymous {
-            process.anonymous_bytes = Some(anonymous.other);
+        let memory = resident_memory(pid, image_memory);
+        if let Some(memory) = memory {
+            process.anonymous_bytes = Some(memory.own_anonymous);
+            process.resident_bytes = Some(memory.own);
         }
         // Only now is it known that the figures were not those of another process with its pid.
         self.identity.open().ok()??;
         Some(VmmUsage {
             process,
-            guest_anonymous_bytes: anonymous.map(|anonymous| anonymous.of_guest),
+            guest_anonymous_bytes: memory.map(|memory| memory.guest_anonymous),
         })
     }
 }
 
-/// Anonymous memory in bytes.
+/// Resident memory in bytes: the VMM's own, and that of the guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct AnonymousMemory {
-    of_guest: u64,
-    other: u64,
+struct ResidentMemory {
+    own: u64,
+    own_anonymous: u64,
+    guest_anonymous: u64,
 }
 
 /// Adds up `/proc/PID/smaps`; none if it cannot be read or `image_memory` is not mapped.
-fn anonymous_memory(pid: u32, image_memory: &Path) -> Option<AnonymousMemory> {
+fn resident_memory(pid: u32, image_memory: &Path) -> Option<ResidentMemory> {
     // The kernel shows a path without symbolic links.
     let guest_path = fs::canonicalize(image_memory).ok()?;
     let guest_path = guest_path.to_str()?;
@@ -55,8 +58,8 @@ fn anonymous_memory(pid: u32, image_memory: &Path) -> Option<AnonymousMemory> {
     add_up(BufReader::new(smaps), guest_path)
 }
 
-fn add_up(smaps: impl BufRead, guest_path: &str) -> Option<AnonymousMemory> {
-    let mut memory = AnonymousMemory::default();
+fn add_up(smaps: impl BufRead, guest_path: &str) -> Option<ResidentMemory> {
+    let mut memory = ResidentMemory::default();
     let mut in_guest = false;
     let mut has_guest = false;
     for line in smaps.split(b'\n') {
@@ -65,13 +68,14 @@ fn add_up(smaps: impl BufRead, guest_path: &str) -> Option<AnonymousMemory> {
         if let Some(path) = path_of_mapping(&line) {
             in_guest = path == guest_path;
             has_guest |= in_guest;
-        } else if let Some(kib) = line.strip_prefix("Anonymous:") {
+        } else if let Some((name @ ("Rss" | "Anonymous"), kib)) = line.split_once(':') {
             let kib = kib.trim().strip_suffix(" kB")?.trim();
             let bytes = kib.parse::<u64>().ok()?.checked_mul(1_024)?;
-            let sum = if in_guest {
-                &mut memory.of_guest
-            } else {
-                &mut memory.other
+            let sum = match (name, in_guest) {
+                ("Anonymous", true) => &mut memory.guest_anonymous,
+                ("Anonymous", false) => &mut memory.own_anonymous,
+                (_, false) => &mut memory.own,
+                (_, true) => continue,
             };
             *sum = sum.checked_add(bytes)?;
         }
@@ -114,9 +118,10 @@ Anonymous:            16 kB
     #[test]
     fn guest_memory_is_told_apart_by_the_file_that_it_maps() {
         let memory = add_up(SMAPS.as_bytes(), "/state/machines/m/image/memory");
-        let expected = AnonymousMemory {
-            of_guest: 2048 << 10,
-            other: (4 + 12 + 16) << 10,
+        let expected = ResidentMemory {
+            own: 328 << 10,
+            own_anonymous: (4 + 12 + 16) << 10,
+            guest_anonymous: 2048 << 10,
         };
         assert_eq!(memory, Some(expected));
     }
@@ -136,7 +141,7 @@ Anonymous:            16 kB
     #[test]
     fn this_process_can_be_read() {
         let own = std::env::current_exe().unwrap();
-        let memory = anonymous_memory(std::process::id(), &own).unwrap();
-        assert!(memory.other > 0);
+        let memory = resident_memory(std::process::id(), &own).unwrap();
+        assert!(memory.own_anonymous > 0 && memory.own >= memory.own_anonymous);
     }
 }
