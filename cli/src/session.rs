@@ -1,6 +1,6 @@
 //! What every command gets: the client, the output, and the settings that they were made from.
 
-use client::{Client, Trust};
+use client::Client;
 
 use crate::output::Output;
 use crate::settings::Settings;
@@ -24,10 +24,8 @@ impl Session {
     ) -> Self {
         let token = settings.token.as_ref().map(|token| token.value.clone());
         let holds_lease = lease_nonce.is_some();
-        let trust = settings.ca_cert.as_ref();
-        let trust = trust.map_or(Trust::System, |file| Trust::File(file.value.clone()));
         let client = Client::new(settings.host.value.clone())
-            .with_trust(trust)
+            .with_trust(settings.trust())
             .with_token(token)
             .with_lease_nonce(lease_nonce)
             .with_app(app);

@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use client::{Endpoint, EndpointError};
+use client::{Endpoint, EndpointError, Trust};
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -105,6 +105,14 @@ impl SettingsError {
 const DEFAULT_WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 impl Settings {
+    /// Which certificates are trusted over https.
+    pub(crate) fn trust(&self) -> Trust {
+        match &self.ca_cert {
+            Some(file) => Trust::File(file.value.clone()),
+            None => Trust::System,
+        }
+    }
+
     /// Reads environment and configuration file, and chooses the value of each setting.
     pub(crate) fn resolve(flags: Flags) -> Result<Self, SettingsError> {
         let file = file_path(flags.config);

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
-use client::{ErrorKind, Trust};
+use client::ErrorKind;
 use cycles::{
     Clock, Cycle, FailedCheck, Host, Interruption, KvmKind, LeftoverVsocks, MIN_CYCLES,
     MachineSubject, Observer, Outcome, Report, Run, RunOptions, Setting, SubjectDescription,
@@ -165,10 +165,8 @@ async fn measure(
         let mut subject = MachineSubject::new(client, machine, file, args.step_timeout);
         return run_cycles(&mut subject, options, watching).await;
     };
-    let trust = session.settings.ca_cert.as_ref();
-    let trust = trust.map_or(Trust::System, |file| Trust::File(file.value.clone()));
     let Greeting(send) = args.probe_send.clone().unwrap_or_default();
-    let probe = probe.with_trust(trust);
+    let probe = probe.with_trust(session.settings.trust());
     let mut subject = ProbedMachine::new(client, machine, probe, send, args.step_timeout);
     run_cycles(&mut subject, options, watching).await
 }

@@ -60,6 +60,17 @@ pub(super) struct ApiCall {
     pub(super) body: Value,
 }
 
+impl ApiCall {
+    /// A PUT, which most calls of both APIs are.
+    pub(super) fn put(path: &'static str, body: Value) -> Self {
+        Self {
+            method: Method::PUT,
+            path,
+            body,
+        }
+    }
+}
+
 /// Sends `call` and expects success.
 ///
 /// # Errors

@@ -9,7 +9,6 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use hyper::Method;
 use serde_json::{Value, json};
 
 use super::api::ApiCall;
@@ -39,8 +38,8 @@ impl Driver for CloudHypervisor {
             "vsock": { "cid": GUEST_CID, "socket": guest.vsock },
         });
         vec![
-            put("/api/v1/vm.create", create),
-            put("/api/v1/vm.boot", Value::Null),
+            ApiCall::put("/api/v1/vm.create", create),
+            ApiCall::put("/api/v1/vm.boot", Value::Null),
         ]
     }
 
@@ -49,11 +48,11 @@ impl Driver for CloudHypervisor {
         vec![
             PhaseCall {
                 phase: "pause",
-                call: put("/api/v1/vm.pause", Value::Null),
+                call: ApiCall::put("/api/v1/vm.pause", Value::Null),
             },
             PhaseCall {
                 phase: "create_snapshot",
-                call: put("/api/v1/vm.snapshot", destination),
+                call: ApiCall::put("/api/v1/vm.snapshot", destination),
             },
         ]
     }
@@ -62,19 +61,11 @@ impl Driver for CloudHypervisor {
         let source = json!({ "source_url": url(folder), "resume": true });
         vec![PhaseCall {
             phase: "load_snapshot",
-            call: put("/api/v1/vm.restore", source),
+            call: ApiCall::put("/api/v1/vm.restore", source),
         }]
     }
 }
 
 fn url(folder: &Path) -> String {
     format!("file://{}", folder.display())
-}
-
-fn put(path: &'static str, body: Value) -> ApiCall {
-    ApiCall {
-        method: Method::PUT,
-        path,
-        body,
-    }
 }

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use hyper::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::api::ApiCall;
 use super::driver::{Driver, GUEST_CID, Guest, KERNEL_ARGUMENTS, PhaseCall};
@@ -31,10 +31,10 @@ impl Driver for Firecracker {
         let machine = json!({ "vcpu_count": guest.vcpus, "mem_size_mib": guest.memory_mib });
         let vsock = json!({ "guest_cid": GUEST_CID, "uds_path": guest.vsock });
         vec![
-            put("/boot-source", source),
-            put("/machine-config", machine),
-            put("/vsock", vsock),
-            put("/actions", json!({ "action_type": "InstanceStart" })),
+            ApiCall::put("/boot-source", source),
+            ApiCall::put("/machine-config", machine),
+            ApiCall::put("/vsock", vsock),
+            ApiCall::put("/actions", json!({ "action_type": "InstanceStart" })),
         ]
     }
 
@@ -56,7 +56,7 @@ impl Driver for Firecracker {
             },
             PhaseCall {
                 phase: "create_snapshot",
-                call: put("/snapshot/create", create),
+                call: ApiCall::put("/snapshot/create", create),
             },
         ]
     }
@@ -69,15 +69,7 @@ impl Driver for Firecracker {
         });
         vec![PhaseCall {
             phase: "load_snapshot",
-            call: put("/snapshot/load", load),
+            call: ApiCall::put("/snapshot/load", load),
         }]
-    }
-}
-
-fn put(path: &'static str, body: Value) -> ApiCall {
-    ApiCall {
-        method: Method::PUT,
-        path,
-        body,
     }
 }

@@ -161,11 +161,13 @@ impl Subject for ProbedMachine {
         let request_ms = ms_since(begun);
         self.wait_for(MachineState::Suspended, what).await?;
         let total_ms = ms_since(begun);
-        let named = [("request".to_owned(), request_ms)];
-        let rest = [("suspended".to_owned(), total_ms - request_ms)];
+        let named = [
+            ("request".to_owned(), request_ms),
+            ("suspended".to_owned(), total_ms - request_ms),
+        ];
         Ok(SuspendOutcome {
             total_ms,
-            phases: Phases::with_remainder(named.into_iter().chain(rest), total_ms),
+            phases: Phases::with_remainder(named, total_ms),
             image_bytes_written: None,
         })
     }
