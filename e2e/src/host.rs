@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -13,7 +14,7 @@ use cycles::{Host, KvmKind};
 use kvm_host::clock::Clock;
 use kvm_host::host::{Config, Run, VirtualHost};
 use kvm_host::pack::{self, HostFile, Parts};
-use kvm_host::{probe, rerun};
+use kvm_host::{probe, qemu, rerun};
 
 use crate::artifacts::{self, GuestImage};
 use crate::{child, output};
@@ -76,6 +77,23 @@ pub fn kind_of_kvm() -> (KvmKind, String) {
 /// Whether Linux guests can run on this machine.
 pub fn runs_linux_here() -> bool {
     probe::detect().runs_linux()
+}
+
+/// The clock of virtual KVM hosts in which nobody outside takes part: virtual time, unless this
+/// machine's QEMU cannot run guests in it.
+pub fn clock_of_virtual_hosts() -> Clock {
+    static FOUND: OnceLock<Clock> = OnceLock::new();
+    *FOUND.get_or_init(|| match qemu::check_virtual_time() {
+        Ok(()) => Clock::Virtual,
+        Err(error) => {
+            output::say(&format!(
+                "{:#}; latencies are in real time, which measures the emulator, too, and depends \
+                 on what else this machine does",
+                anyhow::Error::from(error)
+            ));
+            Clock::Real
+        }
+    })
 }
 
 impl KvmHost {

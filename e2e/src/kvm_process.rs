@@ -11,7 +11,6 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use kvm_host::clock::Clock;
 use kvm_host::host::Interrupter;
 use kvm_host::pack::HostFile;
 use kvm_host::rerun::{EXPORT, PROGRAMS, Rerun, Running};
@@ -115,7 +114,7 @@ impl KvmProcess<'_> {
             };
             let rerun = Rerun {
                 parts: host::parts()?,
-                clock: Clock::Virtual,
+                clock: host::clock_of_virtual_hosts(),
                 arguments: arguments(&paths)?,
                 environment: Vec::new(),
                 files,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::ensure;
 use clap::Args;
-use cycles::{Peer, Report, Run, Setting};
+use cycles::{Report, Run, Setting};
 
 use crate::artifacts::GuestImage;
 use crate::ending::Ending;
@@ -61,15 +61,20 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Ending> {
     let names: Vec<String> = works.iter().map(|work| work.name.clone()).collect();
     let mut peers = BTreeMap::new();
     let result = measure::run_all(&arguments.output, works, |number, result| {
+        let collected = result?;
+        let setting = measure::setting(collected.host, &started_at);
         if number == 0 {
-            let collected = result?;
-            let setting = measure::setting(collected.host, &started_at);
             let own = judged(arguments.guest, setting, collected.run);
-            // Whatever becomes of the peer, this is not lost.
+            // Whatever becomes of the peers, this is not lost.
             report_files::write(&arguments.output, STEM, &own)?;
             report = Some(own);
         } else {
-            peers.insert(number, result?.run);
+            let own = Report::of_run(setting, collected.run);
+            for path in report_files::write(&arguments.output, &names[number], &own)? {
+                let name = &names[number];
+                output::say(&format!("the report of {name}: {}", path.display()));
+            }
+            peers.insert(number, own.into_peer());
         }
         Ok(())
     })
@@ -78,9 +83,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Ending> {
         result?;
         anyhow::bail!("the run has no result");
     };
-    for (number, run) in peers {
-        add_peer(arguments, &mut report, &names[number], run)?;
-    }
+    report.peers.extend(peers.into_values());
     report_files::publish(&arguments.output, STEM, &report)?;
     result?;
     Ok(Ending::of(&report))
@@ -93,28 +96,6 @@ fn judged(guest: GuestImage, setting: Setting, run: Run) -> Report {
         report.require_first_attempts();
     }
     report
-}
-
-/// Adds a peer to `report`, and writes a full report of its own.
-fn add_peer(
-    arguments: &Arguments,
-    report: &mut Report,
-    name: &str,
-    run: Run,
-) -> anyhow::Result<()> {
-    let cycles = run.cycles_wanted;
-    let peer = Peer::of_run(run, report.clock);
-    report.peers.push(peer.clone());
-    let setting = Setting {
-        host: report.host.clone(),
-        clock: report.clock,
-        started_at: report.config.started_at.clone(),
-    };
-    let own = Report::of_peer(setting, cycles, peer);
-    for path in report_files::write(&arguments.output, name, &own)? {
-        output::say(&format!("the report of {name}: {}", path.display()));
-    }
-    Ok(())
 }
 
 impl Arguments {

@@ -19,7 +19,7 @@ const STEM: &str = "matrix";
 #[derive(Debug, Clone, Args)]
 pub struct Arguments {
     /// How many cycles in each cell
-    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=i64::from(cycles::MAX_CYCLES)))]
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=i64::from(cycles::MAX_CYCLES)))]
     cycles: u32,
     /// Only cells whose name contains this, such as "leaky guest, fixed ports"
     #[arg(long, value_name = "TEXT", default_value = "")]

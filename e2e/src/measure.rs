@@ -25,11 +25,14 @@ const MOST_AT_ONCE: usize = 4;
 
 /// The clock of runs on this machine.
 pub fn clock() -> Clock {
-    let here = kvm_host::clock::Clock::of_this_host();
-    if host::runs_linux_here() && here == kvm_host::clock::Clock::Real {
-        Clock::Real
+    let clock = if host::runs_linux_here() {
+        kvm_host::clock::Clock::of_this_host()
     } else {
-        Clock::Virtual
+        host::clock_of_virtual_hosts()
+    };
+    match clock {
+        kvm_host::clock::Clock::Real => Clock::Real,
+        kvm_host::clock::Clock::Virtual => Clock::Virtual,
     }
 }
 

@@ -23,11 +23,16 @@ use crate::sys;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
+/// The oldest version in whose emulation of SVM Linux guests run. In 6.2 they end soon after the boot.
+const OLDEST: (u32, u32) = (7, 2);
+
 /// Why QEMU could not be run.
 #[derive(Debug, Error)]
 pub enum QemuError {
     #[error("cannot run {PROGRAM} (Debian's package qemu-system-x86 has it)")]
     Spawn(#[source] io::Error),
+    #[error("{version} is too old to run guests in: {}.{} or later is needed", OLDEST.0, OLDEST.1)]
+    TooOld { version: String },
     #[error("cannot create the socket pair of the channel")]
     Channel(#[source] io::Error),
     #[error("cannot write {path}")]
@@ -38,16 +43,14 @@ pub enum QemuError {
     Fix(#[source] FixError),
 }
 
-/// Checks that QEMU is installed.
+/// Checks that QEMU is installed, and not too old.
 pub fn check_installed() -> Result<(), QemuError> {
-    Command::new(PROGRAM)
-        .arg("-version")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .map(drop)
-        .map_err(QemuError::Spawn)
+    let version = version()?;
+    match number_of(&version) {
+        Some(number) if number < OLDEST => Err(QemuError::TooOld { version }),
+        // One that does not tell its number may be as good.
+        _ => Ok(()),
+    }
 }
 
 /// The first line of QEMU's `--version`.
@@ -55,10 +58,25 @@ pub fn version() -> Result<String, QemuError> {
     let output = Command::new(PROGRAM)
         .arg("-version")
         .stdin(Stdio::null())
+        .stderr(Stdio::null())
         .output()
         .map_err(QemuError::Spawn)?;
     let text = String::from_utf8_lossy(&output.stdout);
     Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// The first two parts of the number in `QEMU emulator version 7.2.22 (Debian …)`.
+fn number_of(version: &str) -> Option<(u32, u32)> {
+    let (_, number) = version.split_once("version ")?;
+    let mut parts = number.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+/// Checks that this QEMU can run guests in virtual time: that its fault (`qemu_fix.rs`) can be mended.
+pub fn check_virtual_time() -> Result<(), QemuError> {
+    Fix::of_program(&find_program()?)
+        .map(drop)
+        .map_err(QemuError::Fix)
 }
 
 /// The file of QEMU, as its process will see it.
@@ -194,6 +212,7 @@ struct End {
 impl Qemu {
     /// Starts QEMU and returns it with our end of the channel.
     pub(crate) fn start(machine: &Machine) -> Result<(Self, UnixStream), QemuError> {
+        check_installed()?;
         let (ours, theirs) = UnixStream::pair().map_err(QemuError::Channel)?;
         let theirs = OwnedFd::from(theirs);
         let log_error = |source| QemuError::Log {
@@ -348,6 +367,20 @@ mod tests {
             first.abs_diff(second) < first / 1000,
             "{first} and {second} kHz"
         );
+    }
+
+    #[test]
+    fn an_old_version_is_known_by_its_number() {
+        let number = |text: &str| number_of(&format!("QEMU emulator version {text}"));
+        assert_eq!(
+            number("7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)"),
+            Some((7, 2))
+        );
+        assert_eq!(number("10.0.2"), Some((10, 0)));
+        assert!(number("6.2.0 (Debian 1:6.2+dfsg-2ubuntu6)").unwrap() < OLDEST);
+        assert!(number("10.0.2").unwrap() > OLDEST);
+        assert_eq!(number_of("something else"), None);
+        assert_eq!(number("next"), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! disabled, in the middle of the first one's handler. If the handler holds a lock then, the guest
 //! waits for itself for ever. The loop ends at each deadline of a timer in virtual time, so about
 //! one boot of a guest in fifteen stood still (seen in `handle_edge_irq` of Linux 6.1, on the stack
-//! of a guest twice); in real time it ends so rarely that nobody may have noticed. QEMU 7.2 to 10.0
+//! of a guest twice); in real time it ends so rarely that nobody may have noticed. QEMU 7.2 to 11.1
 //! have the fault.
 //!
 //! The remedy is to reset `exception_index` after the delivery, as is done for interrupts of any
@@ -35,32 +35,61 @@ pub enum FixError {
     Write(#[source] io::Error),
 }
 
-/// The end of the code that injects, as gcc compiles it: the registers, not the addresses. `None` is
-/// any byte.
+/// A byte of compiled code; `None` is any byte: an address, a place in a structure.
+type Pattern = [Option<u8>];
+
+/// A register that holds the emulated processor's state, by its number in a ModRM byte.
+const STATE_REGISTERS: [u8; 2] = [RBX, RBP];
+const RBX: u8 = 3;
+const RBP: u8 = 5;
+
+/// The beginning of the code that injects, as gcc compiles it, with the state in `register`.
 #[rustfmt::skip]
-const INJECTION: &[Option<u8>] = &[
-    // mov %esi, exception_index(%rbx)
-    Some(0x89), Some(0xb3), None, None, None, None,
-    // movl $0, exception_is_int(%rbx)
-    Some(0xc7), Some(0x83), None, None, None, None, Some(0), Some(0), Some(0), Some(0),
-    // movq $-1, exception_next_eip(%rbx)
-    Some(0x48), Some(0xc7), Some(0x83), None, None, None, None,
-    Some(0xff), Some(0xff), Some(0xff), Some(0xff),
-    // testb $2, qemu_loglevel(%rip); jne …
-    Some(0xf6), Some(0x05), None, None, None, None, Some(0x02),
-    Some(0x0f), Some(0x85), None, None, None, None,
-    // mov $1, %edx; mov %rbx, %rdi; call do_interrupt_x86_hardirq
-    Some(0xba), Some(1), Some(0), Some(0), Some(0),
-    Some(0x48), Some(0x89), Some(0xdf),
-    Some(0xe8), None, None, None, None,
+const fn preparation(register: u8) -> [Option<u8>; 40] {
+    [
+        // mov %esi, exception_index(%register)
+        Some(0x89), Some(0xb0 | register), None, None, None, None,
+        // movl $0, exception_is_int(%register)
+        Some(0xc7), Some(0x80 | register), None, None, None, None, Some(0), Some(0), Some(0), Some(0),
+        // movq $-1, exception_next_eip(%register)
+        Some(0x48), Some(0xc7), Some(0x80 | register), None, None, None, None,
+        Some(0xff), Some(0xff), Some(0xff), Some(0xff),
+        // testb $2, qemu_loglevel(%rip); jne …
+        Some(0xf6), Some(0x05), None, None, None, None, Some(0x02),
+        Some(0x0f), Some(0x85), None, None, None, None,
+    ]
+}
+/// Where the displacement of `exception_index` is in it.
+const DISPLACEMENT: usize = 2;
+
+/// The delivery that follows: a function of its own (Debian's QEMU 7.2, 10.0 and 11.1), or its
+/// content (Ubuntu's 8.2).
+#[rustfmt::skip]
+const DELIVERIES: [&Pattern; 2] = [
+    &[
+        // mov $1, %edx; mov %rbx, %rdi; call do_interrupt_x86_hardirq
+        Some(0xba), Some(1), Some(0), Some(0), Some(0),
+        Some(0x48), Some(0x89), Some(0xdf),
+        Some(0xe8), None, None, None, None,
+    ],
+    &[
+        // xor %r8d, %r8d; xor %ecx, %ecx; xor %edx, %edx; mov $1, %r9d; mov %r12, %rdi
+        Some(0x45), Some(0x31), Some(0xc0), Some(0x31), Some(0xc9), Some(0x31), Some(0xd2),
+        Some(0x41), Some(0xb9), Some(1), Some(0), Some(0), Some(0),
+        Some(0x4c), Some(0x89), Some(0xe7),
+        // call do_interrupt_all
+        Some(0xe8), None, None, None, None,
+    ],
+];
+
+/// The two instructions that follow, for the log; they are replaced.
+#[rustfmt::skip]
+const LOG: [Option<u8>; 13] = [
     // testb $2, qemu_loglevel(%rip); je to the end of the function
     Some(0xf6), Some(0x05), None, None, None, None, Some(0x02),
     Some(0x0f), Some(0x84), None, None, None, None,
 ];
-/// Where the displacement of `exception_index` is in the pattern.
-const DISPLACEMENT: usize = 2;
-/// The length of the last two instructions, which are replaced, and of the second of them.
-const REPLACED: usize = 13;
+/// The length of the second of them.
 const JUMP: usize = 6;
 
 /// What is written, and where.
@@ -68,7 +97,7 @@ const JUMP: usize = 6;
 pub(crate) struct Fix {
     /// In the file of QEMU.
     offset: u64,
-    bytes: [u8; REPLACED],
+    bytes: [u8; LOG.len()],
 }
 
 impl Fix {
@@ -82,36 +111,38 @@ impl Fix {
     }
 
     fn of_code(code: &[u8]) -> Result<Self, FixError> {
-        let matches = |window: &[u8]| {
-            let mut bytes = INJECTION.iter().zip(window);
-            bytes.all(|(wanted, byte)| wanted.is_none_or(|wanted| wanted == *byte))
-        };
-        let places: Vec<usize> = code
-            .windows(INJECTION.len())
+        let places: Vec<(usize, usize, u8)> = code
+            .windows(2)
             .enumerate()
-            .filter(|(_, window)| matches(window))
-            .map(|(place, _)| place)
+            .filter_map(|(place, window)| {
+                // By its first byte, before everything else: a program has thirty million bytes.
+                let (0x89, modrm) = (window[0], window[1]) else {
+                    return None;
+                };
+                let register = STATE_REGISTERS
+                    .into_iter()
+                    .find(|register| modrm == 0xb0 | register)?;
+                let log = log_of_injection(&code[place..], register)?;
+                Some((place, place + log, register))
+            })
             .collect();
-        let [place] = places.as_slice() else {
+        let [(preparation, log, register)] = places[..] else {
             let found = places.len();
             return Err(FixError::UnknownQemu { found });
         };
-        let found = &code[*place..*place + INJECTION.len()];
-        let start = INJECTION.len() - REPLACED;
-        let mut bytes = [0x90; REPLACED];
-        // orl $-1, exception_index(%rbx)
-        bytes[..2].copy_from_slice(&[0x83, 0x8b]);
-        bytes[2..6].copy_from_slice(&found[DISPLACEMENT..DISPLACEMENT + 4]);
+        let mut bytes = [0x90; LOG.len()];
+        // orl $-1, exception_index(%register)
+        bytes[..2].copy_from_slice(&[0x83, 0x88 | register]);
+        bytes[2..6].copy_from_slice(&code[preparation + DISPLACEMENT..][..4]);
         bytes[6] = 0xff;
         // jmp to where je would have gone. It is one byte shorter and ends one byte earlier.
         let mut distance = [0; 4];
-        distance.copy_from_slice(&found[INJECTION.len() - 4..]);
+        distance.copy_from_slice(&code[log + LOG.len() - 4..][..4]);
         let distance = i32::from_le_bytes(distance).wrapping_add(1);
-        bytes[REPLACED - JUMP] = 0xe9;
-        bytes[REPLACED - JUMP + 1..REPLACED - 1].copy_from_slice(&distance.to_le_bytes());
-        let offset = *place + start;
+        bytes[LOG.len() - JUMP] = 0xe9;
+        bytes[LOG.len() - JUMP + 1..LOG.len() - 1].copy_from_slice(&distance.to_le_bytes());
         Ok(Self {
-            offset: offset as u64,
+            offset: log as u64,
             bytes,
         })
     }
@@ -131,6 +162,25 @@ impl Fix {
             .and_then(|memory| memory.write_all_at(&self.bytes, address))
             .map_err(FixError::Write)
     }
+}
+
+/// Where the log's instructions are in `code`, if it begins with the code that injects.
+fn log_of_injection(code: &[u8], register: u8) -> Option<usize> {
+    let rest = without(code, &preparation(register))?;
+    let rest = DELIVERIES
+        .into_iter()
+        .find_map(|delivery| without(rest, delivery))?;
+    without(rest, &LOG)?;
+    Some(code.len() - rest.len())
+}
+
+/// What follows `pattern` in `code`, if it begins with it.
+fn without<'a>(code: &'a [u8], pattern: &Pattern) -> Option<&'a [u8]> {
+    let (found, rest) = code.split_at_checked(pattern.len())?;
+    let mut bytes = pattern.iter().zip(found);
+    bytes
+        .all(|(wanted, byte)| wanted.is_none_or(|wanted| wanted == *byte))
+        .then_some(rest)
 }
 
 /// The address of the byte `offset` of the file `program`, which is executable there.
@@ -156,12 +206,13 @@ fn address_of(maps: &str, program: &Path, offset: u64) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// Code as in QEMU 7.2 of Debian 12, with `exception_index` at -0x10ac.
-    fn code() -> Vec<u8> {
+    /// The code that injects among other code, with `exception_index` at -0x10ac.
+    fn code(register: u8, delivery: &Pattern) -> Vec<u8> {
         let mut code = vec![0xcc; 100];
-        code.extend(INJECTION.iter().map(|byte| byte.unwrap_or(0x11)));
-        let start = code.len() - INJECTION.len();
-        code[start + 2..start + 6].copy_from_slice(&(-0x10ac_i32).to_le_bytes());
+        let patterns = [&preparation(register)[..], delivery, &LOG];
+        let bytes = patterns.into_iter().flatten();
+        code.extend(bytes.map(|byte| byte.unwrap_or(0x11)));
+        code[102..106].copy_from_slice(&(-0x10ac_i32).to_le_bytes());
         let end = code.len();
         code[end - 4..].copy_from_slice(&(-0x17b_i32).to_le_bytes());
         code.extend([0xcc; 20]);
@@ -170,14 +221,18 @@ mod tests {
 
     #[test]
     fn the_log_is_replaced_by_a_reset_and_a_jump_to_the_same_place() {
-        let code = code();
-        let fix = Fix::of_code(&code).unwrap();
-        assert_eq!(fix.offset, (100 + INJECTION.len() - 13) as u64);
-        // orl $-1, -0x10ac(%rbx); jmp -0x17a; nop: from one byte earlier, to the same place.
-        let wanted = [
-            0x83, 0x8b, 0x54, 0xef, 0xff, 0xff, 0xff, 0xe9, 0x86, 0xfe, 0xff, 0xff, 0x90,
-        ];
-        assert_eq!(fix.bytes, wanted);
+        for delivery in DELIVERIES {
+            // orl $-1, -0x10ac(%register); jmp -0x17a; nop: from one byte earlier, to the same place.
+            for (register, modrm) in [(RBX, 0x8b), (RBP, 0x8d)] {
+                let fix = Fix::of_code(&code(register, delivery)).unwrap();
+                let log = 100 + preparation(register).len() + delivery.len();
+                assert_eq!(fix.offset, log as u64);
+                let wanted = [
+                    0x83, modrm, 0x54, 0xef, 0xff, 0xff, 0xff, 0xe9, 0x86, 0xfe, 0xff, 0xff, 0x90,
+                ];
+                assert_eq!(fix.bytes, wanted);
+            }
+        }
     }
 
     #[test]
@@ -188,7 +243,12 @@ mod tests {
         };
         assert_eq!(unknown(&[0; 4096]), 0);
         assert_eq!(unknown(&[]), 0);
-        assert_eq!(unknown(&[code(), code()].concat()), 2);
+        let known = code(RBX, DELIVERIES[0]);
+        assert_eq!(unknown(&[known.clone(), known.clone()].concat()), 2);
+        // Cut off anywhere.
+        for length in 0..known.len() - 20 {
+            assert_eq!(unknown(&known[..length]), 0);
+        }
     }
 
     #[test]

@@ -75,6 +75,16 @@ impl Report {
         }
     }
 
+    /// The same run as a peer in the report of another.
+    pub fn into_peer(self) -> Peer {
+        Peer {
+            subject: self.config.subject,
+            cycles: self.cycles,
+            flatness: self.flatness,
+            failed_check: self.failed_check,
+        }
+    }
+
     /// A report on `matrix` alone, where the cell with all fixes on was not run.
     pub fn of_matrix(setting: Setting, matrix: Matrix) -> Self {
         let no_run = Peer {

@@ -129,7 +129,7 @@ impl Share {
 
     fn clock(self) -> Clock {
         match self {
-            Self::VirtualTime { .. } => Clock::Virtual,
+            Self::VirtualTime { .. } => host::clock_of_virtual_hosts(),
             Self::RealTime => Clock::Real,
         }
     }

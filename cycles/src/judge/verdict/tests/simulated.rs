@@ -1,6 +1,6 @@
 //! Simulated series: noise of many kinds, and what grows in it. All seeded.
 
-use super::recorded::{RECORDED, TYPICAL_MS};
+use super::recorded::{Recording, TYPICAL_MS};
 
 /// SplitMix64 (Steele, Lea and Flood 2014): random enough for synthetic latencies.
 pub(super) struct Seeded(pub(super) u64);
@@ -39,9 +39,9 @@ impl Seeded {
 /// What latencies do beside growing.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Noise {
-    /// Resampled from [`RECORDED`] in pieces of twelve cycles on average, which keeps how neighbours
+    /// Resampled from a recording in pieces of twelve cycles on average, which keeps how neighbours
     /// hang together: the stationary bootstrap of Politis and Romano (1994).
-    Recorded,
+    Recorded(Recording),
     /// Normal, with this standard deviation as a share of the median.
     Normal(f64),
     /// Log-normal, with this standard deviation of the logarithm.
@@ -57,6 +57,24 @@ pub(super) enum Noise {
     Load(f64),
     /// The same load switched on and off, every 80 cycles on average.
     Switched,
+}
+
+impl Noise {
+    /// The median that it is noise of, in ms.
+    pub(super) const fn typical_ms(self) -> f64 {
+        match self {
+            Self::Recorded(run) => run.typical_ms,
+            _ => TYPICAL_MS,
+        }
+    }
+
+    /// What it is resampled from.
+    const fn recorded_ms(self) -> &'static [f64] {
+        match self {
+            Self::Recorded(run) => run.resumes_ms,
+            _ => &[],
+        }
+    }
 }
 
 /// What grows.
@@ -81,7 +99,9 @@ pub(super) fn series(noise: Noise, growth: Growth, count: usize, seed: u64) -> V
     let mut random = Seeded(seed.wrapping_mul(0x5851_f42d_4c95_7f2d));
     let (phase, mut state) = (random.uniform(), random.normal());
     let mut load = if random.uniform() < 0.5 { -0.1 } else { 0.1 };
-    let mut place = random.index(RECORDED.len());
+    let typical_ms = noise.typical_ms();
+    let recorded = noise.recorded_ms();
+    let mut place = random.index(recorded.len());
     if let Noise::Walk(_) = noise {
         state = 0.0;
     }
@@ -89,13 +109,13 @@ pub(super) fn series(noise: Noise, growth: Growth, count: usize, seed: u64) -> V
         .map(|index| {
             let cycle = f64::from(u32::try_from(index).unwrap());
             let share = match noise {
-                Noise::Recorded => {
+                Noise::Recorded(_) => {
                     place = if random.uniform() < 1.0 / 12.0 {
-                        random.index(RECORDED.len())
+                        random.index(recorded.len())
                     } else {
-                        (place + 1) % RECORDED.len()
+                        (place + 1) % recorded.len()
                     };
-                    RECORDED[place] / TYPICAL_MS
+                    recorded[place] / typical_ms
                 }
                 Noise::Normal(deviation) => 1.0 + deviation * random.normal(),
                 Noise::LogNormal(deviation) => (deviation * random.normal()).exp(),
@@ -122,7 +142,7 @@ pub(super) fn series(noise: Noise, growth: Growth, count: usize, seed: u64) -> V
                     1.0 + load + 0.03 * random.normal()
                 }
             };
-            let ms = TYPICAL_MS * share;
+            let ms = typical_ms * share;
             let grown = match growth {
                 Growth::None => ms,
                 Growth::Trend(per_cycle) => ms + per_cycle * cycle,
