@@ -1,11 +1,20 @@
 //! Recorded runs of the main job in virtual time: the resume of each cycle, in ms.
 
+use std::fmt;
+
 /// One recorded run.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 pub(super) struct Recording {
     /// Its median.
     pub(super) typical_ms: f64,
     pub(super) resumes_ms: &'static [f64],
+}
+
+impl fmt::Debug for Recording {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (count, typical) = (self.resumes_ms.len(), self.typical_ms);
+        write!(f, "Recording({count} resumes of {typical} ms)")
+    }
 }
 
 /// Recorded when resumes waited for timer ticks: most are close to 29, and one of three is a tick of
