@@ -120,8 +120,9 @@ pub(crate) async fn phases_sum_to_the_total(stage: &mut Stage) -> anyhow::Result
 /// Fills a file, which is above 4 GiB since Linux allocates the highest memory first; makes each
 /// processor count; prints the file's digest.
 const WORK: &str = "dd if=/dev/urandom of=/run/bytes bs=1M count=16 2>/dev/null
+    mkfifo /run/never; exec 3<>/run/never
     for cpu in 0 1 2 3 4 5 6 7; do
-        taskset -c $cpu sh -c 'while :; do i=$((i+1)); echo $i >/run/cpu-'$cpu'; sleep 0.2; done' &
+        taskset -c $cpu sh -c 'while :; do i=$((i+1)); echo $i >/run/cpu-'$cpu'; read -t 0.2 -u 3 x; done' &
     done >/dev/null 2>&1
     sha256sum /run/bytes";
 

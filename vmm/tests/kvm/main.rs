@@ -39,7 +39,7 @@ use trials::{Arguments, Trial, ignore_if, trials};
 /// Changes where the tests run; see above.
 const WISH_ENV: &str = "MCTL_KVM_TESTS";
 /// Longest that all tests together may take in a virtual host, its boot included.
-const INSIDE_DEADLINE: Duration = Duration::from_secs(900);
+const INSIDE_DEADLINE: Duration = Duration::from_secs(3600);
 
 /// What the environment asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
