@@ -118,7 +118,8 @@ pub(crate) async fn phases_sum_to_the_total(stage: &mut Stage) -> anyhow::Result
 }
 
 /// Fills a file, which is above 4 GiB since Linux allocates the highest memory first; makes each
-/// processor count; prints the file's digest.
+/// processor count; prints the file's digest. The counters start no processes, like [`e2e::counter`]: so
+/// many in real time leave one emulated processor no time for anything else.
 const WORK: &str = "dd if=/dev/urandom of=/run/bytes bs=1M count=16 2>/dev/null
     mkfifo /run/never; exec 3<>/run/never
     for cpu in 0 1 2 3 4 5 6 7; do
