@@ -39,8 +39,11 @@ pub struct Judgement {
 pub struct Line {
     /// Milliseconds per cycle.
     pub slope: f64,
-    /// Where it would be at cycle 0: it goes through the medians of latencies and cycles.
+    /// Where it would be at cycle 0: it goes through the medians of latencies and cycles after the
+    /// warm-up.
     pub intercept: f64,
+    /// The first cycle after the warm-up, from 1.
+    pub from_cycle: usize,
 }
 
 /// Judges the resume latencies and the resources of `cycles`, whose durations are of `clock`.
@@ -110,11 +113,20 @@ pub(crate) fn judge_latencies(resume_ms: &[f64], clock: Clock, look: usize) -> J
     conclude(&mut flatness);
     Judgement {
         flatness,
-        line: median(resume_ms).map(|middle| Line {
-            slope: trend.slope_ms_per_cycle,
-            intercept: middle - trend.slope_ms_per_cycle * as_float(resume_ms.len() + 1) / 2.0,
-        }),
+        line: line(resume_ms, &trend),
     }
+}
+
+/// The trend through what it was judged by.
+fn line(resume_ms: &[f64], trend: &Trend) -> Option<Line> {
+    let from_cycle = trend.warm_up + 1;
+    let middle_cycle = f64::midpoint(as_float(from_cycle), as_float(resume_ms.len()));
+    let middle_ms = median(resume_ms.get(trend.warm_up..)?)?;
+    Some(Line {
+        slope: trend.slope_ms_per_cycle,
+        intercept: middle_ms - trend.slope_ms_per_cycle * middle_cycle,
+        from_cycle,
+    })
 }
 
 /// Every rule on latency, for people.

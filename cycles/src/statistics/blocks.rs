@@ -36,11 +36,12 @@ pub(crate) fn ranges(count: usize, blocks: usize) -> impl Iterator<Item = Range<
 /// Huber's estimate of location in each block, with one scale for all.
 pub(crate) fn locations(values: &[f64], blocks: usize) -> Vec<Level> {
     let clip = HUBER * within_blocks(values, blocks);
+    let blocks = ranges(values.len(), blocks);
     summed_up(values, blocks, |block| location(block, clip))
 }
 
-/// The mean of each block.
-pub(crate) fn means(values: &[f64], blocks: usize) -> Vec<Level> {
+/// The mean of each of these blocks.
+pub(crate) fn means(values: &[f64], blocks: impl Iterator<Item = Range<usize>>) -> Vec<Level> {
     summed_up(values, blocks, |block| {
         (!block.is_empty()).then(|| block.iter().sum::<f64>() / as_float(block.len()))
     })
@@ -48,11 +49,16 @@ pub(crate) fn means(values: &[f64], blocks: usize) -> Vec<Level> {
 
 /// The `q`-quantile of each block.
 pub(crate) fn quantiles(values: &[f64], blocks: usize, q: f64) -> Vec<Level> {
+    let blocks = ranges(values.len(), blocks);
     summed_up(values, blocks, |block| quantile(block, q))
 }
 
-fn summed_up(values: &[f64], blocks: usize, level: impl Fn(&[f64]) -> Option<f64>) -> Vec<Level> {
-    ranges(values.len(), blocks)
+fn summed_up(
+    values: &[f64],
+    blocks: impl Iterator<Item = Range<usize>>,
+    level: impl Fn(&[f64]) -> Option<f64>,
+) -> Vec<Level> {
+    blocks
         .filter_map(|range| {
             Some(Level {
                 at: f64::midpoint(as_float(range.start), as_float(range.end)),

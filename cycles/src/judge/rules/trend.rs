@@ -1,14 +1,23 @@
-//! The trend: how much latency rises over the whole run.
+//! The trend: how much latency rises from cycle to cycle, once the run is warm.
+//!
+//! A guest settles in its first cycles: its allocators spread what they hold over more pages, and
+//! each page that a resume touches costs a fault. The first tenth of the run is therefore left out;
+//! what it hides from this rule, at most a rise within that tenth, is left to the other rules.
 
 use super::{BOUND_CYCLES, Series, compared};
 use crate::judge::looks::Chances;
 use crate::judge::words::percent_range;
 use crate::numbers::three_digits;
 use crate::record::{RiseBound, Rule, Unit};
-use crate::statistics::{BLOCKS, Estimate, Interval, as_float, drift, means, normal_upper, ranked};
+use crate::statistics::{
+    BLOCKS, Estimate, Interval, as_float, drift, means, normal_upper, ranges, ranked,
+};
 
 /// The largest rise that counts as flat, in percent of the median per 300 cycles.
 pub(super) const RISE_BOUND_PERCENT: f64 = 5.0;
+
+/// The blocks at the start of a run that are left out: a tenth of them.
+const WARM_UP_BLOCKS: usize = BLOCKS / 10;
 
 /// The lower end of another run's interval may be farther from the middle than that of this one. By
 /// simulation, nine of ten runs are found with this factor.
@@ -20,7 +29,9 @@ pub(crate) struct Trend {
     pub(crate) slope_ms_per_cycle: f64,
     /// Its 95 % interval.
     pub(crate) ci95: [f64; 2],
-    /// The rise over the run, in percent.
+    /// How many cycles at the start it leaves out.
+    pub(crate) warm_up: usize,
+    /// The rise over the run at that slope, the warm-up included, in percent.
     pub(crate) rise: Interval,
     /// The smallest rise over the run, in percent, that would be found in nine of ten.
     pub(crate) detectable: f64,
@@ -37,8 +48,20 @@ pub(crate) struct Trend {
 /// `statistics::ranks`. How correlated the noise is, and whether it wanders, is estimated along with
 /// the slope: see `statistics::local_level`.
 pub(crate) fn trend(series: &Series, chances: Chances) -> Option<Trend> {
-    let ranked = ranked(&series.values)?;
-    let correction = drift(&means(&ranked.scores, BLOCKS), &series.down())?;
+    let blocks = || ranges(series.count(), BLOCKS).skip(WARM_UP_BLOCKS);
+    let warm_up = blocks().next()?.start;
+    let settled = series.values.get(warm_up..)?;
+    let ranked = ranked(settled)?;
+    let levels = means(
+        &ranked.scores,
+        blocks().map(|block| block.start - warm_up..block.end - warm_up),
+    );
+    let down: Vec<usize> = series
+        .down()
+        .iter()
+        .filter_map(|after_block| after_block.checked_sub(WARM_UP_BLOCKS))
+        .collect();
+    let correction = drift(&levels, &down)?;
     let count = as_float(series.count());
     let rise_of = |slope: f64| series.percent(slope * count);
     let point = |probability| ranked.slope + correction.point(probability);
@@ -55,6 +78,7 @@ pub(crate) fn trend(series: &Series, chances: Chances) -> Option<Trend> {
     Some(Trend {
         slope_ms_per_cycle: middle,
         ci95: [point(0.025), point(0.975)],
+        warm_up,
         rise: Interval {
             lower: rise_of(lower),
             middle: rise_of(middle),
@@ -104,6 +128,6 @@ impl Trend {
 pub(super) fn requirement() -> String {
     format!(
         "resume latency rises by at most {RISE_BOUND_PERCENT} % of its median per {BOUND_CYCLES} \
-         cycles"
+         cycles, the first tenth of the run left out as warm-up"
     )
 }

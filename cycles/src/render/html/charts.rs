@@ -91,8 +91,8 @@ pub(super) fn resume_plot(values: &[f64], line: Option<Line>, clock: Clock) -> S
         let _ = write!(
             drawing,
             r#"<path class="trend" d="M{:.2} {:.1}L{:.2} {:.1}"/>"#,
-            x(0, count),
-            y(1),
+            x(line.from_cycle - 1, count),
+            y(line.from_cycle),
             x(count - 1, count),
             y(count)
         );

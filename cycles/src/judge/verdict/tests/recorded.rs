@@ -10,6 +10,17 @@ pub(super) struct Recording {
     pub(super) resumes_ms: &'static [f64],
 }
 
+impl Recording {
+    /// The cycles after the first `count`.
+    pub(super) const fn after(self, count: usize) -> Self {
+        let (_, later) = self.resumes_ms.split_at(count);
+        Self {
+            resumes_ms: later,
+            ..self
+        }
+    }
+}
+
 impl fmt::Debug for Recording {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (count, typical) = (self.resumes_ms.len(), self.typical_ms);

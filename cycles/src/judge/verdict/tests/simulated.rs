@@ -88,6 +88,9 @@ pub(super) enum Growth {
     Step(usize, f64),
     /// Until this cycle, everything takes this many times as long; a step follows.
     WarmUp(usize, f64, usize, f64),
+    /// It rises by this share, at first steeply and ever less: two thirds of it until this cycle, as
+    /// a guest that spreads over more of its memory.
+    Settles(f64, f64),
     /// Every third cycle rises by so many milliseconds per cycle.
     Third(f64),
     /// The probability that a cycle takes three times as long rises linearly to this.
@@ -149,6 +152,7 @@ pub(super) fn series(noise: Noise, growth: Growth, count: usize, seed: u64) -> V
                 Growth::Step(at, factor) => ms * if index < at { 1.0 } else { factor },
                 Growth::WarmUp(until, first, at, _) if index < until.min(at) => ms * first,
                 Growth::WarmUp(_, _, at, last) => ms * if index < at { 1.0 } else { last },
+                Growth::Settles(share, until) => ms * (1.0 + share * (1.0 - (-cycle / until).exp())),
                 Growth::Third(per_cycle) => {
                     ms + if index % 3 == 0 {
                         per_cycle * cycle

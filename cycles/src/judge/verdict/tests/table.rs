@@ -39,11 +39,13 @@ const fn row(
 /// As the main job runs them.
 const MAIN: (u32, u32) = (300, 600);
 
-use Growth::{Step, Tail, Third, Trend, WarmUp};
+use Growth::{Settles, Step, Tail, Third, Trend, WarmUp};
 use Noise::{Correlated, Load, LogNormal, Normal, Outliers, Switched, Walk};
 
 const TICKS: Noise = Noise::Recorded(WITH_TICKS);
 const NO_TICKS: Noise = Noise::Recorded(WITHOUT_TICKS);
+/// Of the cycles after which a guest has settled, for series that settle by a known share.
+const SETTLED: Noise = Noise::Recorded(WITHOUT_TICKS.after(60));
 
 /// 10 % of the median over 600 cycles, in ms per cycle. That median contains half of the rise.
 const fn bound(noise: Noise) -> f64 {
@@ -100,6 +102,8 @@ const TABLE: &[Row] = &[
     row("no ticks, step ×10 in the last 14", NO_TICKS, Step(286, 10.0), (300, 300), (1000, 0)),
     row("no ticks, warm-up ×1.5, flat", NO_TICKS, WarmUp(30, 1.5, 600, 1.0), MAIN, (0, 8)),
     row("no ticks, warm-up ×1.5, later ×1.4", NO_TICKS, WarmUp(30, 1.5, 200, 1.4), MAIN, (1000, 0)),
+    row("no ticks, settles by 2 % in 60 cycles", SETTLED, Settles(0.02, 60.0), MAIN, (0, 0)),
+    row("no ticks, settles by 3 % in 100 cycles", SETTLED, Settles(0.03, 100.0), MAIN, (0, 0)),
     row("no ticks, every third +0.15 ms per cycle", NO_TICKS, Third(0.15), MAIN, (1000, 0)),
     row("no ticks, tail ×3 grows to 10 %", NO_TICKS, Tail(0.1), MAIN, (43, 249)),
     row("no ticks, tail ×3 grows to 40 %", NO_TICKS, Tail(0.4), MAIN, (979, 21)),
