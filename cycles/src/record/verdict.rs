@@ -43,7 +43,7 @@ impl Outcome {
 pub struct Flatness {
     /// All rules together.
     pub outcome: Outcome,
-    /// The rise of resume latency by its trend.
+    /// The rise of resume latency by its trend: the rate after the warm-up, times all cycles.
     pub rise_percent: Option<f64>,
     /// Lower end of its interval.
     pub rise_lower_percent: Option<f64>,

@@ -152,7 +152,9 @@ pub(super) fn series(noise: Noise, growth: Growth, count: usize, seed: u64) -> V
                 Growth::Step(at, factor) => ms * if index < at { 1.0 } else { factor },
                 Growth::WarmUp(until, first, at, _) if index < until.min(at) => ms * first,
                 Growth::WarmUp(_, _, at, last) => ms * if index < at { 1.0 } else { last },
-                Growth::Settles(share, until) => ms * (1.0 + share * (1.0 - (-cycle / until).exp())),
+                Growth::Settles(share, until) => {
+                    ms * (1.0 + share * (1.0 - (-cycle / until).exp()))
+                }
                 Growth::Third(per_cycle) => {
                     ms + if index % 3 == 0 {
                         per_cycle * cycle
