@@ -105,6 +105,8 @@ impl Stage {
         let child = Command::new(artifacts::binary("mctl-supervisor")?)
             .arg("--state-dir")
             .arg(self.state())
+            // Eight vCPUs boot for minutes if three such hosts share this machine's processors.
+            .args(["--start-timeout", &format!("{}s", DEADLINE.as_secs())])
             .env("MCTL_LOG", "info,mctl_supervisor=debug")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

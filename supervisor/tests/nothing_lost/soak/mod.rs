@@ -97,6 +97,14 @@ fn pause(ms: u64) {
     std::thread::park_timeout(Duration::from_millis(ms));
 }
 
+/// Whether the last thing that happened to a machine is an end after which it is started again.
+fn will_be_restarted(machine: &Value) -> bool {
+    let events = machine["events"].as_array().into_iter().flatten();
+    let mut with_status = events.filter(|event| event["status"] != "");
+    let last = with_status.next();
+    last.is_some_and(|event| event["request"]["exit_event"]["restarting"] == true)
+}
+
 impl Soak {
     fn is_running(&self) -> bool {
         Instant::now() < self.end && !self.failed.load(Ordering::SeqCst)
@@ -368,7 +376,9 @@ impl Soak {
                 let (id, state) = (&machine["id"], machine["state"].as_str().unwrap());
                 // The end of a VMM that was killed last may not be reported yet.
                 let ended = state == "started" && !vmms.iter().any(|vmm| vmm.machine == *id);
-                state.ends_with("ing") || ended
+                // It waits until it is started again, by its policy.
+                let waits = state == "stopped" && will_be_restarted(machine);
+                state.ends_with("ing") || ended || waits
             };
             (list.iter().filter(is_working).count() == 0).then_some(())
         });
