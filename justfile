@@ -37,8 +37,7 @@ test: fmt lint leaky
     # The main job chains more cycles than the promise of twenty, which wants one attempt in each.
     # `require`: tests that need KVM and can run neither here nor in the virtual KVM host fail.
     MCTL_KVM_TESTS=require cargo test {{ cargo_flags }} --workspace -- --skip twenty_cycles
-    # In virtual time they do not disturb each other. A healthy run is now and then undecided after 600
-    # cycles, which must not fail a test.
+    # In virtual time they do not disturb each other.
     {{ bin }}/mctl-e2e bench --boots 5 --cycles 40 --repeats 0 --output {{ CARGO_TARGET_DIR }}/bench & ledger=$!; \
         {{ bin }}/mctl-e2e cycles --output {{ CARGO_TARGET_DIR }}/e2e; verdict=$?; \
         wait $ledger && exit $verdict

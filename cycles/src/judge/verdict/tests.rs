@@ -116,6 +116,18 @@ fn the_reported_bug_is_rising_after_60_cycles() {
     }
 }
 
+/// As real runs do: steeply at first, and two thirds of it in 100 cycles.
+#[test]
+fn a_guest_that_settles_by_three_percent_is_flat() {
+    let settled = Noise::Recorded(WITHOUT_TICKS.after(60));
+    let flat = (0..100).filter(|seed| {
+        let values = series(settled, Growth::Settles(0.03, 100.0), 600, *seed);
+        judge_latencies(&values, Clock::Virtual, 4).flatness.outcome == Outcome::Flat
+    });
+    let flat = flat.count();
+    assert!(flat >= 97, "{flat} of 100");
+}
+
 #[test]
 fn becoming_faster_is_flat() {
     let faster = Growth::Trend(-0.02);
