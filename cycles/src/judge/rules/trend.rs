@@ -1,8 +1,8 @@
-//! The trend: how much latency rises from cycle to cycle, once the run is warm.
+//! The trend: how much latency rises from cycle to cycle, after the warm-up.
 //!
 //! A guest settles in its first cycles: its allocators spread what they hold over more pages, and
-//! each page that a resume touches costs a fault. The first tenth of the run is therefore left out;
-//! what it hides from this rule, at most a rise within that tenth, is left to the other rules.
+//! each page that a resume touches costs a fault. The first tenth of the run is therefore left out. A
+//! rise that ends within it is seen by the other rules only, whose bounds are wider.
 
 use super::{BOUND_CYCLES, Series, compared};
 use crate::judge::looks::Chances;

@@ -192,8 +192,12 @@ fn the_stated_detectable_rise_is_found_in_nine_of_ten() {
 /// looked for in the same noise.
 #[test]
 fn nine_of_ten_runs_would_have_found_the_rise_that_they_state() {
-    for recording in [WITH_TICKS, WITHOUT_TICKS] {
-        let noise = Noise::Recorded(recording);
+    for noise in [
+        Noise::Recorded(WITH_TICKS),
+        Noise::Recorded(WITHOUT_TICKS),
+        Noise::Normal(0.05),
+        Noise::Normal(0.1),
+    ] {
         let found = found_of_100(noise, |seed| (seed, detectable_percent(noise, seed)));
         assert!(found >= 90, "{noise:?}: {found} of 100");
     }
