@@ -182,6 +182,7 @@ impl KvmHost {
             // Whoever calls it is outside.
             clock: Clock::Real,
             files: files_for_guests(folder, images, &inside_images)?,
+            storage: None,
             run: Run::Supervisor {
                 token: token.clone(),
                 port: None,
@@ -265,7 +266,7 @@ impl KvmHost {
     /// If it does not end in time.
     pub fn stop(self) -> anyhow::Result<()> {
         match self.place {
-            Place::Virtual(host) => host.shutdown(),
+            Place::Virtual(host) => host.shutdown()?,
             Place::Here(mut supervisor) => {
                 let pid = rustix::process::Pid::from_child(&supervisor.0);
                 rustix::process::kill_process(pid, rustix::process::Signal::TERM)

@@ -1,26 +1,29 @@
 //! Starts a virtual host, follows its progress, and ends it.
 //!
-//! One thread reads the channel and records the progress; callers wait for it with a deadline.
+//! A thread (`follower`) records the progress; callers wait for it with a deadline.
 //! Which programs are inside besides `kvm-host-init` is up to the caller.
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use crate::clock::Clock;
+use crate::disk::Loss;
 use crate::export::{Export, ExportError};
+use crate::follower::{Failure, Follower, Progress, Shared};
+use crate::keeper::Kept;
 use crate::pack::{HostFile, PackError, Parts};
-use crate::plan::Plan;
+use crate::plan::{Plan, Program};
 use crate::protocol::{Frame, ProtocolError};
-use crate::pulse::{Outbox, Pulse};
-use crate::qemu::{self, Console, Machine, Qemu, QemuError};
+use crate::pulse::Outbox;
+use crate::qemu::{self, Console, Machine, QemuError};
+use crate::storage::{Drives, Storage, StorageError};
 
 /// The port of the supervisor inside.
 pub const INSIDE_API_PORT: u16 = 8080;
@@ -60,6 +63,8 @@ pub struct Config {
     pub cpus: u32,
     pub clock: Clock,
     pub files: Vec<HostFile>,
+    /// Without it, all is in memory, and the start is faster.
+    pub storage: Option<Storage>,
     pub run: Run,
     /// Where `console.log` and `qemu.log` go.
     pub log_folder: PathBuf,
@@ -72,6 +77,8 @@ pub enum HostError {
     Pack(#[from] PackError),
     #[error(transparent)]
     Qemu(#[from] QemuError),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     #[error("cannot create the log folder {path}")]
     LogFolder { path: PathBuf, source: io::Error },
     #[error("cannot write the API token")]
@@ -104,44 +111,11 @@ pub enum HostError {
     },
 }
 
-/// What the channel has reported so far.
-#[derive(Debug, Default)]
-struct Progress {
-    ready: bool,
-    exit_code: Option<i32>,
-    failure: Option<Failure>,
-    ended: bool,
-}
-
-#[derive(Debug)]
-enum Failure {
-    Reported(String),
-    Protocol(ProtocolError),
-    Export(ExportError),
-    Pulse(io::Error),
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    progress: Mutex<Progress>,
-    changed: Condvar,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn update(&self, change: impl FnOnce(&mut Progress)) {
-        change(&mut self.lock());
-        self.changed.notify_all();
-    }
-}
-
 /// A running virtual host. It ends when this is dropped, and always with this process.
 #[derive(Debug)]
 pub struct VirtualHost {
-    qemu: Qemu,
+    qemu: Kept,
+    drives: Option<Drives>,
     outbox: Outbox,
     shared: Arc<Shared>,
     reader: Option<JoinHandle<()>>,
@@ -171,24 +145,34 @@ impl VirtualHost {
             });
             token_file = Some(file);
         }
-        let initramfs = config.parts.pack(&plan_of(&config.run), &files)?;
+        let storage = config.storage.as_ref();
+        let plan = Plan {
+            storage: storage.map(|storage| storage.plan(paths_inside(&files))),
+            program: program_of(&config.run),
+        };
+        let modules = storage.map(Storage::modules).unwrap_or_default();
+        let initramfs = config.parts.pack(&plan, &modules, &files)?;
         drop(token_file);
+        let mut drives = storage.map(Drives::open).transpose()?;
         let console = match config.run {
             Run::Shell => Console::Terminal,
             Run::Supervisor { .. } | Run::Command { .. } => {
                 Console::Log(log_folder.join("console.log"))
             }
         };
-        let (qemu, channel) = Qemu::start(&Machine {
+        let machine = Machine {
             kernel: config.parts.kernel_image(),
             initramfs: &initramfs,
             memory_mib: config.memory_mib,
             cpus: config.cpus,
             clock: config.clock,
             forward: api_port.map(|outside| (outside, INSIDE_API_PORT)),
+            disks: &drives.as_ref().map(Drives::arguments).unwrap_or_default(),
             console: &console,
             log: &log_folder.join("qemu.log"),
-        })?;
+        };
+        let connections = drives.as_mut().map(Drives::take_connections);
+        let (qemu, channel) = qemu::start(&machine, connections.unwrap_or_default())?;
         let shared = Arc::new(Shared::default());
         let input = channel.try_clone().map_err(HostError::Follow)?;
         let outbox = Outbox::new(channel).map_err(HostError::Follow)?;
@@ -216,6 +200,7 @@ impl VirtualHost {
             .map_err(HostError::Follow)?;
         Ok(Self {
             qemu,
+            drives,
             outbox,
             shared,
             reader: Some(reader),
@@ -252,17 +237,40 @@ impl VirtualHost {
             // A panic of the reader has been printed already.
             let _ = reader.join();
         }
-        match self.shared.lock().failure.take() {
-            Some(failure) => Err(self.failed(failure)),
-            None => Ok(()),
+        let failure = self.shared.lock().failure.take();
+        if let Some(failure) = failure {
+            return Err(self.failed(failure));
         }
+        // It powers off right after it has closed the channel.
+        self.qemu.wait_until(Instant::now() + POWER_OFF_DEADLINE);
+        self.end(None)
     }
 
     /// Ends the program inside, powers the host off and waits for that; kills it at the deadline.
-    pub fn shutdown(self) {
+    pub fn shutdown(mut self) -> Result<(), HostError> {
         // A host whose channel is closed has ended.
         let _ = self.outbox.send(&Frame::PowerOff);
         self.qemu.wait_until(Instant::now() + POWER_OFF_DEADLINE);
+        self.end(None)
+    }
+
+    /// Cuts the power at once: what runs inside is gone, and of what was written to disks, only what
+    /// was synced is certain to be there.
+    pub fn cut_power(mut self, loss: Loss) -> Result<(), HostError> {
+        self.end(Some(loss))
+    }
+
+    /// Kills QEMU if it still runs. Without a loss, disks keep all that was written to them.
+    fn end(&mut self, loss: Option<Loss>) -> Result<(), HostError> {
+        self.qemu.kill();
+        if let Some(reader) = self.reader.take() {
+            // The reader ends with the channel, which ends with QEMU. A panic has been printed.
+            let _ = reader.join();
+        }
+        if let Some(drives) = self.drives.take() {
+            drives.end(loss)?;
+        }
+        Ok(())
     }
 
     fn wait<T>(
@@ -343,17 +351,18 @@ impl Interrupter {
 
 impl Drop for VirtualHost {
     fn drop(&mut self) {
-        self.qemu.kill();
-        if let Some(reader) = self.reader.take() {
-            // The reader ends with the channel, which ends with QEMU.
-            let _ = reader.join();
-        }
+        // Whoever wants to know what became of the disks ends the host by one of its methods.
+        let _ = self.end(None);
     }
 }
 
-fn plan_of(run: &Run) -> Plan {
+fn paths_inside(files: &[HostFile]) -> Vec<String> {
+    files.iter().map(|file| file.inside.clone()).collect()
+}
+
+fn program_of(run: &Run) -> Program {
     match run {
-        Run::Supervisor { .. } => Plan::Service {
+        Run::Supervisor { .. } => Program::Service {
             argv: [
                 "/usr/bin/mctl-supervisor",
                 "--state-dir",
@@ -369,12 +378,12 @@ fn plan_of(run: &Run) -> Plan {
         },
         Run::Command {
             argv, env, export, ..
-        } => Plan::Command {
+        } => Program::Command {
             argv: argv.clone(),
             env: env.clone(),
             export: export.as_ref().map(|(inside, _)| inside.clone()),
         },
-        Run::Shell => Plan::Shell,
+        Run::Shell => Program::Shell,
     }
 }
 
@@ -390,86 +399,4 @@ fn free_port() -> Result<u16, HostError> {
         .and_then(|listener| listener.local_addr())
         .map(|address| address.port())
         .map_err(HostError::NoPort)
-}
-
-/// The thread that reads the channel.
-struct Follower {
-    shared: Arc<Shared>,
-    outbox: Outbox,
-    clock: Clock,
-    /// Started by the host's first frame, where the host needs one.
-    pulse: Option<Pulse>,
-    stdout: Option<Sender<Vec<u8>>>,
-    export: Option<Export>,
-    /// Kept open until the host has booted, as QEMU opens it by our descriptor.
-    initramfs: Option<std::fs::File>,
-}
-
-impl Follower {
-    fn follow(mut self, input: UnixStream) {
-        loop {
-            match Frame::read_from(&input) {
-                Ok(Some(frame)) => {
-                    if let Err(error) = self.record(frame) {
-                        self.shared
-                            .update(|progress| progress.failure = Some(error));
-                        break;
-                    }
-                }
-                Ok(None) => break,
-                // QEMU may be killed in the middle of a frame, which is a normal end.
-                Err(ProtocolError::Read(_) | ProtocolError::CutShort) => break,
-                Err(error) => {
-                    let failure = Failure::Protocol(error);
-                    self.shared
-                        .update(|progress| progress.failure = Some(failure));
-                    break;
-                }
-            }
-        }
-        self.shared.update(|progress| progress.ended = true);
-    }
-
-    fn record(&mut self, frame: Frame) -> Result<(), Failure> {
-        match frame {
-            Frame::Booted => {
-                self.initramfs = None;
-                // In virtual time QEMU runs timers in the processor's own thread, so none is lost.
-                if self.clock == Clock::Real {
-                    let pulse = Pulse::start(self.outbox.clone()).map_err(Failure::Pulse)?;
-                    self.pulse = Some(pulse);
-                }
-            }
-            Frame::Ready => self.shared.update(|progress| progress.ready = true),
-            // Our own output may be a closed pipe; the command inside continues nevertheless.
-            Frame::Stdout(bytes) => match &self.stdout {
-                // A receiver that is gone wants no more.
-                Some(receiver) => drop(receiver.send(bytes)),
-                None => drop(write_through(&mut io::stdout(), &bytes)),
-            },
-            Frame::Stderr(bytes) => drop(write_through(&mut io::stderr(), &bytes)),
-            Frame::File { path, permissions } => {
-                if let Some(export) = &mut self.export {
-                    export.begin(&path, permissions).map_err(Failure::Export)?;
-                }
-            }
-            Frame::FileData(bytes) => {
-                if let Some(export) = &mut self.export {
-                    export.append(&bytes).map_err(Failure::Export)?;
-                }
-            }
-            Frame::Exited(code) => self
-                .shared
-                .update(|progress| progress.exit_code = Some(code)),
-            Frame::Failed(reason) => return Err(Failure::Reported(reason)),
-            // Sent by this end only.
-            Frame::PowerOff | Frame::Beat | Frame::Interrupt => (),
-        }
-        Ok(())
-    }
-}
-
-fn write_through(out: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
-    out.write_all(bytes)?;
-    out.flush()
 }

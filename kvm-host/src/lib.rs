@@ -6,6 +6,8 @@
 //! given as files; nothing here knows them.
 
 pub mod clock;
+pub mod debian;
+pub mod disk;
 pub mod host;
 pub mod pack;
 pub mod plan;
@@ -13,8 +15,12 @@ pub mod probe;
 pub mod protocol;
 pub mod qemu;
 pub mod rerun;
+pub mod storage;
 
 mod export;
+mod follower;
+mod keeper;
+mod nbd;
 mod pulse;
 mod qemu_fix;
 #[expect(unsafe_code, reason = "the raw system calls of this crate")]

@@ -9,95 +9,18 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Args, Parser, Subcommand};
-use kvm_host::clock::Clock;
+use clap::Parser;
 use kvm_host::host::{Config, INSIDE_STATE_DIR, Run, VirtualHost};
 use kvm_host::pack::{self, HostFile, Parts};
-use kvm_host::probe;
+use kvm_host::storage::Storage;
+use kvm_host::{debian, probe};
 use rootfs::cache::Cache;
 
+mod command_line;
 mod doctor;
 mod output;
 
-/// Run a complete KVM host on any Linux, emulated by QEMU
-#[derive(Debug, Parser)]
-#[command(name = "mctl-kvm-host", version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Start a supervisor inside and forward its API, until Ctrl-C
-    Run(RunArgs),
-    /// Run one static program inside and exit with its code
-    Exec(ExecArgs),
-    /// Open a shell inside
-    Shell(HostArgs),
-    /// Show the kind of KVM that this host has
-    Doctor {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-}
-
-#[derive(Debug, Args)]
-struct HostArgs {
-    /// Memory of the virtual host
-    #[arg(long, value_name = "MIB", default_value_t = 4096)]
-    memory_mib: u32,
-    /// Processors of the virtual host; they share one of this host's, so more do not make it faster
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    cpus: u32,
-    /// File to copy inside, as an executable; may be given several times
-    #[arg(long = "file", value_name = "PATH:INSIDE", value_parser = parse_file)]
-    files: Vec<HostFile>,
-    /// Folder for logs
-    #[arg(long, value_name = "DIR", default_value = "target/kvm-host")]
-    log_folder: PathBuf,
-    /// Folder for downloaded packages [default: ~/.cache/mctl]
-    #[arg(long, value_name = "DIR", env = "MCTL_CACHE")]
-    cache: Option<PathBuf>,
-    /// First process inside [default: `kvm-host-init` beside this program]
-    #[arg(long, value_name = "PATH")]
-    init: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-struct RunArgs {
-    #[command(flatten)]
-    host: HostArgs,
-    /// Port of 127.0.0.1 for the API [default: a free one]
-    #[arg(long)]
-    port: Option<u16>,
-    /// Folder with the guest image
-    #[arg(long, value_name = "DIR")]
-    image: PathBuf,
-    /// Folder with mctl-supervisor and mctl-vmm [default: that of this program]
-    #[arg(long, value_name = "DIR")]
-    programs: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-struct ExecArgs {
-    #[command(flatten)]
-    host: HostArgs,
-    /// Clock of the virtual host: "real", or "virtual", where an instruction takes a nanosecond and
-    /// waiting takes no time
-    #[arg(long, value_name = "CLOCK", default_value = "real", value_parser = parse_clock)]
-    clock: Clock,
-    /// Longest that the program may take, in seconds of this host's clock
-    #[arg(long, value_name = "S", default_value_t = 600)]
-    timeout_s: u64,
-    /// Folder inside to copy out at the end
-    #[arg(long, value_name = "INSIDE:DIR", value_parser = parse_export)]
-    export: Option<(String, PathBuf)>,
-    /// Program and arguments
-    #[arg(required = true, trailing_var_arg = true)]
-    argv: Vec<String>,
-}
+use command_line::{Cli, Command, ExecArgs, HostArgs, RootName, RunArgs};
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
@@ -136,7 +59,7 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         token: token.clone(),
         port: args.port,
     };
-    let config = config(host, Clock::Real, supervisor)?;
+    let config = config(host, supervisor)?;
     let host = VirtualHost::start(&config)?;
     host.wait_ready(Duration::from_secs(120))?;
     let url = host
@@ -165,17 +88,18 @@ fn exec(args: ExecArgs) -> anyhow::Result<ExitCode> {
         stdout: None,
         export: args.export,
     };
-    let host = VirtualHost::start(&config(args.host, args.clock, run)?)?;
+    let host = VirtualHost::start(&config(args.host, run)?)?;
     let code = host.wait_command(Duration::from_secs(args.timeout_s))?;
+    host.shutdown()?;
     Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 fn shell(args: HostArgs) -> anyhow::Result<ExitCode> {
-    VirtualHost::start(&config(args, Clock::Real, Run::Shell)?)?.wait_end()?;
+    VirtualHost::start(&config(args, Run::Shell)?)?.wait_end()?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn config(args: HostArgs, clock: Clock, run: Run) -> anyhow::Result<Config> {
+fn config(args: HostArgs, run: Run) -> anyhow::Result<Config> {
     let cache = match &args.cache {
         Some(path) => Cache::open(path)?,
         None => Cache::of_user()?,
@@ -184,12 +108,24 @@ fn config(args: HostArgs, clock: Clock, run: Run) -> anyhow::Result<Config> {
         Some(path) => path,
         None => pack::find_init()?,
     };
+    let storage = if args.storage.is_empty() {
+        None
+    } else {
+        let storage = args.storage;
+        Some(Storage {
+            debian: debian::root_image(&cache, &storage.packages, &output::step)?,
+            programs_in_debian: storage.root == Some(RootName::Debian),
+            disks: storage.disks,
+            memory_disks: storage.memory_disks,
+        })
+    };
     Ok(Config {
         parts: Parts::gather(&cache, &init, &output::step)?,
         memory_mib: args.memory_mib,
         cpus: args.cpus,
-        clock,
+        clock: args.clock,
         files: args.files,
+        storage,
         run,
         log_folder: args.log_folder,
     })
@@ -218,23 +154,4 @@ fn write_private(path: &Path, line: &str) -> anyhow::Result<()> {
         .open(path)
         .with_context(failed)?;
     writeln!(file, "{line}").with_context(failed)
-}
-
-fn parse_file(text: &str) -> Result<HostFile, String> {
-    let (source, inside) = split_pair(text)?;
-    Ok(HostFile::program(source, inside))
-}
-
-fn parse_export(text: &str) -> Result<(String, PathBuf), String> {
-    let (inside, folder) = split_pair(text)?;
-    Ok((inside.to_owned(), folder.into()))
-}
-
-fn parse_clock(text: &str) -> Result<Clock, String> {
-    Clock::of_name(text).ok_or_else(|| "expected real or virtual".to_owned())
-}
-
-fn split_pair(text: &str) -> Result<(&str, &str), String> {
-    text.split_once(':')
-        .ok_or_else(|| "expected two paths with a colon between them".to_owned())
 }

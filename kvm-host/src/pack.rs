@@ -97,8 +97,14 @@ impl Parts {
     }
 
     /// Packs everything into a file without a name.
-    pub(crate) fn pack(&self, plan: &Plan, files: &[HostFile]) -> Result<File, PackError> {
-        let modules = ModuleTree::open(&self.kernel.modules)?.load_order(&MODULES, &[])?;
+    pub(crate) fn pack(
+        &self,
+        plan: &Plan,
+        more_modules: &[&str],
+        files: &[HostFile],
+    ) -> Result<File, PackError> {
+        let wanted = [&MODULES, more_modules].concat();
+        let modules = ModuleTree::open(&self.kernel.modules)?.load_order(&wanted, &[])?;
         let mut archive = initramfs::base(&self.init, &self.busybox, &modules)?;
         archive.add_bytes(PLAN_PATH, 0o600, serde_json::to_vec(plan)?);
         for file in files {

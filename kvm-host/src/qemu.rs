@@ -1,4 +1,4 @@
-//! The QEMU process: its command line, and a keeper that makes sure it never outlives us.
+//! The QEMU process: its version, its command line, its start.
 //!
 //! QEMU emulates an AMD CPU with SVM and nested paging, on which `kvm_amd` inside works. This file
 //! knows neither the programs inside nor the frames on the channel.
@@ -9,14 +9,13 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal};
 use thiserror::Error;
 
 use crate::clock::Clock;
+use crate::keeper::{KeepError, Kept};
 use crate::plan::CHANNEL_NAME;
 use crate::qemu_fix::{Fix, FixError};
 use crate::sys;
@@ -37,8 +36,8 @@ pub enum QemuError {
     Channel(#[source] io::Error),
     #[error("cannot write {path}")]
     Log { path: PathBuf, source: io::Error },
-    #[error("cannot watch QEMU")]
-    Watch(#[source] io::Error),
+    #[error("cannot keep {PROGRAM} running")]
+    Keep(#[source] KeepError),
     #[error("{PROGRAM} cannot run guests in virtual time: a fault of it cannot be mended")]
     Fix(#[source] FixError),
 }
@@ -108,6 +107,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) clock: Clock,
     /// A port of 127.0.0.1 that leads to one inside.
     pub(crate) forward: Option<(u16, u16)>,
+    /// Arguments that describe its disks.
+    pub(crate) disks: &'a [String],
     pub(crate) console: &'a Console,
     /// Where QEMU's own messages go.
     pub(crate) log: &'a Path,
@@ -175,6 +176,8 @@ impl Machine<'_> {
         });
         add(&["-netdev", &format!("user,id=net,restrict=on{forward}")]);
         add(&["-device", "virtio-net-pci,netdev=net,romfile="]);
+        arguments.extend(self.disks.iter().map(OsString::from));
+        let mut add = |text: &[&str]| arguments.extend(text.iter().map(OsString::from));
         match self.console {
             Console::Log(path) => {
                 // A comma in a path is written twice in QEMU's option syntax.
@@ -195,124 +198,45 @@ impl Machine<'_> {
     }
 }
 
-/// A running QEMU. Dropping it kills it and waits until it is gone.
-#[derive(Debug)]
-pub(crate) struct Qemu {
-    pid: u32,
-    pidfd: OwnedFd,
-    end: Arc<End>,
-}
-
-#[derive(Debug, Default)]
-struct End {
-    status: Mutex<Option<ExitStatus>>,
-    changed: Condvar,
-}
-
-impl Qemu {
-    /// Starts QEMU and returns it with our end of the channel.
-    pub(crate) fn start(machine: &Machine) -> Result<(Self, UnixStream), QemuError> {
-        check_installed()?;
-        let (ours, theirs) = UnixStream::pair().map_err(QemuError::Channel)?;
-        let theirs = OwnedFd::from(theirs);
-        let log_error = |source| QemuError::Log {
-            path: machine.log.to_owned(),
-            source,
-        };
-        let log = File::create(machine.log).map_err(log_error)?;
-        let program = find_program()?;
-        let fix = match (Fix::of_program(&program), machine.clock) {
-            (Ok(fix), _) => Some(fix),
-            // In real time the fault shows rarely, and another QEMU may not have it.
-            (Err(_), Clock::Real) => None,
-            (Err(error), Clock::Virtual) => return Err(QemuError::Fix(error)),
-        };
-        let mut command = Command::new(&program);
-        command
-            .args(machine.arguments(&theirs))
-            .stdout(Stdio::null())
-            .stderr(log);
-        if matches!(machine.console, Console::Terminal) {
-            command.stdout(Stdio::inherit());
-        } else {
-            // Ctrl-C is for this process; QEMU ends with it.
-            command.stdin(Stdio::null());
-            std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        }
-        let qemu = keep(command, theirs)?;
-        if let Some(fix) = fix {
-            fix.apply(qemu.pid, &program).map_err(QemuError::Fix)?;
-        }
-        Ok((qemu, ours))
+/// Starts QEMU and returns it with our end of the channel. It inherits the connections that its
+/// arguments name.
+pub(crate) fn start(
+    machine: &Machine,
+    mut connections: Vec<OwnedFd>,
+) -> Result<(Kept, UnixStream), QemuError> {
+    check_installed()?;
+    let (ours, theirs) = UnixStream::pair().map_err(QemuError::Channel)?;
+    let theirs = OwnedFd::from(theirs);
+    let log_error = |source| QemuError::Log {
+        path: machine.log.to_owned(),
+        source,
+    };
+    let log = File::create(machine.log).map_err(log_error)?;
+    let program = find_program()?;
+    let fix = match (Fix::of_program(&program), machine.clock) {
+        (Ok(fix), _) => Some(fix),
+        // In real time the fault shows rarely, and another QEMU may not have it.
+        (Err(_), Clock::Real) => None,
+        (Err(error), Clock::Virtual) => return Err(QemuError::Fix(error)),
+    };
+    let mut command = Command::new(&program);
+    command
+        .args(machine.arguments(&theirs))
+        .stdout(Stdio::null())
+        .stderr(log);
+    if matches!(machine.console, Console::Terminal) {
+        command.stdout(Stdio::inherit());
+    } else {
+        // Ctrl-C is for this process; QEMU ends with it.
+        command.stdin(Stdio::null());
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
     }
-
-    /// Waits for the end of QEMU; `None` at the deadline.
-    pub(crate) fn wait_until(&self, deadline: Instant) -> Option<ExitStatus> {
-        let mut status = self
-            .end
-            .status
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        while status.is_none() {
-            let left = deadline.checked_duration_since(Instant::now())?;
-            (status, _) = self
-                .end
-                .changed
-                .wait_timeout(status, left)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        *status
+    connections.push(theirs);
+    let qemu = Kept::start(command, connections).map_err(QemuError::Keep)?;
+    if let Some(fix) = fix {
+        fix.apply(qemu.pid(), &program).map_err(QemuError::Fix)?;
     }
-
-    /// Kills QEMU if it still runs.
-    pub(crate) fn kill(&self) {
-        // The only failure is that it has ended already.
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
-        self.wait_until(Instant::now() + Duration::from_secs(10));
-    }
-}
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-/// Spawns QEMU from a thread of its own, which then waits for it. QEMU dies with that thread, and
-/// the thread ends only after QEMU or with this whole process. So QEMU never outlives this process,
-/// whichever thread asked for it.
-fn keep(mut command: Command, channel: OwnedFd) -> Result<Qemu, QemuError> {
-    let end = Arc::new(End::default());
-    let keeper_end = Arc::clone(&end);
-    let (sender, receiver) = mpsc::channel();
-    std::thread::Builder::new()
-        .name("qemu-keeper".to_owned())
-        .spawn(move || {
-            sys::tie_to_this_thread(&mut command, channel);
-            let mut child = match command.spawn() {
-                Ok(child) => child,
-                Err(error) => {
-                    let _ = sender.send(Err(QemuError::Spawn(error)));
-                    return;
-                }
-            };
-            // Drops our copy of QEMU's end, so that the channel ends when QEMU does.
-            drop(command);
-            let pidfd = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
-                .map_err(|errno| QemuError::Watch(errno.into()));
-            let _ = sender.send(pidfd.map(|pidfd| (child.id(), pidfd)));
-            let status = child.wait().ok();
-            *keeper_end
-                .status
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = status;
-            keeper_end.changed.notify_all();
-        })
-        .map_err(QemuError::Watch)?;
-    let (pid, pidfd) = receiver
-        .recv()
-        .map_err(|_| QemuError::Watch(io::Error::from(io::ErrorKind::BrokenPipe)))??;
-    Ok(Qemu { pid, pidfd, end })
+    Ok((qemu, ours))
 }
 
 /// The frequency of this CPU's time-stamp counter, which QEMU passes through unchanged.

@@ -81,6 +81,7 @@ impl Rerun<'_> {
             cpus: CPUS,
             clock: self.clock,
             files,
+            storage: None,
             run: Run::Command {
                 argv,
                 env: environment,
@@ -113,7 +114,7 @@ impl Running {
         let code = self.host.wait_command(deadline)?;
         // The exported files came before the exit code, so a host that does not power off may be
         // killed.
-        self.host.shutdown();
+        self.host.shutdown()?;
         Ok(code)
     }
 }

@@ -13,24 +13,35 @@ use kvm_ioctls::VmFd;
 use rustix::io::FdFlags;
 use rustix::process::Signal;
 
-/// Makes the child die with the *thread* that spawns it, and keep `inherited` open under its
-/// number.
+/// Makes the child die with the *thread* that spawns it, and keep `inherited` open under their
+/// numbers.
 ///
 /// The kernel ties the child to the spawning thread, not to the process, so that thread must
 /// live as long as the child.
-pub(crate) fn tie_to_this_thread(command: &mut Command, inherited: OwnedFd) {
+pub(crate) fn tie_to_this_thread(command: &mut Command, inherited: Vec<OwnedFd>) {
+    signal_at_end_of_this_thread(command, Signal::KILL, inherited);
+}
+
+/// As [`tie_to_this_thread`], for a child that cleans up when it is terminated.
+pub(crate) fn terminate_with_this_thread(command: &mut Command) {
+    signal_at_end_of_this_thread(command, Signal::TERM, Vec::new());
+}
+
+fn signal_at_end_of_this_thread(command: &mut Command, signal: Signal, inherited: Vec<OwnedFd>) {
     let parent = rustix::process::getpid();
     let between_fork_and_exec = move || -> io::Result<()> {
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        rustix::process::set_parent_process_death_signal(Some(signal))?;
         // The parent may have died before the signal was asked for.
         if rustix::process::getppid() != Some(parent) {
             return Err(io::Error::from(rustix::io::Errno::SRCH));
         }
-        rustix::io::fcntl_setfd(&inherited, FdFlags::empty())?;
+        for descriptor in &inherited {
+            rustix::io::fcntl_setfd(descriptor, FdFlags::empty())?;
+        }
         Ok(())
     };
     // SAFETY: between fork and exec only async-signal-safe calls are allowed. The closure makes
-    // three system calls and allocates nothing: `io::Error` from an errno is a plain value.
+    // system calls and allocates nothing: `io::Error` from an errno is a plain value.
     unsafe { command.pre_exec(between_fork_and_exec) };
 }
 

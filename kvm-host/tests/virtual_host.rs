@@ -1,7 +1,7 @@
 //! Virtual hosts that really boot: what goes in, what comes out, and that none is left behind.
 //!
-//! Needs QEMU and, the first time, the network for Debian's kernel. Without QEMU the tests are
-//! ignored, with the reason.
+//! Needs QEMU and, the first time, the network for Debian's packages. Without QEMU the tests are
+//! ignored, with the reason; without `mmdebstrap`, those with Debian's root.
 
 #![expect(
     clippy::unwrap_used,
@@ -18,15 +18,18 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use kvm_host::clock::Clock;
+use kvm_host::disk::{DiskError, Loss};
 use kvm_host::host::{Config, HostError, Run, VirtualHost};
 use kvm_host::pack::{HostFile, Parts};
-use kvm_host::qemu;
+use kvm_host::plan::Filesystem;
+use kvm_host::storage::{DiskFile, MemoryDisk, Storage, StorageError};
+use kvm_host::{debian, qemu};
 use trials::{Arguments, ignore_if, trials};
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
-    let all = trials![
+    let without_storage = trials![
         a_command_sees_kvm_and_its_exit_code_and_files_come_out,
         an_idle_host_gets_interrupts_from_outside,
         an_instruction_takes_a_nanosecond_of_virtual_time_and_waiting_takes_none,
@@ -36,8 +39,21 @@ fn main() -> ExitCode {
         a_supervisor_that_does_not_come_up_is_reported_at_once,
         qemu_does_not_outlive_an_owner_that_was_killed,
     ];
-    let obstacle = qemu::check_installed().err().map(|error| error.to_string());
-    trials::run(&Arguments::from_args(), ignore_if(obstacle.as_deref(), all)).exit_code()
+    let with_storage = trials![
+        postgresql_keeps_every_acknowledged_row_over_a_power_cut,
+        a_power_cut_loses_what_was_not_synced_and_nothing_else,
+        a_request_of_a_memory_disk_takes_its_time_by_the_clock_inside,
+        given_files_are_in_debians_root_and_on_volumes,
+        a_disk_in_use_is_refused_by_its_name,
+        a_root_that_cannot_be_fetched_is_explained,
+    ];
+    let no_qemu = qemu::check_installed().err().map(|error| error.to_string());
+    let no_debian = debian::check_installed()
+        .err()
+        .map(|error| error.to_string());
+    let mut all = ignore_if(no_qemu.as_deref(), without_storage);
+    all.extend(ignore_if(no_qemu.or(no_debian).as_deref(), with_storage));
+    trials::run(&Arguments::from_args(), all).exit_code()
 }
 
 fn config(folder: &Path, run: Run) -> Config {
@@ -48,6 +64,7 @@ fn config(folder: &Path, run: Run) -> Config {
         cpus: 2,
         clock: Clock::Real,
         files: Vec::new(),
+        storage: None,
         run,
         log_folder: folder.to_owned(),
     }
@@ -224,7 +241,7 @@ fn a_supervisor_is_reached_through_the_forwarded_port_and_started_again_when_it_
         (!answer.is_empty()).then_some(answer)
     });
     assert_eq!(answer, "secret\n");
-    host.shutdown();
+    host.shutdown().unwrap();
     assert!(!is_running(&folder.path().display().to_string()));
 }
 
@@ -263,4 +280,203 @@ fn qemu_does_not_outlive_an_owner_that_was_killed() {
     owner.wait().unwrap();
 
     poll("QEMU to end", || (!is_running(&marker)).then_some(()));
+}
+
+/// Debian's root with PostgreSQL, made once for all of these tests, as the root of programs.
+fn debian_storage() -> Storage {
+    let packages = ["postgresql".to_owned()];
+    Storage {
+        debian: debian::from_user_cache(&packages, &|step| println!("{step}")).unwrap(),
+        programs_in_debian: true,
+        disks: Vec::new(),
+        memory_disks: Vec::new(),
+    }
+}
+
+fn disk(folder: &Path, filesystem: Filesystem) -> DiskFile {
+    DiskFile {
+        file: folder.join("disk.img"),
+        inside: "/data".to_owned(),
+        size_mib: 512,
+        filesystem,
+    }
+}
+
+/// A host that runs a shell script in Debian's root, with a disk.
+fn debian_config(folder: &Path, filesystem: Filesystem, script: &str) -> Config {
+    let mut config = config(folder, shell_command(script, None));
+    let mut storage = debian_storage();
+    storage.disks.push(disk(folder, filesystem));
+    config.storage = Some(storage);
+    config.cpus = 1;
+    config
+}
+
+/// Runs a script to its end.
+fn run_in_debian(folder: &Path, filesystem: Filesystem, script: &str) -> i32 {
+    let host = VirtualHost::start(&debian_config(folder, filesystem, script)).unwrap();
+    let code = host.wait_command(DEADLINE).unwrap();
+    host.shutdown().unwrap();
+    code
+}
+
+/// Starts PostgreSQL on the disk, then runs the script.
+fn with_postgresql(script: &str) -> String {
+    format!(
+        r#"set -eu
+           export PATH=$PATH:$(echo /usr/lib/postgresql/*/bin) PGHOST=/tmp PGUSER=postgres
+           as_postgres() {{ runuser -u postgres -- "$@"; }}
+           if ! [ -d /data/cluster ]; then
+               chown postgres /data
+               as_postgres initdb --pgdata /data/cluster --auth trust --no-sync >&2
+               sync
+           fi
+           as_postgres pg_ctl start --wait --timeout 100 --pgdata /data/cluster --log /data/log \
+               --options "-k /tmp" >&2 || {{ cat /data/log >&2; exit 1; }}
+           {script}"#
+    )
+}
+
+fn postgresql_keeps_every_acknowledged_row_over_a_power_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = with_postgresql(
+        r#"psql -qc "CREATE TABLE numbers (number int)"
+           n=0
+           while :; do
+               n=$((n + 1))
+               echo "INSERT INTO numbers VALUES ($n);"
+               printf '\\echo %s\n' $n
+           done | stdbuf --output=L psql --quiet --set ON_ERROR_STOP=1"#,
+    );
+    let (sender, receiver) = mpsc::channel();
+    let mut config = debian_config(folder.path(), Filesystem::Ext4, &script);
+    if let Run::Command { stdout, .. } = &mut config.run {
+        *stdout = Some(sender);
+    }
+    let host = VirtualHost::start(&config).unwrap();
+    drop(config);
+    let mut acknowledged = String::new();
+    let mut last = 0;
+    while last < 100 {
+        let piece = receiver.recv_timeout(DEADLINE).unwrap();
+        acknowledged.push_str(str::from_utf8(&piece).unwrap());
+        // The last line may not be whole yet.
+        last = acknowledged
+            .rsplit('\n')
+            .nth(1)
+            .map_or(0, |line| line.parse().unwrap());
+    }
+    let seed = rand::random();
+    println!("the power cut loses the sectors of the seed {seed}");
+    host.cut_power(Loss::Random { seed }).unwrap();
+
+    let check = with_postgresql(&format!(
+        r#"set -- $(psql -qAt -F " " -c "SELECT count(*), max(number) FROM numbers")
+           echo "acknowledged {last}, found $*" >&2
+           [ "$1" -eq "$2" ] && [ "$2" -ge {last} ]
+           as_postgres pg_ctl stop --pgdata /data/cluster >&2"#
+    ));
+    assert_eq!(run_in_debian(folder.path(), Filesystem::Ext4, &check), 0);
+}
+
+fn a_power_cut_loses_what_was_not_synced_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = r#"set -eu
+        echo kept >/data/synced && cp --reflink=always /data/synced /data/reflink
+        sync
+        echo lost >/data/unsynced && echo changed >/data/synced
+        echo written && sleep 1000"#;
+    let (sender, receiver) = mpsc::channel();
+    let mut config = debian_config(folder.path(), Filesystem::Xfs, script);
+    if let Run::Command { stdout, .. } = &mut config.run {
+        *stdout = Some(sender);
+    }
+    let host = VirtualHost::start(&config).unwrap();
+    drop(config);
+    assert_eq!(receiver.recv_timeout(DEADLINE).unwrap(), b"written\n");
+    host.cut_power(Loss::All).unwrap();
+
+    let check =
+        "[ $(cat /data/synced /data/reflink | tr '\n' +) = kept+kept+ ] && ! [ -e /data/unsynced ]";
+    assert_eq!(run_in_debian(folder.path(), Filesystem::Xfs, check), 0);
+}
+
+fn a_request_of_a_memory_disk_takes_its_time_by_the_clock_inside() {
+    let folder = tempfile::tempdir().unwrap();
+    // 1,000 requests of 2 ms, one after the other, in hundredths of a second.
+    let script = r#"set -eu
+        now() { cut -d' ' -f1 /proc/uptime | tr -d .; }
+        begin=$(now)
+        dd if=/dev/zero of=/fast/file bs=4096 count=1000 oflag=direct 2>/dev/null
+        took=$(($(now) - begin)); echo "$took" >&2
+        [ $took -ge 200 ] && [ $took -lt 260 ]"#;
+    let mut config = config(folder.path(), shell_command(script, None));
+    (config.cpus, config.clock) = (1, Clock::Virtual);
+    let mut storage = debian_storage();
+    storage.memory_disks.push(MemoryDisk {
+        inside: "/fast".to_owned(),
+        size_mib: 64,
+        completion_us: 2_000,
+        filesystem: Filesystem::Ext4,
+    });
+    config.storage = Some(storage);
+    let host = VirtualHost::start(&config).unwrap();
+    assert_eq!(host.wait_command(DEADLINE).unwrap(), 0);
+}
+
+fn given_files_are_in_debians_root_and_on_volumes() {
+    let folder = tempfile::tempdir().unwrap();
+    let given = folder.path().join("given");
+    fs::write(&given, "given").unwrap();
+    for programs_in_debian in [true, false] {
+        let root = if programs_in_debian {
+            // A mere chroot could not make user namespaces.
+            "[ -e /etc/debian_version ] && unshare --user --map-root-user true"
+        } else {
+            "! [ -e /etc/debian_version ]"
+        };
+        let script = format!("[ $(cat /data/deep/file /etc/given) = givengiven ] && {root}");
+        let mut config = debian_config(folder.path(), Filesystem::Ext4, &script);
+        config.storage.as_mut().unwrap().programs_in_debian = programs_in_debian;
+        for inside in ["/data/deep/file", "/etc/given"] {
+            config.files.push(HostFile::data(&given, inside));
+        }
+        let host = VirtualHost::start(&config).unwrap();
+        assert_eq!(host.wait_command(DEADLINE).unwrap(), 0);
+        host.shutdown().unwrap();
+    }
+}
+
+fn a_disk_in_use_is_refused_by_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = debian_config(folder.path(), Filesystem::Ext4, "sleep 1000");
+    let first = VirtualHost::start(&config).unwrap();
+    let error = VirtualHost::start(&config).unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            HostError::Storage(StorageError::Disk(DiskError::InUse { path })) if path.ends_with("disk.img")
+        ),
+        "{error}"
+    );
+    drop(first);
+    drop(VirtualHost::start(&config).unwrap());
+}
+
+fn a_root_that_cannot_be_fetched_is_explained() {
+    let folder = tempfile::tempdir().unwrap();
+    let nobody_listens_there = "http://127.0.0.1:9";
+    let output = Command::new(env!("CARGO_BIN_EXE_mctl-kvm-host"))
+        .args(["exec", "--root", "debian", "--package", "nginx", "--cache"])
+        .arg(folder.path())
+        .args(["--init", env!("CARGO_BIN_EXE_kvm-host-init")])
+        .args(["--", "/bin/true"])
+        .env("http_proxy", nobody_listens_there)
+        .env("https_proxy", nobody_listens_there)
+        .output()
+        .unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("is this host offline"), "{message}");
+    assert!(message.contains("e2fsprogs,nginx,xfsprogs"), "{message}");
 }

@@ -56,6 +56,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "kvm-host",
             "machine-api",
             "process-usage",
+            "trials",
         ],
     ),
 ];

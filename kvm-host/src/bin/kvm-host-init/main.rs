@@ -7,7 +7,7 @@ use std::fs;
 use std::sync::Arc;
 
 use anyhow::Context;
-use kvm_host::plan::{PLAN_PATH, Plan};
+use kvm_host::plan::{PLAN_PATH, Plan, Program};
 use kvm_host::protocol::Frame;
 
 mod boot;
@@ -17,6 +17,7 @@ mod export;
 mod program;
 mod requests;
 mod shutdown;
+mod storage;
 
 use channel::Channel;
 use requests::Requests;
@@ -43,10 +44,19 @@ fn carry_out_plan(channel: &Arc<Channel>) -> anyhow::Result<()> {
     let plan: Plan =
         serde_json::from_slice(&plan).with_context(|| format!("cannot parse {PLAN_PATH}"))?;
     channel.send(&Frame::Booted);
+    let in_debian = match &plan.storage {
+        Some(storage) => {
+            storage::set_up(storage)?;
+            storage.programs_in_debian
+        }
+        None => false,
+    };
     let requests = Requests::receive(channel)?;
-    match plan {
-        Plan::Service { argv, ready_port } => program::serve(channel, &argv, ready_port, &requests),
-        Plan::Command { argv, env, export } => {
+    match plan.program {
+        Program::Service { argv, ready_port } => {
+            program::serve(channel, &argv, ready_port, &requests)
+        }
+        Program::Command { argv, env, export } => {
             let code = program::run(channel, &argv, &env, &requests)?;
             if let Some(folder) = export {
                 export::send_folder(channel, folder.as_ref())?;
@@ -54,6 +64,6 @@ fn carry_out_plan(channel: &Arc<Channel>) -> anyhow::Result<()> {
             channel.send(&Frame::Exited(code));
             Ok(())
         }
-        Plan::Shell => program::shell(),
+        Program::Shell => program::shell(in_debian),
     }
 }

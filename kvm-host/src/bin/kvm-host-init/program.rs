@@ -2,6 +2,7 @@
 //!
 //! Only this file waits for processes, except for those that `boot` runs.
 
+use std::fs::File;
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::CommandExt;
@@ -20,6 +21,8 @@ use crate::{console, shutdown};
 
 const READY_POLL: Duration = Duration::from_millis(50);
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// What the kernel's console is.
+const TERMINAL: &str = "/dev/ttyS0";
 const CHUNK_BYTES: usize = 64 << 10;
 
 /// Keeps a service running until the outside asks for the end of the host.
@@ -80,17 +83,22 @@ pub(crate) fn run(
 }
 
 /// Runs a shell on the console until it ends.
-pub(crate) fn shell() -> anyhow::Result<()> {
-    // Job control needs a session and a controlling terminal.
-    let argv = [
-        "/bin/busybox",
-        "setsid",
-        "/bin/busybox",
-        "cttyhack",
-        "/bin/sh",
-        "-l",
-    ];
-    let child = spawn(&mut command(&argv.map(str::to_owned))?)?;
+pub(crate) fn shell(in_debian: bool) -> anyhow::Result<()> {
+    // Job control needs a session and a controlling terminal, which /dev/console cannot be.
+    let argv: &[&str] = if in_debian {
+        &["/usr/bin/setsid", "--ctty", "--wait", "/bin/bash", "-l"]
+    } else {
+        &["/bin/busybox", "setsid", "-c", "/bin/sh", "-l"]
+    };
+    let mut command = command(&Vec::from_iter(argv.iter().map(|&word| word.to_owned())))?;
+    let terminal = File::options()
+        .read(true)
+        .write(true)
+        .open(TERMINAL)
+        .with_context(|| format!("cannot open {TERMINAL}"))?;
+    let copy = || terminal.try_clone().context("cannot share the terminal");
+    command.stdin(copy()?).stdout(copy()?).stderr(copy()?);
+    let child = spawn(&mut command)?;
     reap_until(Pid::from_child(&child)).map(drop)
 }
 
