@@ -12,11 +12,13 @@ use anyhow::{Context, bail};
 use clap::Args;
 use cycles::{Clock, median};
 use kvm_host::qemu;
+use kvm_host::rerun::MEMORY_MIB;
 use machine_api::Timing;
 
 use crate::artifacts::GuestImage;
 use crate::bench_here::{self, Amount};
 use crate::figures::{Figures, FilledFigures, OperationFigures, TOTAL};
+use crate::kvm_place::KvmPlace;
 use crate::kvm_process::KvmProcess;
 use crate::ledger::{Ledger, Versions};
 use crate::{measure, output};
@@ -58,10 +60,11 @@ pub struct Arguments {
 /// # Errors
 /// If the host cannot be started, a machine fails a step, or the ledger cannot be used.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
-    measure::announce();
-    let clock = measure::clock();
+    let place = KvmPlace::of_this_machine();
+    measure::announce(place);
+    let clock = place.clock_of_reports();
     let (folder, amount) = (arguments.output.clone(), arguments.amount);
-    let measured = tokio::task::spawn_blocking(move || measure_all(&folder, amount, clock));
+    let measured = tokio::task::spawn_blocking(move || measure_all(place, &folder, amount));
     let figures = measured.await.context("a thread panicked")??;
     let first = figures.first().context("nothing was measured")?;
     print_costs(first, clock);
@@ -80,19 +83,21 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
 }
 
 /// Measures twice at once in virtual time, where the two do not disturb each other; else once.
-fn measure_all(folder: &Path, amount: Amount, clock: Clock) -> anyhow::Result<Vec<Figures>> {
+fn measure_all(place: KvmPlace, folder: &Path, amount: Amount) -> anyhow::Result<Vec<Figures>> {
     std::fs::create_dir_all(folder)
         .with_context(|| format!("cannot create {}", folder.display()))?;
     let folder = folder
         .canonicalize()
         .context("cannot resolve the output folder")?;
-    let names: &[&str] = match clock {
+    let names: &[&str] = match place.clock_of_reports() {
         Clock::Virtual => &["first", "second"],
         Clock::Real => &["only"],
     };
     let mut running = Vec::new();
     for (number, name) in names.iter().enumerate() {
         let process = KvmProcess {
+            place,
+            host_memory_mib: MEMORY_MIB,
             name,
             images: &[GuestImage::Default],
             programs: &[],

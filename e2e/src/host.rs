@@ -5,19 +5,19 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use client::{Client, Endpoint};
 use cycles::{Host, KvmKind};
 use kvm_host::clock::Clock;
+use kvm_host::emulator::Emulator;
 use kvm_host::host::{Config, Run, VirtualHost};
 use kvm_host::pack::{self, HostFile, Parts};
-use kvm_host::qemu::{self, QemuError};
-use kvm_host::{probe, rerun};
+use kvm_host::rerun;
 
 use crate::artifacts::{self, GuestImage};
+use crate::kvm_place::KvmPlace;
 use crate::{child, output};
 
 /// How long a supervisor may take to answer, the boot of a virtual host included.
@@ -54,64 +54,20 @@ impl Drop for Supervisor {
     }
 }
 
-/// Which kind of KVM this machine has, and a sentence about what that means.
-pub fn kind_of_kvm() -> (KvmKind, String) {
-    let found = probe::detect();
-    if !found.runs_linux() {
-        let sentence = format!(
-            "{found}: Linux guests run in a virtual KVM host (QEMU emulates an AMD processor with SVM)"
-        );
-        return (KvmKind::Virtual, sentence);
-    }
-    if rerun::is_inside() {
-        return (
-            KvmKind::Virtual,
-            format!("{found}, inside a virtual KVM host"),
-        );
-    }
-    (
-        KvmKind::Hardware,
-        format!("{found}: Linux guests run directly on this machine"),
-    )
-}
-
-/// Whether Linux guests can run on this machine.
-pub fn runs_linux_here() -> bool {
-    probe::detect().runs_linux()
-}
-
-/// The clock of virtual KVM hosts in which nobody outside takes part: virtual time, unless this
-/// machine's QEMU cannot run guests in it.
-pub fn clock_of_virtual_hosts() -> Clock {
-    static FOUND: OnceLock<Clock> = OnceLock::new();
-    *FOUND.get_or_init(|| match qemu::check_virtual_time() {
-        Err(error @ QemuError::Fix(_)) => {
-            output::say(&format!(
-                "{:#}; latencies are in real time, which measures the emulator, too, and depends \
-                 on what else this machine does",
-                anyhow::Error::from(error)
-            ));
-            Clock::Real
-        }
-        // Without QEMU no host can be started on either clock, and whoever starts one is told.
-        Ok(()) | Err(_) => Clock::Virtual,
-    })
-}
-
 impl KvmHost {
     /// Builds the images and starts a supervisor with them. State and logs are written to `folder`.
     ///
     /// # Errors
     /// If something is missing, or the supervisor does not answer in time.
     pub async fn start(folder: &Path, images: &[GuestImage]) -> anyhow::Result<Self> {
-        let (kind, sentence) = kind_of_kvm();
-        output::say(&sentence);
+        let place = KvmPlace::of_this_machine();
+        output::say(&place.sentence());
         fs::create_dir_all(folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
         let folder = folder
             .canonicalize()
             .context("cannot resolve the output folder")?;
-        let host = if runs_linux_here() {
+        let host = if place == KvmPlace::Here {
             let state = empty_state(&folder)?;
             artifacts::build_images(&state.join("images"), images)?;
             let token = new_token();
@@ -119,7 +75,7 @@ impl KvmHost {
             fs::write(&file, &token).with_context(|| format!("cannot write {}", file.display()))?;
             let listen = ["--listen", "127.0.0.1:0", "--bootstrap-token-file"].map(OsStr::new);
             let arguments = [&listen[..], &[file.as_os_str()]].concat();
-            let host = Self::here(kind, &folder, &state, &arguments)?;
+            let host = Self::here(place.kind(), &folder, &state, &arguments)?;
             Self {
                 token: Some(token),
                 ..host
@@ -136,10 +92,9 @@ impl KvmHost {
     /// # Errors
     /// If something is missing, or the supervisor does not answer in time.
     pub async fn start_here(folder: &Path, image_store: &Path) -> anyhow::Result<Self> {
-        let (kind, _) = kind_of_kvm();
         let state = empty_state(folder)?;
         link_images(image_store, &state)?;
-        let host = Self::here(kind, folder, &state, &[])?;
+        let host = Self::here(KvmPlace::Here.kind(), folder, &state, &[])?;
         host.wait_ready().await?;
         Ok(host)
     }
@@ -178,7 +133,8 @@ impl KvmHost {
         let host = VirtualHost::start(&Config {
             parts: parts()?,
             memory_mib: rerun::MEMORY_MIB,
-            cpus: rerun::CPUS,
+            cpus: 1,
+            emulator: Emulator::QemuAmd,
             // Whoever calls it is outside.
             clock: Clock::Real,
             files: files_for_guests(folder, images, &inside_images)?,

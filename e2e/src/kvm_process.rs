@@ -17,6 +17,7 @@ use kvm_host::rerun::{EXPORT, PROGRAMS, Rerun, Running};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::artifacts::{self, GuestImage};
+use crate::kvm_place::KvmPlace;
 use crate::{child, host};
 
 /// Folder of the guest images in a virtual host.
@@ -25,6 +26,10 @@ const INSIDE_IMAGES: &str = "/images";
 /// What to run.
 #[derive(Debug)]
 pub struct KvmProcess<'a> {
+    /// Where it runs.
+    pub place: KvmPlace,
+    /// Memory of the virtual host, if it runs in one: see [`KvmPlace::memory_for`].
+    pub host_memory_mib: u32,
     /// Distinguishes its logs from those of others; a file name.
     pub name: &'a str,
     /// The guest images that it needs; they are built if they are not up to date.
@@ -70,11 +75,11 @@ pub fn lines(pieces: Receiver<Vec<u8>>) -> impl Iterator<Item = Vec<u8>> {
 /// The process while it runs.
 #[derive(Debug)]
 pub struct RunningProcess {
-    place: Place,
+    process: Process,
 }
 
 #[derive(Debug)]
-enum Place {
+enum Process {
     Here(Child),
     Virtual(Running),
 }
@@ -91,40 +96,46 @@ impl KvmProcess<'_> {
     ) -> anyhow::Result<(RunningProcess, Receiver<Vec<u8>>)> {
         let (sender, receiver) = channel();
         let results = self.results()?;
-        let place = if host::runs_linux_here() {
-            let images = self.folder.join("images");
-            artifacts::build_images(&images, self.images)?;
-            let paths = Paths {
-                images,
-                results,
-                programs: self.programs.to_vec(),
-            };
-            Place::Here(start_child(&arguments(&paths)?, sender)?)
-        } else {
-            let mut files = host::files_for_guests(self.folder, self.images, INSIDE_IMAGES)?;
-            let inside = |number: usize| PathBuf::from(format!("{PROGRAMS}/program-{number}"));
-            let programs: Vec<PathBuf> = (0..self.programs.len()).map(inside).collect();
-            for (path, inside) in self.programs.iter().zip(&programs) {
-                files.push(HostFile::program(path, inside.display().to_string()));
+        let process = match self.place {
+            KvmPlace::Here => {
+                let images = self.folder.join("images");
+                artifacts::build_images(&images, self.images)?;
+                let paths = Paths {
+                    images,
+                    results,
+                    programs: self.programs.to_vec(),
+                };
+                Process::Here(start_child(&arguments(&paths)?, sender)?)
             }
-            let paths = Paths {
-                images: INSIDE_IMAGES.into(),
-                results: EXPORT.into(),
-                programs,
-            };
-            let rerun = Rerun {
-                parts: host::parts()?,
-                clock: host::clock_of_virtual_hosts(),
-                arguments: arguments(&paths)?,
-                environment: Vec::new(),
-                files,
-                stdout: Some(sender),
-                export: Some((EXPORT, &results)),
-                log_folder: self.folder.join(format!("{}-host", self.name)),
-            };
-            Place::Virtual(rerun.start()?)
+            KvmPlace::Virtual { emulator, cpus } => {
+                let mut files = host::files_for_guests(self.folder, self.images, INSIDE_IMAGES)?;
+                let inside = |number: usize| PathBuf::from(format!("{PROGRAMS}/program-{number}"));
+                let programs: Vec<PathBuf> = (0..self.programs.len()).map(inside).collect();
+                for (path, inside) in self.programs.iter().zip(&programs) {
+                    files.push(HostFile::program(path, inside.display().to_string()));
+                }
+                let paths = Paths {
+                    images: INSIDE_IMAGES.into(),
+                    results: EXPORT.into(),
+                    programs,
+                };
+                let rerun = Rerun {
+                    parts: host::parts()?,
+                    emulator,
+                    memory_mib: self.host_memory_mib,
+                    cpus,
+                    clock: self.place.clock(),
+                    arguments: arguments(&paths)?,
+                    environment: Vec::new(),
+                    files,
+                    stdout: Some(sender),
+                    export: Some((EXPORT, &results)),
+                    log_folder: self.folder.join(format!("{}-host", self.name)),
+                };
+                Process::Virtual(rerun.start()?)
+            }
         };
-        Ok((RunningProcess { place }, receiver))
+        Ok((RunningProcess { process }, receiver))
     }
 
     /// An empty folder for its results: those of an earlier run could be mistaken for its own.
@@ -148,9 +159,9 @@ impl RunningProcess {
             Signal(Pid),
             Frame(Interrupter),
         }
-        let way = match &self.place {
-            Place::Here(child) => Way::Signal(Pid::from_child(child)),
-            Place::Virtual(running) => Way::Frame(running.interrupter()),
+        let way = match &self.process {
+            Process::Here(child) => Way::Signal(Pid::from_child(child)),
+            Process::Virtual(running) => Way::Frame(running.interrupter()),
         };
         move || match way {
             // A process that has ended needs no interruption.
@@ -165,9 +176,9 @@ impl RunningProcess {
     /// # Errors
     /// If it does not end in time, or with another exit code than 0.
     pub fn wait(self, deadline: Duration) -> anyhow::Result<()> {
-        let code = match self.place {
-            Place::Virtual(running) => running.wait(deadline)?,
-            Place::Here(child) => wait_for_child(child, deadline)?,
+        let code = match self.process {
+            Process::Virtual(running) => running.wait(deadline)?,
+            Process::Here(child) => wait_for_child(child, deadline)?,
         };
         ensure!(code == 0, "it failed with exit code {code}; see above");
         Ok(())

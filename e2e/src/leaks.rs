@@ -10,6 +10,7 @@ use clap::Args;
 use cycles::{Outcome, Report, Rule};
 
 use crate::artifacts::GuestImage;
+use crate::kvm_place::KvmPlace;
 use crate::output::Bars;
 use crate::work::{Vmm, Work};
 use crate::{measure, output, report_files};
@@ -61,7 +62,8 @@ pub struct Arguments {
 /// # Errors
 /// If the host or the machine cannot be run, or the report cannot be written.
 pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
-    measure::announce();
+    let place = KvmPlace::of_this_machine();
+    measure::announce(place);
     let work = Work {
         name: "leaks".to_owned(),
         vmm: Vmm::Mctl,
@@ -76,8 +78,8 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         monitor_first: false,
     };
     let started_at = report_files::now();
-    let collected = measure::run(&arguments.output, work, &Bars::new()).await?;
-    let setting = measure::setting(collected.host, &started_at);
+    let collected = measure::run(place, &arguments.output, work, &Bars::new()).await?;
+    let setting = measure::setting(place, collected.host, &started_at);
     let report = Report::of_run(setting, collected.run);
     for path in report_files::write(&arguments.output, "report", &report)? {
         output::say(&format!("report: {}", path.display()));

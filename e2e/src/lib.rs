@@ -18,6 +18,7 @@ pub mod ending;
 pub mod figures;
 pub mod host;
 pub mod host_socket;
+pub mod kvm_place;
 pub mod kvm_process;
 pub mod leaks;
 pub mod ledger;

@@ -8,6 +8,7 @@ use clap::Args;
 use cycles::{CellKey, GuestKind, Host, Matrix, PortPolicy, Report, Run, ScaleRun};
 
 use crate::artifacts::GuestImage;
+use crate::kvm_place::{KvmArguments, KvmPlace};
 use crate::report_files::{self, publish};
 use crate::work::{Vmm, Work};
 use crate::{measure, output, scale};
@@ -30,6 +31,8 @@ pub struct Arguments {
     /// Folder for matrix.json, matrix.csv and matrix.html
     #[arg(long, value_name = "DIR", default_value = "target/e2e")]
     output: PathBuf,
+    #[command(flatten)]
+    kvm: KvmArguments,
 }
 
 /// Runs all cells and the scale run; true if each shows what it must.
@@ -46,8 +49,10 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         "no cell's name contains {:?}",
         arguments.only
     );
-    measure::announce();
+    let place = arguments.kvm.place()?;
+    measure::announce(place);
     let mut measured = Measured {
+        place,
         host: None,
         started_at: report_files::now(),
         cycles_per_cell: arguments.cycles,
@@ -58,17 +63,23 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         output::say(&format!("cell {number} of {}: {key}", keys.len()));
         work(*key, number, arguments.cycles)
     });
-    let ended = measure::run_all(&arguments.output, works.collect(), |number, result| {
-        let collected = result.with_context(|| format!("cannot run the cell {}", keys[number]))?;
-        measured.host = measured.host.take().or(collected.host);
-        measured.cells.insert(number, (keys[number], collected.run));
-        // A matrix takes minutes: a later failure must not lose earlier cells.
-        report_files::write(&arguments.output, STEM, &measured.report())?;
-        Ok(())
-    })
+    let ended = measure::run_all(
+        place,
+        &arguments.output,
+        works.collect(),
+        |number, result| {
+            let collected =
+                result.with_context(|| format!("cannot run the cell {}", keys[number]))?;
+            measured.host = measured.host.take().or(collected.host);
+            measured.cells.insert(number, (keys[number], collected.run));
+            // A matrix takes minutes: a later failure must not lose earlier cells.
+            report_files::write(&arguments.output, STEM, &measured.report())?;
+            Ok(())
+        },
+    )
     .await;
     if ended.is_ok() {
-        measured.scale = scale::measure(&arguments.output, arguments.leaked_pairs);
+        measured.scale = scale::measure(place, &arguments.output, arguments.leaked_pairs);
     }
     let report = measured.report();
     publish(&arguments.output, STEM, &report)?;
@@ -80,6 +91,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
 /// What a matrix run has measured so far.
 #[derive(Debug)]
 struct Measured {
+    place: KvmPlace,
     host: Option<Host>,
     started_at: String,
     cycles_per_cell: u32,
@@ -90,7 +102,7 @@ struct Measured {
 
 impl Measured {
     fn report(&self) -> Report {
-        let setting = measure::setting(self.host.clone(), &self.started_at);
+        let setting = measure::setting(self.place, self.host.clone(), &self.started_at);
         let cells = self.cells.values();
         let mut matrix = Matrix {
             cycles_per_cell: self.cycles_per_cell,
@@ -174,6 +186,7 @@ mod tests {
 
     fn measured(key: CellKey) -> Measured {
         Measured {
+            place: KvmPlace::Here,
             host: None,
             started_at: report_files::now(),
             cycles_per_cell: 30,

@@ -1,68 +1,39 @@
 //! Runs chains of cycles where KVM runs Linux guests, several at once where they cannot disturb each
 //! other, and shows how they go.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use cycles::{Clock, Host, Interruption, RunEnd, Setting};
+use cycles::{Host, Interruption, RunEnd, Setting};
 use tokio::task::JoinSet;
 
+use crate::kvm_place::KvmPlace;
 use crate::kvm_process::{KvmProcess, lines};
 use crate::output::{self, Bars};
 use crate::run_event::{CollectedRun, Collector};
+use crate::run_here;
 use crate::work::{Vmm, Work};
-use crate::{host, run_here};
 
 /// Longest that one cycle may take on average, by this machine's clock. A cycle takes about a second
 /// on an idle machine.
 const CYCLE_ALLOWANCE: Duration = Duration::from_secs(30);
 /// Longest that the rest of a run may take.
 const RUN_ALLOWANCE: Duration = Duration::from_secs(300);
-/// Virtual hosts that run at once, at most: each takes up to 8 GiB of memory.
-const MOST_AT_ONCE: usize = 4;
-
-/// The clock of runs on this machine.
-pub fn clock() -> Clock {
-    let clock = if host::runs_linux_here() {
-        kvm_host::clock::Clock::of_this_host()
-    } else {
-        host::clock_of_virtual_hosts()
-    };
-    match clock {
-        kvm_host::clock::Clock::Real => Clock::Real,
-        kvm_host::clock::Clock::Virtual => Clock::Virtual,
-    }
-}
 
 /// Tells on which kind of KVM runs take place, and by which clock.
-pub fn announce() {
-    output::say(&host::kind_of_kvm().1);
-    output::say(&format!("latencies are measured in {}", clock().in_words()));
+pub fn announce(place: KvmPlace) {
+    output::say(&place.sentence());
+    let clock = place.clock_of_reports();
+    output::say(&format!("latencies are measured in {}", clock.in_words()));
 }
 
 /// The setting of a run that began at `started_at`, on `host` if it described itself.
-pub fn setting(host: Option<Host>, started_at: &str) -> Setting {
-    let undescribed = || Host {
-        kvm: host::kind_of_kvm().0,
-        details: BTreeMap::new(),
-    };
+pub fn setting(place: KvmPlace, host: Option<Host>, started_at: &str) -> Setting {
     Setting {
-        host: host.unwrap_or_else(undescribed),
-        clock: clock(),
+        host: host.unwrap_or_else(|| place.undescribed_host()),
+        clock: place.clock_of_reports(),
         started_at: started_at.to_owned(),
-    }
-}
-
-/// How many runs may go on at once: as many as there are processors in virtual time, where they do
-/// not disturb each other; otherwise one.
-pub fn runs_at_once() -> usize {
-    match clock() {
-        Clock::Real => 1,
-        Clock::Virtual => std::thread::available_parallelism()
-            .map_or(1, usize::from)
-            .min(MOST_AT_ONCE),
     }
 }
 
@@ -70,7 +41,12 @@ pub fn runs_at_once() -> usize {
 ///
 /// # Errors
 /// If the host or the machine cannot be started. A failed cycle is no error but the end of the run.
-pub async fn run(folder: &Path, work: Work, bars: &Bars) -> anyhow::Result<CollectedRun> {
+pub async fn run(
+    place: KvmPlace,
+    folder: &Path,
+    work: Work,
+    bars: &Bars,
+) -> anyhow::Result<CollectedRun> {
     let folder = folder.to_owned();
     let mut progress = bars.progress(&work.name);
     let peers: Vec<PathBuf> = match &work.vmm {
@@ -78,6 +54,8 @@ pub async fn run(folder: &Path, work: Work, bars: &Bars) -> anyhow::Result<Colle
         Vmm::Peer { binary, .. } => vec![binary.clone()],
     };
     let process = KvmProcess {
+        place,
+        host_memory_mib: place.memory_for(work.memory_mib),
         name: &work.name,
         images: &[work.guest],
         programs: &peers,
@@ -110,13 +88,14 @@ pub async fn run(folder: &Path, work: Work, bars: &Bars) -> anyhow::Result<Colle
     collector.finish(collected.and(ended))
 }
 
-/// Runs several chains, [`runs_at_once`] at a time. `done` gets each result with its number as soon
+/// Runs several chains, as many at a time as the place allows. `done` gets each result with its number as soon
 /// as it is there. After an error of `done` or Ctrl-C no further run is started, and those that go on
 /// are waited for.
 ///
 /// # Errors
 /// The first error of `done`.
 pub async fn run_all(
+    place: KvmPlace,
     folder: &Path,
     works: Vec<Work>,
     mut done: impl FnMut(usize, anyhow::Result<CollectedRun>) -> anyhow::Result<()>,
@@ -127,14 +106,14 @@ pub async fn run_all(
     let mut outcome = Ok(());
     let mut go_on = true;
     loop {
-        while go_on && running.len() < runs_at_once() {
+        while go_on && running.len() < place.runs_at_once() {
             let Some((number, work)) = waiting.next() else {
                 break;
             };
             let (folder, bars) = (folder.to_owned(), bars.clone());
             running.spawn(async move {
                 let name = work.name.clone();
-                let result = run(&folder, work, &bars).await;
+                let result = run(place, &folder, work, &bars).await;
                 (number, result.with_context(|| format!("cannot run {name}")))
             });
         }

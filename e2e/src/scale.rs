@@ -18,12 +18,15 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
+use kvm_host::rerun::MEMORY_MIB;
+
 use crate::artifacts::GuestImage;
 use crate::counter;
 use crate::host::KvmHost;
+use crate::kvm_place::KvmPlace;
 use crate::kvm_process::KvmProcess;
 use crate::machine::{MachineSpec, STEP_DEADLINE, boot};
-use crate::{host_socket, measure, output};
+use crate::{host_socket, output};
 
 /// Resumes under each policy.
 const RESUMES: u32 = 5;
@@ -70,8 +73,9 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         std::fs::create_dir_all(&arguments.output)?;
         measure_here(images, arguments.leaked_pairs, &arguments.output.join(FILE)).await?;
     } else {
-        let runs = measure(&arguments.output, arguments.leaked_pairs);
-        output::print(&scale_table(&runs, measure::clock()));
+        let place = KvmPlace::of_this_machine();
+        let runs = measure(place, &arguments.output, arguments.leaked_pairs);
+        output::print(&scale_table(&runs, place.clock_of_reports()));
         return Ok(runs.iter().all(ScaleRun::as_expected));
     }
     Ok(true)
@@ -79,14 +83,14 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
 
 /// Measures on this machine or in a virtual host. An error becomes part of the figures: callers have
 /// measured other things before, which must not be lost.
-pub fn measure(folder: &Path, leaked_pairs: u32) -> Vec<ScaleRun> {
+pub fn measure(place: KvmPlace, folder: &Path, leaked_pairs: u32) -> Vec<ScaleRun> {
     if leaked_pairs == 0 {
         return Vec::new();
     }
     output::say(&format!(
         "scale: a guest that starts with {leaked_pairs} leaked pairs"
     ));
-    let result = measure_in_another_process(folder, leaked_pairs);
+    let result = measure_in_another_process(place, folder, leaked_pairs);
     let file = folder.join(NAME).join(FILE);
     fill_in_missing(read(&file), result, leaked_pairs)
 }
@@ -110,8 +114,14 @@ fn fill_in_missing(
     runs
 }
 
-fn measure_in_another_process(folder: &Path, leaked_pairs: u32) -> anyhow::Result<()> {
+fn measure_in_another_process(
+    place: KvmPlace,
+    folder: &Path,
+    leaked_pairs: u32,
+) -> anyhow::Result<()> {
     let process = KvmProcess {
+        place,
+        host_memory_mib: MEMORY_MIB,
         name: NAME,
         images: &[GuestImage::Leaky],
         programs: &[],

@@ -20,6 +20,7 @@ use e2e::artifacts::GuestImage;
 use e2e::host::{files_for_guests, parts};
 use kvm_host::clock::Clock;
 use kvm_host::disk::Loss;
+use kvm_host::emulator::Emulator;
 use kvm_host::host::{Config, INSIDE_STATE_DIR, Run, VirtualHost};
 use kvm_host::plan::Filesystem;
 use kvm_host::storage::{DiskFile, Storage};
@@ -90,6 +91,7 @@ fn start(folder: &Path) -> (VirtualHost, Output) {
         parts: parts().unwrap(),
         memory_mib: 2048,
         cpus: 1,
+        emulator: Emulator::QemuAmd,
         clock: Clock::Real,
         files: files_for_guests(folder, &[GuestImage::Default], &images).unwrap(),
         storage: Some(Storage {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kvm_host::clock::Clock;
+use kvm_host::emulator::Emulator;
 use kvm_host::pack::HostFile;
 use kvm_host::plan::Filesystem;
 use kvm_host::storage::{DiskFile, MemoryDisk};
@@ -14,7 +15,7 @@ Examples:
   mctl-kvm-host exec --root debian --package sqlite3 --disk /tmp/disk.img:/data:1024 -- \\
       sqlite3 /data/test.db 'CREATE TABLE numbers (number)'";
 
-/// Run a complete KVM host on any Linux, emulated by QEMU
+/// Run a complete KVM host on any Linux, emulated by QEMU or Bochs
 #[derive(Debug, Parser)]
 #[command(name = "mctl-kvm-host", version)]
 pub(crate) struct Cli {
@@ -31,8 +32,11 @@ pub(crate) enum Command {
     Exec(ExecArgs),
     /// Open a shell inside
     Shell(HostArgs),
-    /// Show the kind of KVM that this host has
+    /// Show the kind of KVM that this host has, and which virtual hosts it can run
     Doctor {
+        /// Fail if virtual hosts of this kind cannot be run, instead of if Linux guests cannot
+        #[arg(long, value_name = "KIND", value_parser = parse_kvm)]
+        kvm: Option<Emulator>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -47,10 +51,14 @@ pub(crate) struct HostArgs {
     /// Processors of the virtual host; they share one of this host's, so more do not make it faster
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) cpus: u32,
-    /// Clock of the virtual host: "real", or "virtual", where an instruction takes a nanosecond and
-    /// waiting takes no time
-    #[arg(long, value_name = "CLOCK", default_value = "real", value_parser = parse_clock)]
-    pub(crate) clock: Clock,
+    /// Emulated processor: "amd" (QEMU), "intel" or "bochs-amd" (Bochs, which is slower, and runs
+    /// single commands only)
+    #[arg(long, value_name = "KIND", default_value = "amd", value_parser = parse_kvm)]
+    pub(crate) kvm: Emulator,
+    /// Clock of the virtual host: "real", or "virtual", where an instruction takes a fixed time and
+    /// waiting takes none [default: real, in Bochs virtual]
+    #[arg(long, value_name = "CLOCK", value_parser = parse_clock)]
+    pub(crate) clock: Option<Clock>,
     /// File to copy inside, as an executable; may be given several times
     #[arg(long = "file", value_name = "PATH:INSIDE", value_parser = parse_file)]
     pub(crate) files: Vec<HostFile>,
@@ -138,6 +146,11 @@ fn parse_file(text: &str) -> Result<HostFile, String> {
 fn parse_export(text: &str) -> Result<(String, PathBuf), String> {
     let (inside, folder) = split_pair(text)?;
     Ok((inside.to_owned(), folder.into()))
+}
+
+fn parse_kvm(text: &str) -> Result<Emulator, String> {
+    Emulator::of_name(text)
+        .ok_or_else(|| format!("expected {}", Emulator::ALL.map(Emulator::name).join(", ")))
 }
 
 fn parse_clock(text: &str) -> Result<Clock, String> {

@@ -1,10 +1,11 @@
 //! The thread that reads the channel of a virtual host, and what it has learned so far.
 
 use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use socket2::Socket;
 
 use crate::clock::Clock;
 use crate::export::{Export, ExportError};
@@ -59,9 +60,9 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    pub(crate) fn follow(mut self, input: UnixStream) {
+    pub(crate) fn follow(mut self, input: &Socket) {
         loop {
-            match Frame::read_from(&input) {
+            match Frame::read_from(input) {
                 Ok(Some(frame)) => {
                     if let Err(error) = self.record(frame) {
                         self.shared

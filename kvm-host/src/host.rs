@@ -3,18 +3,23 @@
 //! A thread (`follower`) records the progress; callers wait for it with a deadline.
 //! Which programs are inside besides `kvm-host-init` is up to the caller.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use socket2::Socket;
+use tempfile::TempDir;
 use thiserror::Error;
 
+use crate::bochs::{self, BochsError};
 use crate::clock::Clock;
 use crate::disk::Loss;
+use crate::emulator::Emulator;
 use crate::export::{Export, ExportError};
 use crate::follower::{Failure, Follower, Progress, Shared};
 use crate::keeper::Kept;
@@ -22,7 +27,7 @@ use crate::pack::{HostFile, PackError, Parts};
 use crate::plan::{Plan, Program};
 use crate::protocol::{Frame, ProtocolError};
 use crate::pulse::Outbox;
-use crate::qemu::{self, Console, Machine, QemuError};
+use crate::qemu::{self, Console, QemuError};
 use crate::storage::{Drives, Storage, StorageError};
 
 /// The port of the supervisor inside.
@@ -61,6 +66,7 @@ pub struct Config {
     pub parts: Parts,
     pub memory_mib: u32,
     pub cpus: u32,
+    pub emulator: Emulator,
     pub clock: Clock,
     pub files: Vec<HostFile>,
     /// Without it, all is in memory, and the start is faster.
@@ -77,6 +83,10 @@ pub enum HostError {
     Pack(#[from] PackError),
     #[error(transparent)]
     Qemu(#[from] QemuError),
+    #[error(transparent)]
+    Bochs(#[from] BochsError),
+    #[error("a host in Bochs runs single commands only: {what} needs QEMU")]
+    NeedsQemu { what: &'static str },
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error("cannot create the log folder {path}")]
@@ -114,18 +124,23 @@ pub enum HostError {
 /// A running virtual host. It ends when this is dropped, and always with this process.
 #[derive(Debug)]
 pub struct VirtualHost {
-    qemu: Kept,
+    process: Kept,
+    /// Files that the process uses.
+    files: Option<TempDir>,
     drives: Option<Drives>,
     outbox: Outbox,
     shared: Arc<Shared>,
     reader: Option<JoinHandle<()>>,
     api_port: Option<u16>,
-    log_folder: PathBuf,
+    console: PathBuf,
+    /// The emulator's own messages.
+    log: PathBuf,
 }
 
 impl VirtualHost {
     /// Packs the files and starts QEMU; does not wait for the boot.
     pub fn start(config: &Config) -> Result<Self, HostError> {
+        check_supported(config)?;
         let log_folder = config.log_folder.clone();
         std::fs::create_dir_all(&log_folder).map_err(|source| HostError::LogFolder {
             path: log_folder.clone(),
@@ -151,28 +166,25 @@ impl VirtualHost {
             program: program_of(&config.run),
         };
         let modules = storage.map(Storage::modules).unwrap_or_default();
-        let initramfs = config.parts.pack(&plan, &modules, &files)?;
+        let initramfs = config
+            .parts
+            .pack(&plan, config.emulator, &modules, &files)?;
         drop(token_file);
         let mut drives = storage.map(Drives::open).transpose()?;
-        let console = match config.run {
-            Run::Shell => Console::Terminal,
-            Run::Supervisor { .. } | Run::Command { .. } => {
-                Console::Log(log_folder.join("console.log"))
-            }
-        };
-        let machine = Machine {
-            kernel: config.parts.kernel_image(),
+        let console = log_folder.join("console.log");
+        let log = log_folder.join(if config.emulator.is_bochs() {
+            "bochs.log"
+        } else {
+            "qemu.log"
+        });
+        let emulation = Emulation {
+            config,
             initramfs: &initramfs,
-            memory_mib: config.memory_mib,
-            cpus: config.cpus,
-            clock: config.clock,
-            forward: api_port.map(|outside| (outside, INSIDE_API_PORT)),
-            disks: &drives.as_ref().map(Drives::arguments).unwrap_or_default(),
+            api_port,
             console: &console,
-            log: &log_folder.join("qemu.log"),
+            log: &log,
         };
-        let connections = drives.as_mut().map(Drives::take_connections);
-        let (qemu, channel) = qemu::start(&machine, connections.unwrap_or_default())?;
+        let (process, channel, emulator_files) = emulation.start(drives.as_mut())?;
         let shared = Arc::new(Shared::default());
         let input = channel.try_clone().map_err(HostError::Follow)?;
         let outbox = Outbox::new(channel).map_err(HostError::Follow)?;
@@ -196,16 +208,18 @@ impl VirtualHost {
         };
         let reader = std::thread::Builder::new()
             .name("kvm-host-channel".to_owned())
-            .spawn(move || follower.follow(input))
+            .spawn(move || follower.follow(&input))
             .map_err(HostError::Follow)?;
         Ok(Self {
-            qemu,
+            process,
+            files: emulator_files,
             drives,
             outbox,
             shared,
             reader: Some(reader),
             api_port,
-            log_folder,
+            console,
+            log,
         })
     }
 
@@ -242,7 +256,7 @@ impl VirtualHost {
             return Err(self.failed(failure));
         }
         // It powers off right after it has closed the channel.
-        self.qemu.wait_until(Instant::now() + POWER_OFF_DEADLINE);
+        self.process.wait_until(Instant::now() + POWER_OFF_DEADLINE);
         self.end(None)
     }
 
@@ -250,7 +264,7 @@ impl VirtualHost {
     pub fn shutdown(mut self) -> Result<(), HostError> {
         // A host whose channel is closed has ended.
         let _ = self.outbox.send(&Frame::PowerOff);
-        self.qemu.wait_until(Instant::now() + POWER_OFF_DEADLINE);
+        self.process.wait_until(Instant::now() + POWER_OFF_DEADLINE);
         self.end(None)
     }
 
@@ -262,11 +276,12 @@ impl VirtualHost {
 
     /// Kills QEMU if it still runs. Without a loss, disks keep all that was written to them.
     fn end(&mut self, loss: Option<Loss>) -> Result<(), HostError> {
-        self.qemu.kill();
+        self.process.kill();
         if let Some(reader) = self.reader.take() {
-            // The reader ends with the channel, which ends with QEMU. A panic has been printed.
+            // The reader ends with the channel, which ends with the process. A panic has been printed.
             let _ = reader.join();
         }
+        self.files = None;
         if let Some(drives) = self.drives.take() {
             drives.end(loss)?;
         }
@@ -298,7 +313,7 @@ impl VirtualHost {
                 return Err(HostError::Deadline {
                     event,
                     waited: timeout,
-                    console: self.console(),
+                    console: self.console.clone(),
                     last_lines: self.last_lines(),
                 });
             };
@@ -314,7 +329,7 @@ impl VirtualHost {
         match failure {
             Failure::Reported(reason) => HostError::Failed {
                 reason,
-                console: self.console(),
+                console: self.console.clone(),
                 last_lines: self.last_lines(),
             },
             Failure::Protocol(error) => HostError::Protocol(error),
@@ -323,15 +338,11 @@ impl VirtualHost {
         }
     }
 
-    fn console(&self) -> PathBuf {
-        self.log_folder.join("console.log")
-    }
-
-    /// The end of QEMU's log, or of the console where QEMU has logged nothing.
+    /// The end of the emulator's log, or of the console where that is empty.
     fn last_lines(&self) -> String {
-        let messages = qemu::last_lines(&self.log_folder.join("qemu.log"), 5);
+        let messages = qemu::last_lines(&self.log, 5);
         if messages.is_empty() {
-            qemu::last_lines(&self.console(), 15)
+            qemu::last_lines(&self.console, 15)
         } else {
             messages
         }
@@ -354,6 +365,85 @@ impl Drop for VirtualHost {
         // Whoever wants to know what became of the disks ends the host by one of its methods.
         let _ = self.end(None);
     }
+}
+
+/// The emulator's part of a start.
+struct Emulation<'a> {
+    config: &'a Config,
+    initramfs: &'a File,
+    api_port: Option<u16>,
+    console: &'a Path,
+    log: &'a Path,
+}
+
+impl Emulation<'_> {
+    /// Starts the process, and returns it with the channel and the files that it uses.
+    fn start(
+        &self,
+        mut drives: Option<&mut Drives>,
+    ) -> Result<(Kept, Socket, Option<TempDir>), HostError> {
+        let config = self.config;
+        if config.emulator.is_bochs() {
+            let machine = bochs::Machine {
+                emulator: config.emulator,
+                kernel: config.parts.kernel_image(),
+                initramfs: self.initramfs,
+                memory_mib: config.memory_mib,
+                cpus: config.cpus,
+                clock: config.clock,
+                console: self.console,
+                log: self.log,
+            };
+            let (process, channel, files) = bochs::start(&machine)?;
+            return Ok((process, channel, Some(files)));
+        }
+        let machine = qemu::Machine {
+            kernel: config.parts.kernel_image(),
+            initramfs: self.initramfs,
+            memory_mib: config.memory_mib,
+            cpus: config.cpus,
+            clock: config.clock,
+            forward: self.api_port.map(|outside| (outside, INSIDE_API_PORT)),
+            disks: &drives
+                .as_ref()
+                .map(|drives| drives.arguments())
+                .unwrap_or_default(),
+            console: &match config.run {
+                Run::Shell => Console::Terminal,
+                Run::Supervisor { .. } | Run::Command { .. } => {
+                    Console::Log(self.console.to_owned())
+                }
+            },
+            log: self.log,
+        };
+        let connections = drives.as_mut().map(|drives| drives.take_connections());
+        let (process, channel) = qemu::start(&machine, connections.unwrap_or_default())?;
+        Ok((process, channel, None))
+    }
+}
+
+/// Checks that hosts of this kind can be started on this machine.
+pub fn check_installed(emulator: Emulator) -> Result<(), HostError> {
+    if emulator.is_bochs() {
+        bochs::check_installed()?;
+    } else {
+        qemu::check_installed()?;
+    }
+    Ok(())
+}
+
+/// Bochs has neither a network nor disks nor a terminal here.
+fn check_supported(config: &Config) -> Result<(), HostError> {
+    let what = match &config.run {
+        Run::Supervisor { .. } => "a supervisor for others",
+        Run::Shell => "a shell",
+        Run::Command { .. } if config.storage.is_some() => "storage",
+        Run::Command { .. } => return Ok(()),
+    };
+    if config.emulator.is_bochs() {
+        return Err(HostError::NeedsQemu { what });
+    }
+    Ok(())
 }
 
 fn paths_inside(files: &[HostFile]) -> Vec<String> {

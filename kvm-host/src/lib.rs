@@ -1,13 +1,16 @@
-//! The virtual KVM host: a complete KVM machine on any Linux, by QEMU's emulation of an AMD CPU.
+//! The virtual KVM host: a complete KVM machine on any Linux, by emulation: of an AMD processor in
+//! QEMU, or of an Intel or AMD processor in Bochs.
 //!
 //! `probe` tells whether it is needed. `host` starts one and talks to `kvm-host-init`, the first
 //! process inside, which is a binary of this crate and shares `plan` and `protocol` with it.
 //! `rerun` starts one for the calling program itself. Guests, their images and the supervisor are
 //! given as files; nothing here knows them.
 
+pub mod bochs;
 pub mod clock;
 pub mod debian;
 pub mod disk;
+pub mod emulator;
 pub mod host;
 pub mod pack;
 pub mod plan;

@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run(args),
         Command::Exec(args) => exec(args),
         Command::Shell(args) => shell(args),
-        Command::Doctor { json } => doctor::report(probe::detect(), json),
+        Command::Doctor { kvm, json } => doctor::report(probe::detect(), kvm, json),
     };
     result.unwrap_or_else(|error| {
         output::error(&error);
@@ -123,7 +123,8 @@ fn config(args: HostArgs, run: Run) -> anyhow::Result<Config> {
         parts: Parts::gather(&cache, &init, &output::step)?,
         memory_mib: args.memory_mib,
         cpus: args.cpus,
-        clock: args.clock,
+        emulator: args.kvm,
+        clock: args.clock.unwrap_or_else(|| args.kvm.default_clock()),
         files: args.files,
         storage,
         run,

@@ -16,11 +16,11 @@ use rootfs::modules::{ModuleTree, ModulesError};
 use rootfs::sources::Sources;
 use thiserror::Error;
 
+use crate::emulator::Emulator;
 use crate::plan::{PLAN_PATH, Plan};
 
-/// What the emulated machine needs: KVM for an AMD CPU, its network card, the channel's port.
-const MODULES: [&str; 6] = [
-    "kvm_amd",
+/// What QEMU's machine needs besides KVM: its network card, the channel's port. Bochs' has neither.
+const QEMU_MODULES: [&str; 5] = [
     "virtio_pci",
     "virtio_net",
     "virtio_console",
@@ -100,10 +100,15 @@ impl Parts {
     pub(crate) fn pack(
         &self,
         plan: &Plan,
+        emulator: Emulator,
         more_modules: &[&str],
         files: &[HostFile],
     ) -> Result<File, PackError> {
-        let wanted = [&MODULES, more_modules].concat();
+        let mut wanted = vec![emulator.kvm_module()];
+        if !emulator.is_bochs() {
+            wanted.extend(QEMU_MODULES);
+        }
+        wanted.extend(more_modules);
         let modules = ModuleTree::open(&self.kernel.modules)?.load_order(&wanted, &[])?;
         let mut archive = initramfs::base(&self.init, &self.busybox, &modules)?;
         archive.add_bytes(PLAN_PATH, 0o600, serde_json::to_vec(plan)?);

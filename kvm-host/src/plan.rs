@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 pub const PLAN_PATH: &str = "/etc/kvm-host.json";
 /// The name of the virtio-serial port that carries the [`crate::protocol`].
 pub const CHANNEL_NAME: &str = "mctl.kvm-host";
+/// The word of the kernel's command line with the device of the channel, where that is a serial port.
+pub const CHANNEL_WORD: &str = "mctl.channel=";
 /// The address that QEMU's user-mode network gives its only machine.
 pub const INSIDE_ADDRESS: &str = "10.0.2.15/24";
 

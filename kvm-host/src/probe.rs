@@ -14,6 +14,7 @@ use kvm_ioctls::{Kvm, VcpuExit};
 use thiserror::Error;
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
+use crate::emulator::Emulator;
 use crate::sys;
 
 /// Guests that run their kernel mode slower than this are interpreted. Interpreters reach about
@@ -26,8 +27,13 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// The kind of KVM that this host has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KvmKind {
-    /// Runs Linux guests: the CPU's own virtualisation, or a faithful emulation of it.
+    /// Runs Linux guests by the CPU's own virtualisation.
     Hardware { instructions_per_second: u64 },
+    /// Runs Linux guests on an emulated processor: this host is a virtual one.
+    Virtual {
+        emulator: Emulator,
+        instructions_per_second: u64,
+    },
     /// Works, but interprets guest kernel code.
     Software { instructions_per_second: u64 },
     /// Cannot be used at all.
@@ -37,7 +43,7 @@ pub enum KvmKind {
 impl KvmKind {
     /// Whether Linux guests run on this host directly.
     pub fn runs_linux(&self) -> bool {
-        matches!(self, Self::Hardware { .. })
+        matches!(self, Self::Hardware { .. } | Self::Virtual { .. })
     }
 }
 
@@ -55,6 +61,8 @@ impl fmt::Display for KvmKind {
                     millions(rate)
                 )
             }
+            // By the clock of such a host, the speed says nothing about it.
+            Self::Virtual { emulator, .. } => write!(f, "{emulator}"),
             Self::Software {
                 instructions_per_second: rate,
             } => write!(
@@ -95,7 +103,7 @@ enum ProbeError {
 pub fn detect() -> &'static KvmKind {
     static FOUND: OnceLock<KvmKind> = OnceLock::new();
     FOUND.get_or_init(|| match measure_with_deadline() {
-        Ok(rate) => classify(cpu_has_virtualisation(), rate),
+        Ok(rate) => classify(Emulator::of_this_host(), cpu_has_virtualisation(), rate),
         Err(error) => KvmKind::Missing {
             reason: error_text::with_causes(&error),
         },
@@ -104,8 +112,17 @@ pub fn detect() -> &'static KvmKind {
 
 /// The CPU flag decides first: on an emulated CPU, entering the guest takes longer than the loop, so
 /// the speed says nothing. Without the flag the speed decides.
-fn classify(cpu_has_virtualisation: bool, instructions_per_second: u64) -> KvmKind {
-    if cpu_has_virtualisation || instructions_per_second >= INTERPRETED_BELOW_PER_SECOND {
+fn classify(
+    emulator: Option<Emulator>,
+    cpu_has_virtualisation: bool,
+    instructions_per_second: u64,
+) -> KvmKind {
+    if let Some(emulator) = emulator {
+        KvmKind::Virtual {
+            emulator,
+            instructions_per_second,
+        }
+    } else if cpu_has_virtualisation || instructions_per_second >= INTERPRETED_BELOW_PER_SECOND {
         KvmKind::Hardware {
             instructions_per_second,
         }
@@ -200,13 +217,23 @@ mod tests {
 
     #[test]
     fn a_cpu_with_virtualisation_is_hardware_however_slow_the_loop() {
-        assert!(classify(true, 3_000_000).runs_linux());
+        assert!(classify(None, true, 3_000_000).runs_linux());
     }
 
     #[test]
     fn without_the_flag_the_speed_decides() {
-        assert!(classify(false, 1_000_000_000).runs_linux());
-        assert!(!classify(false, 1_000_000).runs_linux());
+        assert!(classify(None, false, 1_000_000_000).runs_linux());
+        assert!(!classify(None, false, 1_000_000).runs_linux());
+    }
+
+    #[test]
+    fn a_virtual_host_runs_linux_and_claims_no_hardware() {
+        let kind = classify(Some(Emulator::BochsIntel), true, 3_000_000_000);
+        assert!(kind.runs_linux());
+        assert_eq!(
+            kind.to_string(),
+            "kvm_intel on a Haswell that Bochs emulates"
+        );
     }
 
     #[test]

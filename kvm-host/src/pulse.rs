@@ -10,11 +10,12 @@
 //! regularly.
 
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use socket2::Socket;
 
 use crate::protocol::Frame;
 
@@ -27,10 +28,10 @@ const SEND_DEADLINE: Duration = Duration::from_secs(1);
 
 /// The sending half of the channel. Frames of several threads stay whole.
 #[derive(Debug, Clone)]
-pub(crate) struct Outbox(Arc<Mutex<UnixStream>>);
+pub(crate) struct Outbox(Arc<Mutex<Socket>>);
 
 impl Outbox {
-    pub(crate) fn new(channel: UnixStream) -> io::Result<Self> {
+    pub(crate) fn new(channel: Socket) -> io::Result<Self> {
         channel.set_write_timeout(Some(SEND_DEADLINE))?;
         Ok(Self(Arc::new(Mutex::new(channel))))
     }
@@ -83,12 +84,15 @@ impl Drop for Pulse {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     #[test]
     fn a_pulse_beats_until_it_is_dropped() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let pulse = Pulse::start(Outbox::new(ours).unwrap()).unwrap();
+        let pulse = Pulse::start(Outbox::new(OwnedFd::from(ours).into()).unwrap()).unwrap();
         for _ in 0..3 {
             assert_eq!(Frame::read_from(&theirs).unwrap(), Some(Frame::Beat));
         }
@@ -100,7 +104,7 @@ mod tests {
     #[test]
     fn a_pulse_ends_with_its_listener() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut pulse = Pulse::start(Outbox::new(ours).unwrap()).unwrap();
+        let mut pulse = Pulse::start(Outbox::new(OwnedFd::from(ours).into()).unwrap()).unwrap();
         drop(theirs);
         pulse.thread.take().unwrap().join().unwrap();
     }

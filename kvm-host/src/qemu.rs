@@ -12,9 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use socket2::Socket;
 use thiserror::Error;
 
 use crate::clock::Clock;
+use crate::emulator::Emulator;
 use crate::keeper::{KeepError, Kept};
 use crate::plan::CHANNEL_NAME;
 use crate::qemu_fix::{Fix, FixError};
@@ -157,8 +159,9 @@ impl Machine<'_> {
             }
         };
         let append = format!(
-            "console=ttyS0 panic=-1 quiet tsc=reliable tsc_early_khz={tsc_khz} {}",
-            self.clock.command_line_word()
+            "console=ttyS0 panic=-1 quiet tsc=reliable tsc_early_khz={tsc_khz} {} {}",
+            self.clock.command_line_word(),
+            Emulator::QemuAmd.command_line_word(),
         );
         add(&["-append", &append]);
         add(&["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]);
@@ -203,7 +206,7 @@ impl Machine<'_> {
 pub(crate) fn start(
     machine: &Machine,
     mut connections: Vec<OwnedFd>,
-) -> Result<(Kept, UnixStream), QemuError> {
+) -> Result<(Kept, Socket), QemuError> {
     check_installed()?;
     let (ours, theirs) = UnixStream::pair().map_err(QemuError::Channel)?;
     let theirs = OwnedFd::from(theirs);
@@ -236,7 +239,7 @@ pub(crate) fn start(
     if let Some(fix) = fix {
         fix.apply(qemu.pid(), &program).map_err(QemuError::Fix)?;
     }
-    Ok((qemu, ours))
+    Ok((qemu, OwnedFd::from(ours).into()))
 }
 
 /// The frequency of this CPU's time-stamp counter, which QEMU passes through unchanged.

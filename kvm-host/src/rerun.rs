@@ -12,21 +12,17 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::clock::Clock;
+use crate::emulator::Emulator;
 use crate::host::{Config, HostError, Interrupter, Run, VirtualHost};
 use crate::pack::{HostFile, Parts};
 
-/// Memory of the virtual host; guests and their images (on tmpfs) share it.
+/// Memory of a virtual host, if nothing is known of its guests; they and their images (on tmpfs) share
+/// it.
 pub const MEMORY_MIB: u32 = 8192;
-/// Processors of the virtual host. QEMU runs them by turns (`qemu.rs` says why), so a second one
-/// would only slow down the first.
-pub const CPUS: u32 = 1;
 /// A folder inside for results, to be named in [`Rerun::export`].
 pub const EXPORT: &str = "/export";
 /// The folder of programs inside.
 pub const PROGRAMS: &str = "/usr/bin";
-
-/// Set inside, where the probe cannot tell emulated hardware from real.
-const INSIDE_ENV: &str = "MCTL_VIRTUAL_KVM";
 
 /// Why the program could not be run inside to its end.
 #[derive(Debug, Error)]
@@ -43,6 +39,11 @@ pub enum RerunError {
 #[derive(Debug)]
 pub struct Rerun<'a> {
     pub parts: Parts,
+    pub emulator: Emulator,
+    pub memory_mib: u32,
+    /// Processors of the virtual host. QEMU runs them by turns (`qemu.rs` says why), so a second one
+    /// would only slow down the first.
+    pub cpus: u32,
     pub clock: Clock,
     /// Arguments of this program, without its name.
     pub arguments: Vec<String>,
@@ -70,21 +71,20 @@ impl Rerun<'_> {
         let this = std::env::current_exe().map_err(RerunError::OwnPath)?;
         let name = this.file_name().ok_or(RerunError::NoName)?;
         let program = format!("{PROGRAMS}/{}", name.to_string_lossy());
-        let mut environment = self.environment;
-        environment.push((INSIDE_ENV.to_owned(), "1".to_owned()));
         let mut files = self.files;
         files.push(HostFile::program(this, program.clone()));
         let argv = std::iter::once(program).chain(self.arguments).collect();
         let host = VirtualHost::start(&Config {
             parts: self.parts,
-            memory_mib: MEMORY_MIB,
-            cpus: CPUS,
+            memory_mib: self.memory_mib,
+            cpus: self.cpus,
+            emulator: self.emulator,
             clock: self.clock,
             files,
             storage: None,
             run: Run::Command {
                 argv,
-                env: environment,
+                env: self.environment,
                 stdout: self.stdout,
                 export: self
                     .export
@@ -117,9 +117,4 @@ impl Running {
         self.host.shutdown()?;
         Ok(code)
     }
-}
-
-/// Whether this process runs inside a virtual host, by [`Rerun::run`].
-pub fn is_inside() -> bool {
-    std::env::var_os(INSIDE_ENV).is_some()
 }

@@ -1,7 +1,7 @@
 //! Virtual hosts that really boot: what goes in, what comes out, and that none is left behind.
 //!
 //! Needs QEMU and, the first time, the network for Debian's packages. Without QEMU the tests are
-//! ignored, with the reason; without `mmdebstrap`, those with Debian's root.
+//! ignored, with the reason; without `mmdebstrap`, those with Debian's root; without Bochs, its own.
 
 #![expect(
     clippy::unwrap_used,
@@ -19,14 +19,17 @@ use std::time::{Duration, Instant};
 
 use kvm_host::clock::Clock;
 use kvm_host::disk::{DiskError, Loss};
+use kvm_host::emulator::Emulator;
 use kvm_host::host::{Config, HostError, Run, VirtualHost};
 use kvm_host::pack::{HostFile, Parts};
 use kvm_host::plan::Filesystem;
 use kvm_host::storage::{DiskFile, MemoryDisk, Storage, StorageError};
-use kvm_host::{debian, qemu};
+use kvm_host::{bochs, debian, qemu};
 use trials::{Arguments, ignore_if, trials};
 
 const DEADLINE: Duration = Duration::from_secs(120);
+/// Bochs emulates a fifth of the instructions in a second that QEMU does.
+const BOCHS_DEADLINE: Duration = Duration::from_secs(600);
 
 fn main() -> ExitCode {
     let without_storage = trials![
@@ -47,12 +50,20 @@ fn main() -> ExitCode {
         a_disk_in_use_is_refused_by_its_name,
         a_root_that_cannot_be_fetched_is_explained,
     ];
+    let in_bochs = trials![
+        a_host_in_bochs_runs_intels_kvm_in_virtual_time,
+        what_bochs_does_not_have_is_refused,
+    ];
+    let no_bochs = bochs::check_installed()
+        .err()
+        .map(|error| error.to_string());
     let no_qemu = qemu::check_installed().err().map(|error| error.to_string());
     let no_debian = debian::check_installed()
         .err()
         .map(|error| error.to_string());
     let mut all = ignore_if(no_qemu.as_deref(), without_storage);
     all.extend(ignore_if(no_qemu.or(no_debian).as_deref(), with_storage));
+    all.extend(ignore_if(no_bochs.as_deref(), in_bochs));
     trials::run(&Arguments::from_args(), all).exit_code()
 }
 
@@ -62,6 +73,7 @@ fn config(folder: &Path, run: Run) -> Config {
         parts: Parts::from_user_cache(init, &|step| println!("{step}")).unwrap(),
         memory_mib: 512,
         cpus: 2,
+        emulator: Emulator::QemuAmd,
         clock: Clock::Real,
         files: Vec::new(),
         storage: None,
@@ -479,4 +491,40 @@ fn a_root_that_cannot_be_fetched_is_explained() {
     assert_eq!(output.status.code(), Some(1), "{message}");
     assert!(message.contains("is this host offline"), "{message}");
     assert!(message.contains("e2fsprogs,nginx,xfsprogs"), "{message}");
+}
+
+fn bochs_config(folder: &Path, run: Run) -> Config {
+    Config {
+        emulator: Emulator::BochsIntel,
+        clock: Clock::Virtual,
+        cpus: 1,
+        ..config(folder, run)
+    }
+}
+
+fn a_host_in_bochs_runs_intels_kvm_in_virtual_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let export = folder.path().join("out");
+    // Any byte must pass the serial port unchanged.
+    let script = "set -e; test -c /dev/kvm; grep -q '^kvm_intel ' /proc/modules
+                  grep -q ' mctl.clock=virtual mctl.emulator=intel' /proc/cmdline
+                  mkdir /out; i=0; while [ $i -lt 256 ]; do
+                      printf \"\\\\$(printf %o $i)\"; i=$((i + 1)); done >/out/bytes
+                  sleep 60; exit 9";
+    let run = shell_command(script, Some(("/out".to_owned(), export.clone())));
+    let host = VirtualHost::start(&bochs_config(folder.path(), run)).unwrap();
+    assert_eq!(host.wait_command(BOCHS_DEADLINE).unwrap(), 9);
+    let bytes: Vec<u8> = (0..=u8::MAX).collect();
+    assert_eq!(fs::read(export.join("bytes")).unwrap(), bytes);
+    host.shutdown().unwrap();
+}
+
+fn what_bochs_does_not_have_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = VirtualHost::start(&bochs_config(folder.path(), Run::Shell)).unwrap_err();
+    assert!(error.to_string().contains("a shell needs QEMU"), "{error}");
+    let mut config = bochs_config(folder.path(), shell_command("true", None));
+    config.clock = Clock::Real;
+    let error = VirtualHost::start(&config).unwrap_err();
+    assert!(error.to_string().contains("virtual time only"), "{error}");
 }

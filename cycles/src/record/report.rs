@@ -155,13 +155,30 @@ pub struct Host {
     pub details: BTreeMap<String, serde_json::Value>,
 }
 
+impl Host {
+    /// The kind of KVM for people, with the emulated processor where it is known.
+    pub fn kvm_in_words(&self) -> String {
+        let detail = self
+            .details
+            .get("kvm_detail")
+            .and_then(|text| text.as_str());
+        match (self.kvm, detail) {
+            // Reports of older versions have a sentence here that does not name the module.
+            (KvmKind::Virtual, Some(detail)) if detail.starts_with("kvm_") => {
+                format!("virtual KVM host: {detail}")
+            }
+            (kind, _) => kind.in_words().to_owned(),
+        }
+    }
+}
+
 /// Which kind of KVM executes guests. Latencies of different kinds are not comparable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvmKind {
     /// KVM on a processor with virtualisation extensions.
     Hardware,
-    /// KVM inside an emulated computer: QEMU TCG with emulated SVM.
+    /// KVM inside an emulated computer.
     Virtual,
     /// A KVM that interprets guest kernel code.
     Software,

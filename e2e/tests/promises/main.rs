@@ -1,8 +1,9 @@
 //! The promises of the whole system, shown on real Linux guests through its public API.
 //!
-//! One file per promise. If this machine's KVM cannot run Linux, this executable runs itself in
-//! virtual KVM hosts: the same tests, the same assertions. Deadlines inside then count virtual time,
-//! so that no test fails because this machine is busy.
+//! One file per promise. If this machine's KVM cannot run Linux, or the variable `MCTL_E2E_KVM` asks
+//! for another (`intel`, say), this executable runs itself in virtual KVM hosts: the same tests, the
+//! same assertions. Deadlines inside then count virtual time, so that no test fails because this
+//! machine is busy.
 
 mod boot;
 mod bytes;
@@ -31,13 +32,15 @@ use std::time::Duration;
 
 use cycles::KvmKind;
 use kvm_host::clock::Clock;
+use kvm_host::emulator::Emulator;
 use kvm_host::pack::HostFile;
-use kvm_host::rerun::{EXPORT, Rerun, Running};
+use kvm_host::rerun::{EXPORT, MEMORY_MIB, Rerun, Running};
 use libtest_mimic::{Arguments, Trial};
 
 use e2e::artifacts::GuestImage;
+use e2e::host;
+use e2e::kvm_place::{KvmArguments, KvmPlace};
 use e2e::kvm_process::lines;
-use e2e::{host, measure};
 use peer::{Binary, CLOUD_HYPERVISOR, FIRECRACKER};
 use stage::{IMAGES_ENV, Stage};
 
@@ -58,13 +61,17 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Some promises are about seconds, so tests must not compete for processors: a virtual host has
     // one, others have at least two.
-    let threads = match host::kind_of_kvm() {
-        (KvmKind::Virtual, _) => 1,
+    let place = match KvmArguments::from_environment().and_then(KvmArguments::place) {
+        Ok(place) => place,
+        Err(error) => return print_error(error),
+    };
+    let threads = match place.kind() {
+        KvmKind::Virtual => 1,
         _ => 2,
     };
     arguments.test_threads = arguments.test_threads.or(Some(threads));
-    if !arguments.list && !host::runs_linux_here() {
-        return rerun_inside(&arguments).unwrap_or_else(print_error);
+    if !arguments.list && place != KvmPlace::Here {
+        return rerun_inside(place, &arguments).unwrap_or_else(print_error);
     }
     let mut trials = all_trials();
     if let Ok(selected) = std::env::var(SELECTED_ENV) {
@@ -88,10 +95,9 @@ fn print_error(error: anyhow::Error) -> ExitCode {
 
 /// Runs this executable with its arguments in virtual hosts: most promises in virtual time, in as
 /// many hosts at once as there are processors, then those that need real time.
-fn rerun_inside(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let (_, sentence) = host::kind_of_kvm();
-    e2e::output::say(&sentence);
-    let shards = measure::runs_at_once();
+fn rerun_inside(place: KvmPlace, arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    e2e::output::say(&place.sentence());
+    let shards = place.runs_at_once();
     let virtual_time: Vec<Share> = (0..shards)
         .map(|number| Share::VirtualTime { number, shards })
         .collect();
@@ -99,8 +105,8 @@ fn rerun_inside(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     for shares in [virtual_time, vec![Share::RealTime]] {
         let mut running = Vec::new();
         for share in shares {
-            if !share.names(arguments).is_empty() {
-                running.push(Inside::start(share)?);
+            if !share.names(place, arguments).is_empty() {
+                running.push(Inside::start(place, share)?);
             }
         }
         for inside in running {
@@ -128,20 +134,26 @@ impl Share {
         }
     }
 
-    fn clock(self) -> Clock {
+    fn clock(self, place: KvmPlace) -> Clock {
         match self {
-            Self::VirtualTime { .. } => host::clock_of_virtual_hosts(),
+            Self::VirtualTime { .. } => place.clock(),
             Self::RealTime => Clock::Real,
         }
     }
 
     /// The promises of this share that the arguments select.
-    fn names(self, arguments: &Arguments) -> Vec<String> {
+    fn names(self, place: KvmPlace, arguments: &Arguments) -> Vec<String> {
+        let needs_real_time = |name: &str| {
+            // Bochs leaves no loop at PAUSE.
+            let spins_slowly =
+                matches!(place, KvmPlace::Virtual { emulator, .. } if !emulator.is_bochs());
+            spins_slowly && SEVERAL_VCPUS.contains(&name)
+        };
         let mut names: Vec<String> = all_trials()
             .iter()
             .map(|trial| trial.name().to_owned())
             .filter(|name| is_selected(arguments, name))
-            .filter(|name| SEVERAL_VCPUS.contains(&name.as_str()) == (self == Self::RealTime))
+            .filter(|name| needs_real_time(name) == (self == Self::RealTime))
             .collect();
         if let Self::VirtualTime { number, shards } = self {
             names = names.into_iter().skip(number).step_by(shards).collect();
@@ -169,12 +181,18 @@ struct Inside {
 }
 
 impl Inside {
-    fn start(share: Share) -> anyhow::Result<Self> {
-        let folder = e2e::artifacts::binaries()?.join("promises");
+    fn start(place: KvmPlace, share: Share) -> anyhow::Result<Self> {
+        let KvmPlace::Virtual { emulator, cpus } = place else {
+            anyhow::bail!("the promises run here");
+        };
+        let folder = e2e::artifacts::binaries()?.join(match emulator {
+            Emulator::QemuAmd => "promises".to_owned(),
+            other => format!("promises-{}", other.name()),
+        });
         std::fs::create_dir_all(&folder)?;
         let images = [GuestImage::Default, GuestImage::Leaky];
         let mut files = host::files_for_guests(&folder, &images, INSIDE_IMAGES)?;
-        let selected = share.names(&Arguments::from_args());
+        let selected = share.names(place, &Arguments::from_args());
         let mut environment = vec![
             (IMAGES_ENV.to_owned(), INSIDE_IMAGES.to_owned()),
             (SELECTED_ENV.to_owned(), selected.join(",")),
@@ -189,7 +207,10 @@ impl Inside {
         let (sender, output) = channel();
         let running = Rerun {
             parts: host::parts()?,
-            clock: share.clock(),
+            emulator,
+            memory_mib: MEMORY_MIB,
+            cpus,
+            clock: share.clock(place),
             arguments: std::env::args().skip(1).collect(),
             environment,
             files,

@@ -175,7 +175,9 @@ fn check_service(service: &Service) -> Result<(), FieldProblem> {
 
 fn check_check(check: &Check) -> Result<(), FieldProblem> {
     match check.kind {
-        CheckKind::Tcp | CheckKind::Http if check.port.is_none_or(|port| port == 0) => {
+        // Whether it is used or not: the API's description knows no such port.
+        _ if check.port == Some(0) => return Err(field("port", "0 is no port")),
+        CheckKind::Tcp | CheckKind::Http if check.port.is_none() => {
             return Err(field("port", "a port is needed"));
         }
         CheckKind::Exec if check.command.is_empty() => {
@@ -327,6 +329,17 @@ mod tests {
             ..MachineConfig::default()
         };
         assert_eq!(field_refused(&services), "services[0].protocol");
+        let unused_port = Check {
+            kind: CheckKind::Exec,
+            command: vec!["true".to_owned()],
+            port: Some(0),
+            ..Check::default()
+        };
+        let checks = MachineConfig {
+            checks: [("one".to_owned(), unused_port)].into(),
+            ..MachineConfig::default()
+        };
+        assert_eq!(field_refused(&checks), "checks.one.port");
         let mount = Mount {
             volume: "relative".to_owned(),
             ..Mount::default()

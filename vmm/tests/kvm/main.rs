@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use kvm_host::clock::Clock;
+use kvm_host::emulator::Emulator;
 use kvm_host::pack::{self, HostFile, PackError, Parts};
 use kvm_host::probe::{self, KvmKind};
 use kvm_host::qemu;
@@ -69,7 +70,7 @@ fn main() -> ExitCode {
     };
     match place(wish) {
         Place::Here => {
-            if rerun::is_inside() {
+            if Emulator::of_this_host().is_some() {
                 // A virtual host has one processor, and the tests have deadlines.
                 arguments.test_threads = arguments.test_threads.or(Some(1));
             }
@@ -101,7 +102,7 @@ fn wish() -> Result<Wish, String> {
 }
 
 fn place(wish: Wish) -> Place {
-    if rerun::is_inside() {
+    if Emulator::of_this_host().is_some() {
         return Place::Here;
     }
     let against_here = match wish {
@@ -112,7 +113,9 @@ fn place(wish: Wish) -> Place {
         Wish::Inside => format!("{WISH_ENV}=inside"),
         Wish::Anywhere | Wish::Require => match probe::detect() {
             // The guests are so small that it does not matter how fast KVM runs them.
-            KvmKind::Hardware { .. } | KvmKind::Software { .. } => return Place::Here,
+            KvmKind::Hardware { .. } | KvmKind::Virtual { .. } | KvmKind::Software { .. } => {
+                return Place::Here;
+            }
             missing @ KvmKind::Missing { .. } => missing.to_string(),
         },
     };
@@ -138,6 +141,9 @@ fn run_inside(parts: Parts) -> Result<ExitCode, RerunError> {
     let vmm = format!("{}/mctl-vmm", rerun::PROGRAMS);
     let code = Rerun {
         parts,
+        emulator: Emulator::QemuAmd,
+        memory_mib: rerun::MEMORY_MIB,
+        cpus: 1,
         clock: Clock::Real,
         arguments: std::env::args().skip(1).collect(),
         environment: vec![(VMM_ENV.to_owned(), vmm.clone())],

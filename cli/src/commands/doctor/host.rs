@@ -172,7 +172,7 @@ fn probed_kvm() -> Finding {
     let kind = detect();
     let found = kind.to_string();
     match kind {
-        KvmKind::Hardware { .. } => Finding::ok("kvm", found),
+        KvmKind::Hardware { .. } | KvmKind::Virtual { .. } => Finding::ok("kvm", found),
         KvmKind::Software { .. } => Finding::problem("kvm", found, USE_VIRTUAL_HOST),
         KvmKind::Missing { .. } => Finding::problem("kvm", found, KVM_MISSING),
     }

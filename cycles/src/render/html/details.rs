@@ -113,7 +113,7 @@ pub(super) fn scale(runs: &[ScaleRun], clock: Clock) -> String {
 
 /// The host and the run.
 pub(super) fn host(report: &Report) -> String {
-    let mut host = entry("KVM", report.host.kvm.in_words());
+    let mut host = entry("KVM", &report.host.kvm_in_words());
     host.push_str(&entry("clock", report.clock.in_words()));
     for (name, value) in &report.host.details {
         let value = value

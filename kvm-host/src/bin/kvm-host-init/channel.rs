@@ -1,4 +1,4 @@
-//! The virtio-serial port to the outside.
+//! The port to the outside: of virtio-serial, or a serial port where there is no virtio.
 //!
 //! One writer at a time, so that frames stay whole. Which frames are sent, and what is done about
 //! those that arrive, is the caller's choice.
@@ -8,9 +8,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, bail};
-use kvm_host::plan::CHANNEL_NAME;
+use anyhow::Context;
+use kvm_host::plan::{CHANNEL_NAME, CHANNEL_WORD};
 use kvm_host::protocol::{Frame, ProtocolError};
+
+use rustix::termios::{self, OptionalActions};
 
 use crate::console;
 
@@ -18,26 +20,36 @@ use crate::console;
 pub(crate) struct Channel {
     port: Mutex<File>,
     input: File,
+    is_serial: bool,
 }
 
 impl Channel {
-    /// Opens the port that has the channel's name.
+    /// Opens the serial port that the kernel's command line names, or the virtio-serial port that
+    /// has the channel's name.
     pub(crate) fn open() -> anyhow::Result<Self> {
-        let path = find_port().context("cannot list the virtio-serial ports")?;
-        let Some(path) = path else {
-            bail!("no virtio-serial port is named {CHANNEL_NAME}");
+        let serial = serial_port().context("cannot read the kernel's command line")?;
+        let path = match &serial {
+            Some(path) => path.clone(),
+            None => find_port()
+                .context("cannot list the virtio-serial ports")?
+                .with_context(|| format!("no virtio-serial port is named {CHANNEL_NAME}"))?,
         };
         let port = File::options()
             .read(true)
             .write(true)
             .open(&path)
             .with_context(|| format!("cannot open {}", path.display()))?;
+        if serial.is_some() {
+            pass_bytes_unchanged(&port)
+                .with_context(|| format!("cannot set up {}", path.display()))?;
+        }
         let input = port
             .try_clone()
             .context("cannot duplicate the channel's descriptor")?;
         Ok(Self {
             port: Mutex::new(port),
             input,
+            is_serial: serial.is_some(),
         })
     }
 
@@ -48,10 +60,40 @@ impl Channel {
         }
     }
 
+    /// Waits until the outside has all that was sent. A serial port passes it on byte by byte, and
+    /// does not after the power is off.
+    pub(crate) fn drain(&self) {
+        if !self.is_serial {
+            return;
+        }
+        let port = self.port.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(errno) = termios::tcdrain(&*port) {
+            console::print(&format!("cannot wait for the channel: {errno}"));
+        }
+    }
+
     /// Waits for the next frame from outside; only one thread may. `None` at the end of the channel.
     pub(crate) fn receive(&self) -> Result<Option<Frame>, ProtocolError> {
         Frame::read_from(&self.input)
     }
+}
+
+fn serial_port() -> io::Result<Option<PathBuf>> {
+    let line = fs::read_to_string("/proc/cmdline")?;
+    let mut words = line.split_whitespace();
+    Ok(words
+        .find_map(|word| word.strip_prefix(CHANNEL_WORD))
+        .map(PathBuf::from))
+}
+
+/// As a terminal, the port would echo, and change ends of lines. At its usual speed of 9,600 bits a
+/// second it would take a millisecond for each byte, also where it is emulated.
+fn pass_bytes_unchanged(port: &File) -> io::Result<()> {
+    let mut settings = termios::tcgetattr(port)?;
+    settings.make_raw();
+    settings.set_speed(115_200)?;
+    termios::tcsetattr(port, OptionalActions::Now, &settings)?;
+    Ok(())
 }
 
 fn find_port() -> io::Result<Option<PathBuf>> {

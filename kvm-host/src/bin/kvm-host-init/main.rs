@@ -35,6 +35,7 @@ fn main() {
         console::print(&format!("{error:#}"));
         channel.send(&Frame::Failed(format!("{error:#}")));
     }
+    channel.drain();
     shutdown::power_off();
 }
 

@@ -59,14 +59,10 @@ fn kvm() -> (String, String) {
     let found = detect();
     let kind = match found {
         KvmKind::Hardware { .. } => "hardware",
+        KvmKind::Virtual { .. } => "virtual",
         KvmKind::Software { .. } => "software",
         KvmKind::Missing { .. } => "missing",
     };
-    // An emulated processor has the extension, too; the firmware names the emulator.
-    let emulated = kind == "hardware"
-        && fs::read_to_string("/sys/class/dmi/id/sys_vendor")
-            .is_ok_and(|vendor| vendor.trim() == "QEMU");
-    let kind = if emulated { "virtual" } else { kind };
     (kind.to_owned(), found.to_string())
 }
 
