@@ -25,6 +25,12 @@ e2e *options: build
 e2e-matrix *options: build leaky
     {{ bin }}/mctl-e2e matrix {{ replace_regex(options, option, flag) }}
 
+# the main job and every test on real guests, on each kind of KVM that can be had here: hours, and one page to send to others
+proof *options: build leaky
+    cargo build {{ cargo_flags }} --workspace --bins --tests
+    cargo test {{ cargo_flags }} --workspace --test promises --no-run --message-format json >{{ CARGO_TARGET_DIR }}/promises.json
+    {{ bin }}/mctl-e2e proof --tests {{ CARGO_TARGET_DIR }}/promises.json {{ replace_regex(options, option, flag) }}
+
 # what boot, suspend and resume cost: two runs, the ledger of cost, ratios (`--accept REASON` writes the ledger)
 bench *options: build
     cargo bench --locked --package vmm --bench restore

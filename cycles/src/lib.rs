@@ -36,11 +36,12 @@ pub use judge::{
 pub use record::{
     Attempt, AttemptOutcome, Cell, CellCycle, CellKey, CellVerdict, Clock, Cycle, Expectation,
     FailedCheck, Flatness, GuestKind, Host, KvmKind, LoadError, MAX_CYCLES, MAX_REPORT_BYTES,
-    Matrix, OLDEST_SCHEMA, Outcome, Peer, Phases, PortPolicy, Problem, Report, Resources,
-    RiseBound, Rule, Run, RunConfig, RunEnd, SCHEMA, ScaleResume, ScaleRun, Setting,
-    SubjectDescription, UNATTRIBUTED, Unit, load, on_or_off, parse,
+    Matrix, OLDEST_SCHEMA, Outcome, Peer, Phases, PortPolicy, Problem, PromiseOutcome,
+    PromiseResult, Proof, ProofPart, Report, Resources, RiseBound, Rule, Run, RunConfig, RunEnd,
+    SCHEMA, ScaleResume, ScaleRun, Setting, SubjectDescription, UNATTRIBUTED, Unit, load,
+    on_or_off, parse,
 };
-pub use render::{cycles_csv, report_page, scale_table, tables_of};
+pub use render::{cycles_csv, proof_page, report_page, scale_table, tables_of};
 pub use statistics::{
     Quantiles, Slope, TWO_SIDED_95, decile_medians, median, quantile, scatter, theil_sen,
     theil_sen_by_cycle,

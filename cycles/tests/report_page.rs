@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use cycles::{Outcome, Report, report_page};
+use cycles::{Outcome, Proof, Report, proof_page, report_page};
 use trials::{Arguments, ignore_if, trials};
 
 fn main() -> ExitCode {
@@ -28,6 +28,8 @@ fn main() -> ExitCode {
         a_flat_run_has_a_mark_for_every_cycle_and_no_script_error,
         a_matrix_has_a_series_for_every_cell,
         hostile_strings_stay_text,
+        the_page_of_a_proof_shows_each_part_and_holds_its_report,
+        hostile_strings_of_a_proof_stay_text,
         a_run_without_cycles_has_a_page,
         a_page_is_drawn_in_a_light_and_a_dark_theme,
         a_page_is_drawn_on_a_narrow_screen,
@@ -40,11 +42,15 @@ fn main() -> ExitCode {
     trials::run(&Arguments::from_args(), all).exit_code()
 }
 
-/// The page's DOM after its script has run.
+/// The DOM of the report's page after its script has run.
 fn rendered(report: &Report) -> String {
+    rendered_page(&report_page(report))
+}
+
+fn rendered_page(content: &str) -> String {
     let directory = tempfile::tempdir().unwrap();
     let page = directory.path().join("report.html");
-    std::fs::write(&page, report_page(report)).unwrap();
+    std::fs::write(&page, content).unwrap();
     let output = directory.path().join("dom.html");
     let arguments = [
         "--dump-dom".to_owned(),
@@ -153,6 +159,51 @@ fn hostile_strings_stay_text() {
         2,
         "only the page's own data and script"
     );
+}
+
+fn the_page_of_a_proof_shows_each_part_and_holds_its_report() {
+    let mut proof = synthetic::proof();
+    let page = proof_page(&proof);
+    let dom = rendered_page(&page);
+    assert!(dom.contains("The proof holds"));
+    assert!(dom.contains("kvm_intel on a Haswell that Bochs emulates"));
+    assert!(dom.contains("2 kept, 0 broken, 1 not tried"));
+    assert!(dom.contains("left out: no KVM"));
+    assert_eq!(count(&dom, "<iframe"), 2);
+    // The machine-readable proof is in the page, whole.
+    let (_, data) = page.split_once(r#"id="proof">"#).unwrap();
+    let (data, _) = data.split_once("</script>").unwrap();
+    let read: Proof = serde_json::from_str(data).unwrap();
+    assert_eq!(read.parts.len(), 3);
+    // The document in a frame is the report's own page, with a script that runs.
+    let (_, frame) = page.split_once(r#"srcdoc=""#).unwrap();
+    let (frame, _) = frame.split_once('"').unwrap();
+    let inner = frame.replace("&quot;", "\"").replace("&amp;", "&");
+    assert_script_ran(&rendered_page(&inner));
+
+    proof.parts[0].promises[0].outcome = cycles::PromiseOutcome::Broken;
+    assert!(proof_page(&proof).contains("The proof does not hold"));
+}
+
+fn hostile_strings_of_a_proof_stay_text() {
+    let attack = r#""></iframe></script><script>document.title='owned'</script><img src=x>"#;
+    let mut proof = synthetic::proof();
+    proof.version = attack.to_owned();
+    proof.machine.insert(attack.to_owned(), attack.to_owned());
+    let part = &mut proof.parts[0];
+    part.report = Some(synthetic::hostile_report(attack));
+    for text in [&mut part.name, &mut part.kvm, &mut part.promises[0].name] {
+        attack.clone_into(text);
+    }
+    part.promises[0].message = Some(attack.to_owned());
+    part.errors.push(attack.to_owned());
+    proof.parts[2].left_out = Some(attack.to_owned());
+    let dom = rendered_page(&proof_page(&proof));
+    assert!(dom.contains("<title>mctl: proof</title>"));
+    // Of frames, the DOM shows the attribute, in which `<` may stand as it is.
+    let (outside, _) = dom.split_once("srcdoc=").unwrap();
+    assert_eq!(count(outside, "<img") + count(outside, "<script"), 0);
+    assert_eq!(count(&dom, "<iframe title="), 2);
 }
 
 fn a_run_without_cycles_has_a_page() {
@@ -280,6 +331,8 @@ fn pages_of_synthetic_runs_can_be_written() {
         ("thousand", synthetic::flat_report(1000)),
     ];
     let (_scratch, directory) = pictures();
+    let proof = directory.join("proof.html");
+    std::fs::write(&proof, proof_page(&synthetic::proof())).unwrap();
     for (name, report) in reports {
         let path = directory.join(format!("{name}.html"));
         std::fs::write(&path, report_page(&report)).unwrap();

@@ -28,6 +28,7 @@ pub mod matrix;
 pub mod measure;
 pub mod output;
 pub mod peer;
+pub mod proof;
 pub mod report_files;
 pub mod run_event;
 pub mod run_here;

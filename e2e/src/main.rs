@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use e2e::ending::Ending;
-use e2e::{bench, bench_here, leaks, main_job, matrix, output, run_here, scale};
+use e2e::{bench, bench_here, leaks, main_job, matrix, output, proof, run_here, scale};
 
 /// Suspend and resume real Linux machines, many times, and judge whether latency stays flat
 #[derive(Debug, Parser)]
@@ -30,6 +30,8 @@ enum Command {
     Cycles(main_job::Arguments),
     /// Run the cycles with each fix switched off on its own
     Matrix(matrix::Arguments),
+    /// Run the cycles and every test on real guests on each kind of KVM that this machine can offer
+    Proof(proof::Arguments),
     /// Measure suspend and resume, as ratios within one run
     Bench(bench::Arguments),
     /// Run cycles with programs that leak on purpose, and look for each leak; `./just leaks` has them
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
             match arguments.command {
                 Command::Cycles(arguments) => main_job::run(&arguments).await,
                 Command::Matrix(arguments) => matrix::run(&arguments).await.map(Ending::from),
+                Command::Proof(arguments) => proof::run(&arguments).await,
                 Command::Bench(arguments) => bench::run(&arguments).await.map(Ending::from),
                 Command::RunHere(arguments) => {
                     run_here::run(&arguments).await.map(|()| Ending::Shown)

@@ -10,6 +10,7 @@ mod limits;
 mod load;
 mod matrix;
 mod phases;
+mod proof;
 mod report;
 mod resources;
 mod run;
@@ -25,6 +26,7 @@ pub use matrix::{
     Cell, CellCycle, CellKey, CellVerdict, Expectation, GuestKind, Matrix, on_or_off,
 };
 pub use phases::{Phases, UNATTRIBUTED};
+pub use proof::{PromiseOutcome, PromiseResult, Proof, ProofPart};
 pub use report::{Host, KvmKind, OLDEST_SCHEMA, Peer, Report, RunConfig, SCHEMA, Setting};
 pub use resources::Resources;
 pub use run::{Run, RunEnd};

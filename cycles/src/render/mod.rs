@@ -9,5 +9,5 @@ mod html;
 mod table;
 
 pub use csv::cycles_csv;
-pub use html::report_page;
+pub use html::{proof_page, report_page};
 pub use table::{scale_table, tables_of};

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use cycles::{
     Attempt, AttemptOutcome, Cell, CellKey, Clock, Cycle, GuestKind, Host, KvmKind, Matrix, Peer,
-    Phases, PortPolicy, Report, Resources, Run, RunEnd, ScaleRun, Setting, SubjectDescription,
+    Phases, PortPolicy, PromiseOutcome, PromiseResult, Proof, ProofPart, Report, Resources, Run,
+    RunEnd, ScaleRun, Setting, SubjectDescription,
 };
 
 /// A multiplicative congruential generator: random enough for pictures.
@@ -179,6 +180,11 @@ pub(crate) fn hostile_report(attack: &str) -> Report {
     attack.clone_into(&mut report.config.version);
     attack.clone_into(&mut report.flatness.reason);
     report.host.details.insert(attack.to_owned(), attack.into());
+    let detail = format!("kvm_{attack}");
+    report
+        .host
+        .details
+        .insert("kvm_detail".to_owned(), detail.into());
     report.peers[0].subject.name = attack.to_owned();
     report.scale[0].error = Some(attack.to_owned());
     let cycle = &mut report.cycles[0];
@@ -243,5 +249,43 @@ fn matrix() -> Matrix {
     Matrix {
         cycles_per_cell: 60,
         cells,
+    }
+}
+
+/// A proof that holds: two kinds of KVM, and one that was left out.
+pub(crate) fn proof() -> Proof {
+    let part = |name: &str, kvm: &str| ProofPart {
+        name: name.to_owned(),
+        kvm: kvm.to_owned(),
+        left_out: None,
+        report: Some(flat_report(300)),
+        promises: [
+            ("boot::a_machine_boots", PromiseOutcome::Kept),
+            ("suspend_resume::a_guest_survives", PromiseOutcome::Kept),
+            ("peer::firecracker", PromiseOutcome::NotTried),
+        ]
+        .map(|(name, outcome)| PromiseResult {
+            name: name.to_owned(),
+            outcome,
+            message: None,
+        })
+        .to_vec(),
+        errors: Vec::new(),
+        seconds: 1_000,
+    };
+    Proof {
+        version: "0.1.0".to_owned(),
+        started_at: "2026-11-26T23:00:00Z".to_owned(),
+        machine: [("processor".to_owned(), "Example CPU".to_owned())].into(),
+        parts: vec![
+            part("amd", "kvm_amd on an EPYC that QEMU emulates"),
+            part("intel", "kvm_intel on a Haswell that Bochs emulates"),
+            ProofPart {
+                left_out: Some("no KVM".to_owned()),
+                report: None,
+                promises: Vec::new(),
+                ..part("hardware", "this machine's own KVM")
+            },
+        ],
     }
 }

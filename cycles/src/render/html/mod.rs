@@ -9,9 +9,11 @@ mod details;
 mod matrix;
 mod page;
 mod plot;
+mod proof;
 mod resources;
 mod rules;
 mod text;
 mod verdict;
 
 pub use page::report_page;
+pub use proof::proof_page;

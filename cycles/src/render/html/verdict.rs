@@ -45,7 +45,7 @@ pub(super) fn headline(report: &Report, judgement: &Judgement) -> String {
     format!(
         r#"<header class="{class}"><p class="kicker">{} &middot; {} &middot; {}{}</p><h1><svg class="glyph" viewBox="0 0 24 24" aria-hidden="true"><path d="{glyph}"/></svg><span>{title}</span></h1><p class="lede">{}</p><p class="reason">{}.</p>{}</header>"#,
         Text(&report.config.subject.name),
-        report.host.kvm_in_words(),
+        Text(&report.host.kvm_in_words()),
         report.clock.in_words(),
         started(&report.config.started_at),
         lede(report),

@@ -1,0 +1,473 @@
+//! The proof: the main job and every test on real guests, on each kind of KVM that this machine can
+//! offer. Its results are one page, made to be sent to others.
+
+mod promises;
+mod redact;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use cycles::{Interruption, Outcome, Proof, ProofPart, Report, proof_page};
+use kvm_host::emulator::Emulator;
+use kvm_host::host::check_installed;
+use kvm_host::{probe, qemu};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::artifacts::GuestImage;
+use crate::ending::Ending;
+use crate::kvm_place::{KvmArguments, KvmChoice, KvmPlace};
+use crate::output::{self, Bars};
+use crate::work::{Vmm, Work};
+use crate::{measure, report_files};
+
+/// The name of the files, without ending.
+const STEM: &str = "proof";
+
+/// What to prove.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Exit codes: 0 the proof holds, 1 it does not, 2 the command line is not valid, 3 some part is
+undecided and none is refuted.")]
+pub struct Arguments {
+    /// How many cycles on each kind of KVM
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=i64::from(cycles::MAX_CYCLES)))]
+    cycles: u32,
+    /// To how many cycles a run goes on while it is undecided
+    #[arg(long, value_name = "CYCLES", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=i64::from(cycles::MAX_CYCLES)))]
+    most_cycles: u32,
+    /// Only parts whose name contains this, such as "intel"
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+    /// Only tests on real guests whose name contains this
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    promises: String,
+    /// What `cargo test --test promises --no-run --message-format json` writes
+    #[arg(long, value_name = "FILE")]
+    tests: PathBuf,
+    /// Folder for proof.html, proof.json, and a folder with reports and logs for each part
+    #[arg(long, value_name = "DIR", default_value = "target/proof")]
+    output: PathBuf,
+}
+
+/// A kind of KVM, and how to get it.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    name: &'static str,
+    choice: KvmChoice,
+    /// `None` where the host has as many as it has.
+    processors: Option<u32>,
+}
+
+const KINDS: [Kind; 5] = [
+    Kind {
+        name: "hardware",
+        choice: KvmChoice::Hardware,
+        processors: None,
+    },
+    Kind {
+        name: "amd",
+        choice: KvmChoice::Amd,
+        processors: Some(1),
+    },
+    Kind {
+        name: "intel",
+        choice: KvmChoice::Intel,
+        processors: Some(1),
+    },
+    Kind {
+        name: "intel-2",
+        choice: KvmChoice::Intel,
+        processors: Some(2),
+    },
+    Kind {
+        name: "bochs-amd-2",
+        choice: KvmChoice::BochsAmd,
+        processors: Some(2),
+    },
+];
+
+impl Kind {
+    fn place(self) -> anyhow::Result<KvmPlace> {
+        let place = KvmArguments {
+            kvm: Some(self.choice),
+            host_cpus: self.processors,
+        }
+        .place()?;
+        if let KvmPlace::Virtual { emulator, .. } = place {
+            check_installed(emulator)?;
+        }
+        Ok(place)
+    }
+
+    /// The module and the processor, for people.
+    fn in_words(self) -> String {
+        let emulator = match self.choice {
+            KvmChoice::Hardware => return "this machine's own KVM".to_owned(),
+            KvmChoice::Amd => Emulator::QemuAmd,
+            KvmChoice::Intel => Emulator::BochsIntel,
+            KvmChoice::BochsAmd => Emulator::BochsAmd,
+        };
+        match self.processors {
+            Some(processors @ 2..) => format!("{emulator}, {processors} processors"),
+            _ => emulator.to_string(),
+        }
+    }
+}
+
+/// Runs all parts. What a part has measured is kept, whatever becomes of the others.
+///
+/// # Errors
+/// If the tests cannot be found, or the results cannot be written.
+pub async fn run(arguments: &Arguments) -> anyhow::Result<Ending> {
+    let kinds: Vec<Kind> = KINDS
+        .into_iter()
+        .filter(|kind| kind.name.contains(&arguments.only))
+        .collect();
+    ensure!(
+        !kinds.is_empty(),
+        "no part's name contains {:?}",
+        arguments.only
+    );
+    fs::create_dir_all(&arguments.output)
+        .with_context(|| format!("cannot create {}", arguments.output.display()))?;
+    let task = Arc::new(PartTask {
+        tests: promises::executable(&arguments.tests)?,
+        arguments: arguments.clone(),
+        processors: Processors::of_this_machine(),
+        interrupted: AtomicBool::new(false),
+        bars: Bars::new(),
+    });
+    let interrupted = Arc::clone(&task);
+    let _interruption = Interruption::by_ctrl_c(move || {
+        interrupted.interrupted.store(true, Ordering::SeqCst);
+    });
+    let mut proof = Proof {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: report_files::now(),
+        machine: machine(),
+        parts: Vec::new(),
+    };
+    let mut running = JoinSet::new();
+    for (number, kind) in kinds.into_iter().enumerate() {
+        let mut part = ProofPart {
+            name: kind.name.to_owned(),
+            kvm: kind.in_words(),
+            left_out: None,
+            report: None,
+            promises: Vec::new(),
+            errors: Vec::new(),
+            seconds: 0,
+        };
+        match kind.place() {
+            Ok(place) => {
+                let task = Arc::clone(&task);
+                let part = part.clone();
+                running.spawn(async move { (number, task.run(kind, place, part).await) });
+            }
+            Err(error) => {
+                output::say(&format!("{}: left out: {error:#}", kind.name));
+                part.left_out = Some(format!("{error:#}"));
+            }
+        }
+        proof.parts.push(part);
+    }
+    while let Some(ended) = running.join_next().await {
+        let (number, part) = ended.context("a task panicked")?;
+        proof.parts[number] = part;
+        write(&arguments.output, &proof)?;
+    }
+    let page = write(&arguments.output, &proof)?;
+    for part in &proof.parts {
+        output::print(&summary(part));
+    }
+    output::print(&format!(
+        "page, made to be sent to others: {}",
+        page.display()
+    ));
+    Ok(ending(&proof))
+}
+
+fn ending(proof: &Proof) -> Ending {
+    if proof.holds() {
+        return Ending::Shown;
+    }
+    let refuted = |part: &ProofPart| {
+        let mut decided = part.clone();
+        // Would the part hold if its cycles were flat?
+        match &mut decided.report {
+            Some(report) if report.flatness.outcome == Outcome::Undecided => {
+                report.flatness.outcome = Outcome::Flat;
+            }
+            _ => {}
+        }
+        !decided.holds()
+    };
+    let mut tried = proof.parts.iter().filter(|part| part.left_out.is_none());
+    if tried.clone().count() > 0 && !tried.any(refuted) {
+        Ending::Undecided
+    } else {
+        Ending::NotShown
+    }
+}
+
+fn summary(part: &ProofPart) -> String {
+    use cycles::PromiseOutcome::{Broken, Kept};
+    let result = match (&part.left_out, part.holds()) {
+        (Some(reason), _) => return format!("{}: left out: {reason}", part.name),
+        (None, true) => "holds",
+        (None, false) => "does not hold",
+    };
+    let verdict = part.report.as_ref().map_or_else(
+        || "no cycles".to_owned(),
+        |report| {
+            let outcome = report.flatness.outcome.name();
+            format!("{outcome} after {} cycles", report.cycles.len())
+        },
+    );
+    let mut text = format!(
+        "{} ({}): {result}: {verdict}, {} promises kept, {} broken, in {} min",
+        part.name,
+        part.kvm,
+        part.count(Kept),
+        part.count(Broken),
+        part.seconds.div_ceil(60)
+    );
+    for error in &part.errors {
+        text.push_str("\n  ");
+        text.push_str(error);
+    }
+    text
+}
+
+/// Writes both files without what is private, and returns the page's path.
+fn write(folder: &Path, proof: &Proof) -> anyhow::Result<PathBuf> {
+    let proof = redact::redacted(proof)?;
+    let json = serde_json::to_string_pretty(&proof).context("cannot write the proof as JSON")?;
+    let page = folder.join(format!("{STEM}.html"));
+    for (path, text) in [
+        (folder.join(format!("{STEM}.json")), json + "\n"),
+        (page.clone(), proof_page(&proof)),
+    ] {
+        let temporary = path.with_extension("new");
+        fs::write(&temporary, text)
+            .and_then(|()| fs::rename(&temporary, &path))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(page)
+}
+
+/// What others must know about this machine to make something of the figures, and nothing that names
+/// it.
+fn machine() -> BTreeMap<String, String> {
+    let field = |path: &str, name: &str| {
+        let text = fs::read_to_string(path).ok()?;
+        text.lines().find_map(|line| {
+            let (key, value) = line.split_once([':', '='])?;
+            (key.trim() == name).then(|| value.trim().trim_matches('"').to_owned())
+        })
+    };
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").ok();
+    let processors = std::thread::available_parallelism().ok();
+    let facts = [
+        ("processor", field("/proc/cpuinfo", "model name")),
+        ("processors", processors.map(|number| number.to_string())),
+        ("memory", field("/proc/meminfo", "MemTotal")),
+        ("kernel", kernel.map(|text| text.trim().to_owned())),
+        ("system", field("/etc/os-release", "PRETTY_NAME")),
+        ("kvm", Some(probe::detect().to_string())),
+        ("qemu", qemu::version().ok()),
+    ];
+    facts
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+        .collect()
+}
+
+/// The processors of this machine, which parts share. What is measured in real time has all of them
+/// for itself.
+#[derive(Debug)]
+struct Processors {
+    free: Semaphore,
+    all: u32,
+}
+
+impl Processors {
+    fn of_this_machine() -> Self {
+        let all = std::thread::available_parallelism().map_or(1, usize::from);
+        let all = u32::try_from(all).unwrap_or(1);
+        Self {
+            free: Semaphore::new(all as usize),
+            all,
+        }
+    }
+
+    /// How many a step needs that runs so many hosts at once.
+    fn needed(&self, place: KvmPlace, hosts: usize) -> u32 {
+        match place.clock() {
+            kvm_host::clock::Clock::Real => self.all,
+            kvm_host::clock::Clock::Virtual => u32::try_from(hosts).unwrap_or(1).min(self.all),
+        }
+    }
+}
+
+/// What the tasks of all parts share.
+#[derive(Debug)]
+struct PartTask {
+    tests: PathBuf,
+    arguments: Arguments,
+    processors: Processors,
+    interrupted: AtomicBool,
+    bars: Bars,
+}
+
+impl PartTask {
+    async fn run(self: Arc<Self>, kind: Kind, place: KvmPlace, mut part: ProofPart) -> ProofPart {
+        let folder = self.arguments.output.join(kind.name);
+        match self.cycles(kind, place, &folder).await {
+            Ok((report, seconds)) => {
+                part.report = Some(report);
+                part.seconds += seconds;
+            }
+            Err(error) => part.errors.push(format!("cycles: {error:#}")),
+        }
+        match self.promises(kind, place, &folder).await {
+            Ok((results, seconds)) => {
+                part.promises = results;
+                part.seconds += seconds;
+            }
+            Err(error) => part.errors.push(format!("promises: {error:#}")),
+        }
+        part
+    }
+
+    async fn cycles(
+        &self,
+        kind: Kind,
+        place: KvmPlace,
+        folder: &Path,
+    ) -> anyhow::Result<(Report, u64)> {
+        let needed = self.processors.needed(place, 1);
+        let _processors = self.processors.free.acquire_many(needed).await?;
+        self.check_not_interrupted()?;
+        let (started_at, begin) = (report_files::now(), Instant::now());
+        let work = Work {
+            name: kind.name.to_owned(),
+            vmm: Vmm::Mctl,
+            cycles: self.arguments.cycles,
+            most_cycles: self.arguments.most_cycles,
+            memory_mib: 256,
+            vcpus: 1,
+            guest: GuestImage::Default,
+            expects_leaks: false,
+            port_policy: None,
+            eviction: None,
+            monitor_first: false,
+        };
+        let collected = measure::run(place, folder, work, &self.bars).await?;
+        let setting = measure::setting(place, collected.host, &started_at);
+        let mut report = Report::of_run(setting, collected.run);
+        report.require_first_attempts();
+        report_files::write(folder, "report", &report)?;
+        Ok((report, begin.elapsed().as_secs()))
+    }
+
+    async fn promises(
+        &self,
+        kind: Kind,
+        place: KvmPlace,
+        folder: &Path,
+    ) -> anyhow::Result<(Vec<cycles::PromiseResult>, u64)> {
+        let needed = self.processors.needed(place, place.runs_at_once());
+        let _processors = self.processors.free.acquire_many(needed).await?;
+        self.check_not_interrupted()?;
+        let begin = Instant::now();
+        let run = promises::Run {
+            executable: self.tests.clone(),
+            only: self.arguments.promises.clone(),
+            kvm: KvmArguments {
+                kvm: Some(kind.choice),
+                host_cpus: kind.processors,
+            },
+            log: folder.join("promises.log"),
+        };
+        let name = kind.name;
+        let results = tokio::task::spawn_blocking(move || {
+            run.results(|done, result| {
+                output::say(&format!("{name}: promise {done}: {}", result.name));
+            })
+        });
+        let results = results.await.context("a thread panicked")??;
+        Ok((results, begin.elapsed().as_secs()))
+    }
+
+    fn check_not_interrupted(&self) -> anyhow::Result<()> {
+        ensure!(!self.interrupted.load(Ordering::SeqCst), "interrupted");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(name: &str) -> ProofPart {
+        ProofPart {
+            name: name.to_owned(),
+            kvm: String::new(),
+            left_out: None,
+            report: None,
+            promises: Vec::new(),
+            errors: Vec::new(),
+            seconds: 0,
+        }
+    }
+
+    fn proof(parts: Vec<ProofPart>) -> Proof {
+        Proof {
+            version: String::new(),
+            started_at: String::new(),
+            machine: machine(),
+            parts,
+        }
+    }
+
+    #[test]
+    fn a_proof_of_nothing_shows_nothing() {
+        assert_eq!(ending(&proof(Vec::new())), Ending::NotShown);
+        let left_out = ProofPart {
+            left_out: Some("no Bochs".to_owned()),
+            ..part("intel")
+        };
+        assert_eq!(ending(&proof(vec![left_out])), Ending::NotShown);
+        assert_eq!(ending(&proof(vec![part("amd")])), Ending::NotShown);
+    }
+
+    #[test]
+    fn the_machine_is_described_and_not_named() {
+        let facts = machine();
+        assert!(
+            facts.contains_key("processor") && facts.contains_key("kvm"),
+            "{facts:?}"
+        );
+        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+        assert!(
+            !facts.values().any(|value| value.contains(host.trim())),
+            "{facts:?}"
+        );
+    }
+
+    #[test]
+    fn parts_differ_in_name_and_kind() {
+        let names: std::collections::BTreeSet<_> = KINDS.iter().map(|kind| kind.name).collect();
+        let words: std::collections::BTreeSet<_> =
+            KINDS.iter().map(|kind| kind.in_words()).collect();
+        assert_eq!((names.len(), words.len()), (KINDS.len(), KINDS.len()));
+    }
+}
