@@ -10,7 +10,7 @@
 )]
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         a_supervisor_is_reached_through_the_forwarded_port_and_started_again_when_it_ends,
         a_supervisor_that_does_not_come_up_is_reported_at_once,
         qemu_does_not_outlive_an_owner_that_was_killed,
+        a_shell_has_the_terminal_and_its_end_is_that_of_the_host,
     ];
     let with_storage = trials![
         postgresql_keeps_every_acknowledged_row_over_a_power_cut,
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         a_request_of_a_memory_disk_takes_its_time_by_the_clock_inside,
         given_files_are_in_debians_root_and_on_volumes,
         a_disk_in_use_is_refused_by_its_name,
+        a_shell_in_debians_root_has_the_terminal,
         a_root_that_cannot_be_fetched_is_explained,
     ];
     let in_bochs = trials![
@@ -292,6 +294,53 @@ fn qemu_does_not_outlive_an_owner_that_was_killed() {
     owner.wait().unwrap();
 
     poll("QEMU to end", || (!is_running(&marker)).then_some(()));
+}
+
+fn a_shell_has_the_terminal_and_its_end_is_that_of_the_host() {
+    use_shell(&[], "test -x /bin/busybox");
+}
+
+fn a_shell_in_debians_root_has_the_terminal() {
+    use_shell(
+        &["--root", "debian", "--package", "postgresql"],
+        "test -e /etc/debian_version",
+    );
+}
+
+/// Types into a shell, as a person does, and leaves it.
+fn use_shell(flags: &[&str], command: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut shell = Command::new(env!("CARGO_BIN_EXE_mctl-kvm-host"))
+        .args(["shell", "--memory-mib", "512", "--log-folder"])
+        .arg(folder.path())
+        .args(["--init", env!("CARGO_BIN_EXE_kvm-host-init")])
+        .args(flags)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = shell.stdout.take().unwrap();
+    let (sender, pieces) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(bytes @ 1..) = output.read(&mut piece) {
+            let _ = sender.send(String::from_utf8_lossy(&piece[..bytes]).into_owned());
+        }
+    });
+    let mut seen = String::new();
+    let mut wait_for = |text: &str| {
+        while !seen.contains(text) {
+            let piece = pieces.recv_timeout(DEADLINE);
+            seen.push_str(&piece.unwrap_or_else(|_| panic!("no {text:?} in {seen:?}")));
+        }
+    };
+    wait_for("# ");
+    let stdin = shell.stdin.as_mut().unwrap();
+    writeln!(stdin, "{command} && echo $(tty) $((6 * 7))").unwrap();
+    wait_for("/dev/ttyS0 42");
+    writeln!(stdin, "exit").unwrap();
+    let status = poll("the host to end", || shell.try_wait().unwrap());
+    assert!(status.success(), "{status}");
 }
 
 /// Debian's root with PostgreSQL, made once for all of these tests, as the root of programs.

@@ -32,7 +32,7 @@ pub(crate) fn serve(
     port: u16,
     requests: &Requests,
 ) -> anyhow::Result<()> {
-    let mut child = spawn(&mut command(argv)?)?;
+    let mut child = spawn(command(argv)?.process_group(0))?;
     let announcer = announce_when_ready(channel, port)?;
     loop {
         let status = reap_until(Pid::from_child(&child))?;
@@ -45,7 +45,7 @@ pub(crate) fn serve(
         }
         console::print(&format!("{} {end}, restarting it", argv[0]));
         std::thread::sleep(RESTART_PAUSE);
-        child = spawn(&mut command(argv)?)?;
+        child = spawn(command(argv)?.process_group(0))?;
     }
 }
 
@@ -60,6 +60,7 @@ pub(crate) fn run(
     let mut command = command(argv)?;
     command
         .envs(env.iter().cloned())
+        .process_group(0)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut child = spawn(&mut command)?;
@@ -84,9 +85,10 @@ pub(crate) fn run(
 
 /// Runs a shell on the console until it ends.
 pub(crate) fn shell(in_debian: bool) -> anyhow::Result<()> {
-    // Job control needs a session and a controlling terminal, which /dev/console cannot be.
+    // Job control needs a session and a controlling terminal, which /dev/console cannot be. `setsid`
+    // becomes the shell only if it is no leader of a process group; else it would end at once.
     let argv: &[&str] = if in_debian {
-        &["/usr/bin/setsid", "--ctty", "--wait", "/bin/bash", "-l"]
+        &["/usr/bin/setsid", "--ctty", "/bin/bash", "-l"]
     } else {
         &["/bin/busybox", "setsid", "-c", "/bin/sh", "-l"]
     };
@@ -113,8 +115,7 @@ fn command(argv: &[String]) -> anyhow::Result<Command> {
         .env("HOME", "/root")
         // Programs take the console for a terminal, but it goes to a log file.
         .env("NO_COLOR", "1")
-        .current_dir("/root")
-        .process_group(0);
+        .current_dir("/root");
     Ok(command)
 }
 
