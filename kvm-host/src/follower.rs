@@ -15,6 +15,7 @@ use crate::pulse::{Outbox, Pulse};
 /// What the channel has reported so far.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
+    pub(crate) booted: bool,
     pub(crate) ready: bool,
     pub(crate) exit_code: Option<i32>,
     pub(crate) failure: Option<Failure>,
@@ -88,6 +89,7 @@ impl Follower {
         match frame {
             Frame::Booted => {
                 self.initramfs = None;
+                self.shared.update(|progress| progress.booted = true);
                 // In virtual time QEMU runs timers in the processor's own thread, so none is lost.
                 if self.clock == Clock::Real {
                     let pulse = Pulse::start(self.outbox.clone()).map_err(Failure::Pulse)?;

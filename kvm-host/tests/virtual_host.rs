@@ -54,6 +54,7 @@ fn main() -> ExitCode {
     ];
     let in_bochs = trials![
         a_host_in_bochs_runs_intels_kvm_in_virtual_time,
+        a_host_in_bochs_runs_amds_kvm_on_two_processors,
         what_bochs_does_not_have_is_refused,
     ];
     let no_bochs = bochs::check_installed()
@@ -565,6 +566,16 @@ fn a_host_in_bochs_runs_intels_kvm_in_virtual_time() {
     assert_eq!(host.wait_command(BOCHS_DEADLINE).unwrap(), 9);
     let bytes: Vec<u8> = (0..=u8::MAX).collect();
     assert_eq!(fs::read(export.join("bytes")).unwrap(), bytes);
+    host.shutdown().unwrap();
+}
+
+fn a_host_in_bochs_runs_amds_kvm_on_two_processors() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = "test -c /dev/kvm && grep -q '^kvm_amd ' /proc/modules && [ $(nproc) = 2 ]";
+    let mut config = bochs_config(folder.path(), shell_command(script, None));
+    (config.emulator, config.cpus) = (Emulator::BochsAmd, 2);
+    let host = VirtualHost::start(&config).unwrap();
+    assert_eq!(host.wait_command(BOCHS_DEADLINE).unwrap(), 0);
     host.shutdown().unwrap();
 }
 
