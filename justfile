@@ -45,7 +45,7 @@ test: fmt lint leaky
     MCTL_KVM_TESTS=require cargo test {{ cargo_flags }} --workspace -- --skip twenty_cycles
     # In virtual time they do not disturb each other.
     {{ bin }}/mctl-e2e bench --boots 5 --cycles 40 --repeats 0 --output {{ CARGO_TARGET_DIR }}/bench & ledger=$!; \
-        just --justfile {{ justfile() }} cycles-on-intel >{{ CARGO_TARGET_DIR }}/cycles-on-intel.log 2>&1 & intel=$!; \
+        {{ just_executable() }} --justfile {{ justfile() }} cycles-on-intel >{{ CARGO_TARGET_DIR }}/cycles-on-intel.log 2>&1 & intel=$!; \
         {{ bin }}/mctl-e2e cycles --output {{ CARGO_TARGET_DIR }}/e2e; verdict=$?; \
         wait $intel; intel=$?; cat {{ CARGO_TARGET_DIR }}/cycles-on-intel.log; \
         wait $ledger && [ $intel = 0 ] && exit $verdict
