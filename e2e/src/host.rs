@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use client::{Client, Endpoint};
-use cycles::{Host, KvmKind};
+use cycles::Host;
 use kvm_host::clock::Clock;
+use kvm_host::config::{Config, Run};
 use kvm_host::emulator::Emulator;
-use kvm_host::host::{Config, Run, VirtualHost};
+use kvm_host::host::VirtualHost;
 use kvm_host::pack::{self, HostFile, Parts};
 use kvm_host::rerun;
 
@@ -28,7 +29,6 @@ const END_DEADLINE: Duration = Duration::from_secs(20);
 /// A running supervisor and what it runs on.
 #[derive(Debug)]
 pub struct KvmHost {
-    kind: KvmKind,
     client: Client,
     log: PathBuf,
     /// The token for TCP, if the API is served there.
@@ -75,7 +75,7 @@ impl KvmHost {
             fs::write(&file, &token).with_context(|| format!("cannot write {}", file.display()))?;
             let listen = ["--listen", "127.0.0.1:0", "--bootstrap-token-file"].map(OsStr::new);
             let arguments = [&listen[..], &[file.as_os_str()]].concat();
-            let host = Self::here(place.kind(), &folder, &state, &arguments)?;
+            let host = Self::here(&folder, &state, &arguments)?;
             Self {
                 token: Some(token),
                 ..host
@@ -94,17 +94,12 @@ impl KvmHost {
     pub async fn start_here(folder: &Path, image_store: &Path) -> anyhow::Result<Self> {
         let state = empty_state(folder)?;
         link_images(image_store, &state)?;
-        let host = Self::here(KvmPlace::Here.kind(), folder, &state, &[])?;
+        let host = Self::here(folder, &state, &[])?;
         host.wait_ready().await?;
         Ok(host)
     }
 
-    fn here(
-        kind: KvmKind,
-        folder: &Path,
-        state: &Path,
-        arguments: &[&OsStr],
-    ) -> anyhow::Result<Self> {
+    fn here(folder: &Path, state: &Path, arguments: &[&OsStr]) -> anyhow::Result<Self> {
         let log = folder.join("supervisor.log");
         let log_file =
             File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
@@ -119,7 +114,6 @@ impl KvmHost {
             .context("cannot start mctl-supervisor")?;
         let client = Client::new(Endpoint::Unix(state.join("api.sock")));
         Ok(Self {
-            kind,
             client,
             log,
             token: None,
@@ -129,7 +123,7 @@ impl KvmHost {
 
     fn in_virtual_host(folder: &Path, images: &[GuestImage]) -> anyhow::Result<Self> {
         let token = new_token();
-        let inside_images = format!("{}/images", kvm_host::host::INSIDE_STATE_DIR);
+        let inside_images = format!("{}/images", kvm_host::config::INSIDE_STATE_DIR);
         let host = VirtualHost::start(&Config {
             parts: parts()?,
             memory_mib: rerun::MEMORY_MIB,
@@ -151,7 +145,6 @@ impl KvmHost {
         let client = Client::new(url.parse::<Endpoint>()?).with_token(Some(token.clone()));
         let log = folder.join("kvm-host/console.log");
         Ok(Self {
-            kind: KvmKind::Virtual,
             client,
             log,
             token: Some(token),
@@ -209,11 +202,7 @@ impl KvmHost {
             .host()
             .await
             .context("cannot ask the supervisor about its host")?;
-        // From outside it is not visible that this harness emulates the host.
-        Ok(Host {
-            kvm: self.kind,
-            ..Host::from(info)
-        })
+        Ok(Host::from(info))
     }
 
     /// Ends the supervisor, and the virtual host if it ran in one.

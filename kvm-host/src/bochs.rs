@@ -18,7 +18,9 @@ use thiserror::Error;
 
 use crate::clock::Clock;
 use crate::emulator::Emulator;
+use crate::installed::try_program;
 use crate::keeper::{KeepError, Kept};
+use crate::last_lines;
 use crate::plan::CHANNEL_WORD;
 
 /// Debian's wrapper `bochs` asks for the configuration; this is the program itself.
@@ -65,6 +67,8 @@ pub enum BochsError {
     MissingFile { path: &'static str },
     #[error("Bochs has virtual time only")]
     RealTime,
+    #[error("cannot read {path}")]
+    Read { path: PathBuf, source: io::Error },
     #[error("cannot write {path}")]
     Write { path: PathBuf, source: io::Error },
     #[error("{MAKE_MEDIUM} cannot make a medium to boot from: {message}")]
@@ -88,13 +92,7 @@ pub fn check_installed() -> Result<(), BochsError> {
     }
     // The last two are called by `grub-mkrescue`, which has no good words for their absence.
     for program in [PROGRAM, MAKE_MEDIUM, "xorriso", "mformat"] {
-        Command::new(program)
-            .arg("--help")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .map_err(|source| BochsError::Missing { program, source })?;
+        try_program(program, "--help").map_err(|source| BochsError::Missing { program, source })?;
     }
     Ok(())
 }
@@ -201,7 +199,7 @@ impl Machine<'_> {
                 .and_then(|mut file| io::copy(from, &mut file))
                 .map_err(|source| BochsError::Write { path, source })
         };
-        let mut kernel = File::open(self.kernel).map_err(|source| BochsError::Write {
+        let mut kernel = File::open(self.kernel).map_err(|source| BochsError::Read {
             path: self.kernel.to_owned(),
             source,
         })?;
@@ -231,10 +229,8 @@ impl Machine<'_> {
                 source,
             })?;
         if !output.status.success() {
-            let message = String::from_utf8_lossy(&output.stderr);
-            let message = message.lines().rev().take(5).collect::<Vec<_>>();
             return Err(BochsError::Medium {
-                message: message.into_iter().rev().collect::<Vec<_>>().join("\n"),
+                message: last_lines::of_bytes(&output.stderr, 5),
             });
         }
         // It is on the medium now.

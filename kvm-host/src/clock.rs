@@ -1,7 +1,8 @@
 //! The clock of a virtual host.
 
 use std::fmt;
-use std::fs;
+
+use crate::kernel_word;
 
 /// Which clock a virtual host runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,21 +21,17 @@ pub enum Clock {
     Virtual,
 }
 
-/// Tells programs inside which clock their host runs on: a word on the kernel's command line, where
-/// each of them finds it, however it was started.
+/// Tells programs inside which clock their host runs on.
 const CLOCK_WORD: &str = "mctl.clock=";
 
 impl Clock {
     /// The clock of the host that this process runs on.
     pub fn of_this_host() -> Self {
-        Self::of_command_line(&fs::read_to_string("/proc/cmdline").unwrap_or_default())
+        Self::of_word(kernel_word::of_this_host(CLOCK_WORD).as_deref())
     }
 
-    fn of_command_line(text: &str) -> Self {
-        text.split_whitespace()
-            .find_map(|word| word.strip_prefix(CLOCK_WORD))
-            .and_then(Self::of_name)
-            .unwrap_or(Self::Real)
+    fn of_word(word: Option<&str>) -> Self {
+        word.and_then(Self::of_name).unwrap_or(Self::Real)
     }
 
     /// The clock of that [`Self::name`].
@@ -72,6 +69,10 @@ impl fmt::Display for Clock {
 mod tests {
     use super::*;
 
+    fn of_command_line(line: &str) -> Clock {
+        Clock::of_word(kernel_word::find(line, CLOCK_WORD))
+    }
+
     #[test]
     fn a_host_knows_its_clock_by_its_kernels_command_line() {
         for clock in [Clock::Real, Clock::Virtual] {
@@ -79,13 +80,13 @@ mod tests {
                 "console=ttyS0 quiet {} panic=-1\n",
                 clock.command_line_word()
             );
-            assert_eq!(Clock::of_command_line(&line), clock);
+            assert_eq!(of_command_line(&line), clock);
         }
     }
 
     #[test]
     fn other_hosts_run_in_real_time() {
-        assert_eq!(Clock::of_command_line("root=/dev/sda1 quiet"), Clock::Real);
-        assert_eq!(Clock::of_command_line("mctl.clock=sundial"), Clock::Real);
+        assert_eq!(of_command_line("root=/dev/sda1 quiet"), Clock::Real);
+        assert_eq!(of_command_line("mctl.clock=sundial"), Clock::Real);
     }
 }

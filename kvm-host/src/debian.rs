@@ -4,7 +4,7 @@
 //! an image that virtual hosts only read; what they write lies above it.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,8 @@ use rootfs::cache::{self, Cache, CacheError};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use crate::installed::try_program;
+use crate::last_lines;
 use crate::sys;
 
 const PROGRAM: &str = "mmdebstrap";
@@ -58,12 +60,7 @@ pub enum DebianError {
 /// Checks that the programs that make a root are installed.
 pub fn check_installed() -> Result<(), DebianError> {
     for program in [PROGRAM, IMAGE_PROGRAM] {
-        Command::new(program)
-            .arg("--version")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
+        try_program(program, "--version")
             .map_err(|source| DebianError::Missing { program, source })?;
     }
     Ok(())
@@ -160,17 +157,16 @@ fn make(packages: &str, scratch: &Path, image: &Path) -> Result<(), DebianError>
     if status.success() {
         return Ok(());
     }
-    let text = fs::read(&log).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
     Err(DebianError::Failed {
         packages: packages.to_owned(),
-        last_lines: lines[lines.len().saturating_sub(LAST_LINES)..].join("\n"),
+        last_lines: last_lines::of_file(&log, LAST_LINES),
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     /// A cache in which a root with these packages has been made.

@@ -1,11 +1,11 @@
 //! The kinds of virtual KVM hosts: which program emulates which processor.
 
 use std::fmt;
-use std::fs;
 
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
+use crate::kernel_word;
 
 /// A program that emulates a computer, and the processor that it emulates. The processor decides
 /// which of Linux' KVM modules runs.
@@ -20,8 +20,7 @@ pub enum Emulator {
     BochsAmd,
 }
 
-/// Tells programs inside where they are: a word on the kernel's command line, where each of them
-/// finds it, however it was started.
+/// Tells programs inside where they are.
 const WORD: &str = "mctl.emulator=";
 
 impl Emulator {
@@ -30,13 +29,7 @@ impl Emulator {
 
     /// The one that this process runs in, if any.
     pub fn of_this_host() -> Option<Self> {
-        Self::of_command_line(&fs::read_to_string("/proc/cmdline").unwrap_or_default())
-    }
-
-    fn of_command_line(text: &str) -> Option<Self> {
-        text.split_whitespace()
-            .find_map(|word| word.strip_prefix(WORD))
-            .and_then(Self::of_name)
+        Self::of_name(&kernel_word::of_this_host(WORD)?)
     }
 
     /// The kind of that [`Self::name`].
@@ -100,13 +93,17 @@ impl fmt::Display for Emulator {
 mod tests {
     use super::*;
 
+    fn of_command_line(line: &str) -> Option<Emulator> {
+        Emulator::of_name(kernel_word::find(line, WORD)?)
+    }
+
     #[test]
     fn a_host_knows_its_kind_by_its_kernels_command_line() {
         for kind in Emulator::ALL {
             let line = format!("console=ttyS0 {} panic=-1\n", kind.command_line_word());
-            assert_eq!(Emulator::of_command_line(&line), Some(kind));
+            assert_eq!(of_command_line(&line), Some(kind));
         }
-        assert_eq!(Emulator::of_command_line("root=/dev/sda1 quiet"), None);
-        assert_eq!(Emulator::of_command_line("mctl.emulator=abacus"), None);
+        assert_eq!(of_command_line("root=/dev/sda1 quiet"), None);
+        assert_eq!(of_command_line("mctl.emulator=abacus"), None);
     }
 }

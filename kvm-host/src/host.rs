@@ -7,7 +7,6 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -17,66 +16,23 @@ use tempfile::TempDir;
 use thiserror::Error;
 
 use crate::bochs::{self, BochsError};
-use crate::clock::Clock;
+use crate::config::{Config, INSIDE_API_PORT, INSIDE_TOKEN_PATH, Run, program_of};
 use crate::disk::Loss;
 use crate::emulator::Emulator;
 use crate::export::{Export, ExportError};
 use crate::follower::{Failure, Follower, Progress, Shared};
 use crate::keeper::Kept;
-use crate::pack::{HostFile, PackError, Parts};
-use crate::plan::{Plan, Program};
+use crate::last_lines;
+use crate::pack::{HostFile, PackError};
+use crate::plan::Plan;
 use crate::protocol::{Frame, ProtocolError};
 use crate::pulse::Outbox;
 use crate::qemu::{self, Console, QemuError};
 use crate::storage::{Drives, Storage, StorageError};
 
-/// The port of the supervisor inside.
-pub const INSIDE_API_PORT: u16 = 8080;
-/// Where a supervisor inside keeps its state.
-pub const INSIDE_STATE_DIR: &str = "/var/lib/mctl";
-const INSIDE_TOKEN_PATH: &str = "/etc/mctl/token";
 /// Longest that a host may take to boot, on a busy machine, too: Bochs needs a minute of a processor.
 const BOOT_DEADLINE: Duration = Duration::from_secs(900);
 const POWER_OFF_DEADLINE: Duration = Duration::from_secs(20);
-
-/// What a virtual host runs.
-#[derive(Debug, Clone)]
-pub enum Run {
-    /// `mctl-supervisor`, its API forwarded to a port of 127.0.0.1. The files must include it in
-    /// `/usr/bin`, and the programs that it needs.
-    Supervisor {
-        token: String,
-        /// The port of 127.0.0.1; a free one if not given.
-        port: Option<u16>,
-    },
-    /// A program that runs once. Its output becomes the output of this process.
-    Command {
-        argv: Vec<String>,
-        env: Vec<(String, String)>,
-        /// Receives its standard output instead, in pieces of any length.
-        stdout: Option<Sender<Vec<u8>>>,
-        /// A folder inside, and the folder outside that it is copied to at the end.
-        export: Option<(String, PathBuf)>,
-    },
-    /// A shell on this terminal.
-    Shell,
-}
-
-/// How to start a virtual host.
-#[derive(Debug)]
-pub struct Config {
-    pub parts: Parts,
-    pub memory_mib: u32,
-    pub cpus: u32,
-    pub emulator: Emulator,
-    pub clock: Clock,
-    pub files: Vec<HostFile>,
-    /// Without it, all is in memory, and the start is faster.
-    pub storage: Option<Storage>,
-    pub run: Run,
-    /// Where `console.log` and `qemu.log` go.
-    pub log_folder: PathBuf,
-}
 
 /// Why a virtual host could not be started, or failed.
 #[derive(Debug, Error)]
@@ -348,9 +304,9 @@ impl VirtualHost {
 
     /// The end of the emulator's log, or of the console where that is empty.
     fn last_lines(&self) -> String {
-        let messages = qemu::last_lines(&self.log, 5);
+        let messages = last_lines::of_file(&self.log, 5);
         if messages.is_empty() {
-            qemu::last_lines(&self.console, 15)
+            last_lines::of_file(&self.console, 15)
         } else {
             messages
         }
@@ -456,33 +412,6 @@ fn check_supported(config: &Config) -> Result<(), HostError> {
 
 fn paths_inside(files: &[HostFile]) -> Vec<String> {
     files.iter().map(|file| file.inside.clone()).collect()
-}
-
-fn program_of(run: &Run) -> Program {
-    match run {
-        Run::Supervisor { .. } => Program::Service {
-            argv: [
-                "/usr/bin/mctl-supervisor",
-                "--state-dir",
-                INSIDE_STATE_DIR,
-                "--listen",
-                &format!("0.0.0.0:{INSIDE_API_PORT}"),
-                "--bootstrap-token-file",
-                INSIDE_TOKEN_PATH,
-            ]
-            .map(str::to_owned)
-            .to_vec(),
-            ready_port: INSIDE_API_PORT,
-        },
-        Run::Command {
-            argv, env, export, ..
-        } => Program::Command {
-            argv: argv.clone(),
-            env: env.clone(),
-            export: export.as_ref().map(|(inside, _)| inside.clone()),
-        },
-        Run::Shell => Program::Shell,
-    }
 }
 
 fn write_token(token: &str) -> io::Result<tempfile::NamedTempFile> {

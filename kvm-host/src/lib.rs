@@ -8,10 +8,12 @@
 
 pub mod bochs;
 pub mod clock;
+pub mod config;
 pub mod debian;
 pub mod disk;
 pub mod emulator;
 pub mod host;
+pub mod kernel_word;
 pub mod pack;
 pub mod plan;
 pub mod probe;
@@ -22,7 +24,9 @@ pub mod storage;
 
 mod export;
 mod follower;
+mod installed;
 mod keeper;
+mod last_lines;
 mod nbd;
 mod pulse;
 mod qemu_fix;

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use kvm_host::host::{Config, INSIDE_STATE_DIR, Run, VirtualHost};
+use kvm_host::config::{Config, INSIDE_STATE_DIR, Run};
+use kvm_host::host::VirtualHost;
 use kvm_host::pack::{self, HostFile, Parts};
 use kvm_host::storage::Storage;
 use kvm_host::{debian, probe};

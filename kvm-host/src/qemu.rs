@@ -4,7 +4,7 @@
 //! knows neither the programs inside nor the frames on the channel.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -271,18 +271,6 @@ fn simultaneous_readings() -> (Instant, u64) {
     (time, stamp)
 }
 
-/// The last lines of a log file, for an error message. Leaves out QEMU's warnings about CPU features
-/// that TCG does not support, which are the same each time.
-pub(crate) fn last_lines(path: &Path, lines: usize) -> String {
-    let bytes = fs::read(path).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
-    let all: Vec<&str> = text
-        .lines()
-        .filter(|line| !line.trim().is_empty() && !line.contains("TCG doesn't support"))
-        .collect();
-    all[all.len().saturating_sub(lines)..].join("\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -308,13 +296,5 @@ mod tests {
         assert!(number("10.0.2").unwrap() > OLDEST);
         assert_eq!(number_of("something else"), None);
         assert_eq!(number("next"), None);
-    }
-
-    #[test]
-    fn last_lines_leave_out_warnings_about_cpu_features() {
-        let log = tempfile::NamedTempFile::new().unwrap();
-        let text = "qemu: cannot listen\n\nqemu: warning: TCG doesn't support requested feature\n";
-        fs::write(log.path(), text).unwrap();
-        assert_eq!(last_lines(log.path(), 5), "qemu: cannot listen");
     }
 }

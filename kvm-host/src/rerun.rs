@@ -12,8 +12,9 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::clock::Clock;
+use crate::config::{Config, Run};
 use crate::emulator::Emulator;
-use crate::host::{Config, HostError, Interrupter, Run, VirtualHost};
+use crate::host::{HostError, Interrupter, VirtualHost};
 use crate::pack::{HostFile, Parts};
 
 /// Memory of a virtual host, if nothing is known of its guests; they and their images (on tmpfs) share

@@ -18,9 +18,10 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use kvm_host::clock::Clock;
+use kvm_host::config::{Config, Run};
 use kvm_host::disk::{DiskError, Loss};
 use kvm_host::emulator::Emulator;
-use kvm_host::host::{Config, HostError, Run, VirtualHost};
+use kvm_host::host::{HostError, VirtualHost};
 use kvm_host::pack::{HostFile, Parts};
 use kvm_host::plan::Filesystem;
 use kvm_host::storage::{DiskFile, MemoryDisk, Storage, StorageError};

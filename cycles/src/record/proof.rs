@@ -77,14 +77,18 @@ impl Proof {
 }
 
 impl ProofPart {
+    /// The verdict on the cycles, if there is one and nothing else went wrong.
+    pub fn outcome(&self) -> Option<Outcome> {
+        let is_sound = self.errors.is_empty()
+            && self.count(PromiseOutcome::Broken) == 0
+            && self.count(PromiseOutcome::Kept) > 0;
+        let report = self.report.as_ref()?;
+        (is_sound && report.failed_check.is_none()).then_some(report.flatness.outcome)
+    }
+
     /// Whether the cycles are flat and no promise is broken.
     pub fn holds(&self) -> bool {
-        let flat = self.report.as_ref().is_some_and(|report| {
-            report.failed_check.is_none() && report.flatness.outcome == Outcome::Flat
-        });
-        flat && self.errors.is_empty()
-            && self.count(PromiseOutcome::Broken) == 0
-            && self.count(PromiseOutcome::Kept) > 0
+        self.outcome() == Some(Outcome::Flat)
     }
 
     /// How many promises ended so.

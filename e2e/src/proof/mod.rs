@@ -195,22 +195,15 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Ending> {
 }
 
 fn ending(proof: &Proof) -> Ending {
+    let tried = proof.parts.iter().filter(|part| part.left_out.is_none());
+    let outcomes: Vec<_> = tried.map(ProofPart::outcome).collect();
     if proof.holds() {
-        return Ending::Shown;
-    }
-    let refuted = |part: &ProofPart| {
-        let mut decided = part.clone();
-        // Would the part hold if its cycles were flat?
-        match &mut decided.report {
-            Some(report) if report.flatness.outcome == Outcome::Undecided => {
-                report.flatness.outcome = Outcome::Flat;
-            }
-            _ => {}
-        }
-        !decided.holds()
-    };
-    let mut tried = proof.parts.iter().filter(|part| part.left_out.is_none());
-    if tried.clone().count() > 0 && !tried.any(refuted) {
+        Ending::Shown
+    } else if !outcomes.is_empty()
+        && outcomes
+            .iter()
+            .all(|outcome| matches!(outcome, Some(Outcome::Flat | Outcome::Undecided)))
+    {
         Ending::Undecided
     } else {
         Ending::NotShown

@@ -60,14 +60,20 @@ pub fn report_page(report: &Report) -> String {
         },
     ]
     .concat();
+    let script = format!("<script>{SCRIPT}</script>");
+    document(&format!("Resume latency: {verdict}"), "", &body, &script)
+}
+
+/// A whole page, which loads nothing from anywhere.
+pub(super) fn document(title: &str, more_style: &str, body: &str, script: &str) -> String {
     format!(
         r#"<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Resume latency: {verdict}</title>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
-<style>{STYLE}</style></head>
-<body><main>{body}</main><script>{SCRIPT}</script></body></html>
+<style>{STYLE}{more_style}</style></head>
+<body><main>{body}</main>{script}</body></html>
 "#
     )
 }

@@ -3,12 +3,11 @@
 //! A report's page becomes the document of a frame: its text is escaped, so nothing of it reaches the
 //! page around it, and its own content security policy holds inside.
 
-use super::page::report_page;
+use super::page::{document, report_page};
 use super::text::{Text, json_for_script, ms};
 use crate::record::{PromiseOutcome, Proof, ProofPart};
 use crate::statistics::median;
 
-const STYLE: &str = include_str!("style.css");
 const OWN_STYLE: &str = "iframe{width:100%;height:85vh;border:1px solid #8886}\
     .parts td,.parts th{text-align:left;vertical-align:top}\
     dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem}dd{margin:0}\
@@ -44,16 +43,8 @@ pub fn proof_page(proof: &Proof) -> String {
     .concat();
     let data =
         serde_json::to_value(proof).map_or_else(|_| String::new(), |value| json_for_script(&value));
-    format!(
-        r#"<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>mctl: proof</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
-<style>{STYLE}{OWN_STYLE}</style></head>
-<body><main>{body}</main><script type="application/json" id="proof">{data}</script></body></html>
-"#
-    )
+    let script = format!(r#"<script type="application/json" id="proof">{data}</script>"#);
+    document("mctl: proof", OWN_STYLE, &body, &script)
 }
 
 fn parts_table(parts: &[ProofPart]) -> String {

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
+use kvm_host::kernel_word;
 use kvm_host::plan::{CHANNEL_NAME, CHANNEL_WORD};
 use kvm_host::protocol::{Frame, ProtocolError};
-
 use rustix::termios::{self, OptionalActions};
 
 use crate::console;
@@ -27,7 +27,7 @@ impl Channel {
     /// Opens the serial port that the kernel's command line names, or the virtio-serial port that
     /// has the channel's name.
     pub(crate) fn open() -> anyhow::Result<Self> {
-        let serial = serial_port().context("cannot read the kernel's command line")?;
+        let serial = kernel_word::of_this_host(CHANNEL_WORD).map(PathBuf::from);
         let path = match &serial {
             Some(path) => path.clone(),
             None => find_port()
@@ -76,14 +76,6 @@ impl Channel {
     pub(crate) fn receive(&self) -> Result<Option<Frame>, ProtocolError> {
         Frame::read_from(&self.input)
     }
-}
-
-fn serial_port() -> io::Result<Option<PathBuf>> {
-    let line = fs::read_to_string("/proc/cmdline")?;
-    let mut words = line.split_whitespace();
-    Ok(words
-        .find_map(|word| word.strip_prefix(CHANNEL_WORD))
-        .map(PathBuf::from))
 }
 
 /// As a terminal, the port would echo, and change ends of lines. At its usual speed of 9,600 bits a
