@@ -46,8 +46,8 @@ enum Benchmark {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The exit code is 8 if a check of a cycle fails; with --assert-flat also if the verdict is rising,
-and 9 if it is undecided. Latency must rise by less than 5 % of its median per 300 cycles, so fewer
-cycles than that seldom show that it does.
+and 9 if it is undecided. Latency must rise by less than 5 % of its median per 300 cycles. A shorter
+run may show all of that, so it excludes less; the verdict says how much.
 
 A resume ends when the supervisor counts the machine as started. With --probe it ends when something
 that users care for gives its first answer, measured from here; any platform with the Machines API

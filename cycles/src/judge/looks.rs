@@ -48,13 +48,17 @@ impl Chances {
 }
 
 /// After which numbers of cycles a run is judged that begins with `cycles` and goes on to at most
-/// `most`: each time after a third more, in hundreds.
+/// `most`: each time after a third more, in hundreds. What begins with fewer than a hundred is doubled
+/// until then.
 pub fn looks(cycles: u32, most: u32) -> Vec<u32> {
     let mut looks = vec![cycles];
     let mut next = cycles;
     while next < most {
-        let hundreds = (next / 300).max(1);
-        next = next.saturating_add(100 * hundreds).min(most);
+        let more = match next {
+            0..100 => next.max(1),
+            100.. => 100 * (next / 300).max(1),
+        };
+        next = next.saturating_add(more).min(most);
         looks.push(next);
     }
     looks
@@ -76,6 +80,7 @@ mod tests {
         assert_eq!(looks(300, 600), [300, 400, 500, 600]);
         assert_eq!(looks(300, 650), [300, 400, 500, 600, 650]);
         assert_eq!(looks(300, 3000).len(), 11);
+        assert_eq!(looks(30, 600), [30, 60, 120, 220, 320, 420, 520, 600]);
         assert_eq!(looks(50, 50), [50]);
         assert_eq!(looks(50, 10), [50]);
     }

@@ -13,12 +13,16 @@
 //! correlated neighbours makes the intervals wider (`statistics::local_level`). A run may be judged
 //! several times while it goes on (`looks`).
 //!
+//! A run of fewer than 300 cycles may show all the growth that is allowed in 300. It excludes less,
+//! and a verdict of *flat* says how much.
+//!
 //! How often these rules err is stated in one table, over noise, growth and length, in
 //! `tests/table.rs`. The tests reproduce it, and docs/measuring-verdict.md shows it.
 
 use super::looks::Chances;
 use super::resources;
-use super::rules::{Series, Trend, others, requirements, trend};
+use super::rules::{BOUND_CYCLES, Series, Trend, is_short, others, requirements, trend};
+use crate::numbers::three_digits;
 use crate::record::{Clock, Cycle, FailedCheck, Flatness, MAX_CYCLES, Outcome, Rule};
 use crate::statistics::{as_float, decile_medians, median};
 
@@ -66,7 +70,7 @@ pub fn judge(
     };
     if !flatness.rules.is_empty() {
         flatness.rules.extend(resources::rules(cycles, MIN_CYCLES));
-        conclude(flatness);
+        conclude(flatness, cycles.len());
     }
     if let Some(failed) = failed_check {
         if flatness.outcome == Outcome::Flat {
@@ -110,7 +114,7 @@ pub(crate) fn judge_latencies(resume_ms: &[f64], clock: Clock, look: usize) -> J
         rules,
         ..Flatness::undecided("")
     };
-    conclude(&mut flatness);
+    conclude(&mut flatness, resume_ms.len());
     Judgement {
         flatness,
         line: line(resume_ms, &trend),
@@ -134,8 +138,8 @@ pub fn rules_in_words() -> [String; 4] {
     requirements()
 }
 
-/// Derives outcome and reason from the rules.
-fn conclude(flatness: &mut Flatness) {
+/// Derives outcome and reason from the rules, for a run of `count` cycles.
+fn conclude(flatness: &mut Flatness, count: usize) {
     flatness.outcome = Outcome::of_all(flatness.rules.iter().map(|rule| rule.outcome));
     let told: Vec<&Rule> = match flatness.outcome {
         Outcome::Flat => flatness.rules.iter().take(1).collect(),
@@ -148,7 +152,11 @@ fn conclude(flatness: &mut Flatness) {
     let found = found.join("; ");
     let trend_is_undecided = told.iter().any(|rule| rule.name == "trend");
     flatness.reason = match flatness.outcome {
-        Outcome::Flat => format!("all {} rules hold: {found}", flatness.rules.len()),
+        Outcome::Flat => format!(
+            "all {} rules hold: {found}{}",
+            flatness.rules.len(),
+            not_excluded(flatness, count),
+        ),
         Outcome::Rising => found,
         Outcome::Undecided => match flatness.cycles_needed.filter(|_| trend_is_undecided) {
             Some(cycles) => format!("{found}; the noise asks for about {cycles} cycles"),
@@ -160,11 +168,30 @@ fn conclude(flatness: &mut Flatness) {
     }
 }
 
-/// About how many cycles would decide: the bound grows with them, and the width of the interval
-/// falls with their square root. Rounded up to a hundred.
+/// What a flat run that is too short for the bounds per 300 cycles leaves open.
+fn not_excluded(flatness: &Flatness, count: usize) -> String {
+    match flatness.rise_upper_percent {
+        Some(upper) if is_short(count) && upper > 0.0 => format!(
+            "; so few cycles do not exclude a rise of {} % per {BOUND_CYCLES} cycles",
+            three_digits(upper * BOUND_CYCLES / as_float(count)),
+        ),
+        _ => String::new(),
+    }
+}
+
+/// About how many cycles would decide: the width of the interval falls with their square root, and
+/// the bound grows with them from 300 on. Rounded up to a hundred.
 fn cycles_needed(count: usize, trend: &Trend) -> Option<u32> {
-    let factor = (trend.width / trend.bound.percent).powf(2.0 / 3.0).max(1.0);
-    let hundreds = (as_float(count) * factor / 100.0).ceil() + 1.0;
+    let missing = (trend.width / trend.bound.percent).max(1.0);
+    let short = (as_float(count) * missing.powi(2)).min(BOUND_CYCLES);
+    let long = as_float(count).max(BOUND_CYCLES);
+    let still_missing = missing * (as_float(count) / long).sqrt();
+    let cycles = if still_missing > 1.0 {
+        long * still_missing.powf(2.0 / 3.0)
+    } else {
+        short.max(as_float(count))
+    };
+    let hundreds = (cycles / 100.0).ceil() + 1.0;
     let most = f64::from(u32::MAX / 100);
     // Between one and the largest u32 by now.
     #[expect(

@@ -345,9 +345,9 @@ fn an_undecided_run_goes_on_until_it_is_decided() {
     noisy.swing_ms = 5.0;
     let run = completed(run_cycles(&mut noisy, options(240), &mut Silent));
     assert_eq!((run.cycles.len(), run.cycles_wanted), (240, 240));
-    assert_eq!(run.looks, [80, 180]);
+    assert_eq!(run.looks, [80, 160]);
     let report = Report::of_run(setting(), run);
-    assert_eq!(report.flatness.looks, [80, 180, 240]);
+    assert_eq!(report.flatness.looks, [80, 160, 240]);
 }
 
 #[test]

@@ -13,10 +13,10 @@ mod known;
 
 use std::collections::BTreeMap;
 
-use super::rules::{BOUND_CYCLES, compared};
+use super::rules::{BOUND_CYCLES, compared, spans};
 use crate::numbers::three_digits;
 use crate::record::{Cycle, Outcome, Rule, Unit};
-use crate::statistics::{as_float, ranges};
+use crate::statistics::ranges;
 use known::Allowance;
 
 pub(crate) use known::in_words as resource_in_words;
@@ -47,7 +47,6 @@ fn as_number(value: u64) -> f64 {
 
 fn rule(name: &str, values: &[f64]) -> Option<Rule> {
     let floor = Floor::of(values)?;
-    let spans = as_float(values.len()) / BOUND_CYCLES;
     let allowance = known::allowance(name);
     let (unit, per_300, limit) = match allowance {
         Allowance::Count => (Unit::Count, 1.0, None),
@@ -56,7 +55,7 @@ fn rule(name: &str, values: &[f64]) -> Option<Rule> {
             (Unit::Bytes, per_cycle * BOUND_CYCLES, Some(limit))
         }
     };
-    let bound = per_300 * spans;
+    let bound = per_300 * spans(values.len());
     let (lower, upper) = (floor.rise - floor.doubt, floor.rise + floor.doubt);
     let largest = values.iter().copied().fold(0.0, f64::max);
     let exceeded = limit.filter(|limit| largest > *limit);
@@ -67,12 +66,17 @@ fn rule(name: &str, values: &[f64]) -> Option<Rule> {
         name: "growth".to_owned(),
         requirement: match allowance {
             Allowance::Count => format!("{words}: less than one more in {BOUND_CYCLES} cycles"),
-            Allowance::Bytes { per_cycle } => {
-                format!("{words}: at most {} more per cycle", amount(per_cycle))
-            }
-            Allowance::Designed { per_cycle, limit } => format!(
-                "{words}: by design at most {} more per cycle and {} in all",
+            Allowance::Bytes { per_cycle } => format!(
+                "{words}: at most {} more per cycle (over all of a shorter run than \
+                 {BOUND_CYCLES} cycles {})",
                 amount(per_cycle),
+                amount(per_300),
+            ),
+            Allowance::Designed { per_cycle, limit } => format!(
+                "{words}: by design at most {} more per cycle (over all of a shorter run than \
+                 {BOUND_CYCLES} cycles {}) and {} in all",
+                amount(per_cycle),
+                amount(per_300),
                 amount(limit)
             ),
         },

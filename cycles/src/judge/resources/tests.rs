@@ -67,6 +67,25 @@ fn a_plateau_more_and_page_steps_are_flat() {
     assert_eq!(outcome("vmm_anonymous_bytes", 300, pages), Outcome::Flat);
 }
 
+/// Recorded: what guest-init settled with in the first 30 cycles of a healthy run.
+#[test]
+fn a_short_run_may_show_what_300_cycles_may() {
+    let settles = |cycle: u32| (232 << 10) + 4096 * (cycle.min(30) / 2);
+    assert_eq!(
+        outcome("guest_init_anonymous_bytes", 30, settles),
+        Outcome::Flat
+    );
+    let leak = |cycle| (232 << 10) + (64 << 10) * cycle;
+    assert_eq!(
+        outcome("guest_init_anonymous_bytes", 30, leak),
+        Outcome::Rising
+    );
+    let descriptors = |cycle| 20 + cycle / 3;
+    assert_eq!(outcome("vmm_descriptors", 30, descriptors), Outcome::Rising);
+    let one_more = |cycle| 20 + cycle / 20;
+    assert_eq!(outcome("vmm_descriptors", 30, one_more), Outcome::Undecided);
+}
+
 #[test]
 fn a_page_leaked_in_each_cycle_is_rising_even_if_it_comes_in_arenas() {
     let leak = |cycle| (2 << 20) + 4096 * cycle;

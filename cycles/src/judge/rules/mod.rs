@@ -17,9 +17,23 @@ pub(super) use trend::{Trend, trend};
 
 use super::looks::Chances;
 use crate::record::{Outcome, Rule};
+use crate::statistics::as_float;
 
 /// The cycles over which bounds on rates are stated.
 pub(super) const BOUND_CYCLES: f64 = 300.0;
+
+/// How many times the growth that is allowed per 300 cycles a run of `count` may show.
+///
+/// A shorter run may show the whole of it: what a guest settles with in its first cycles, and how well
+/// so few cycles are known, does not shrink with them. The verdict says what it then excludes.
+pub(super) fn spans(count: usize) -> f64 {
+    (as_float(count) / BOUND_CYCLES).max(1.0)
+}
+
+/// Whether a run of `count` cycles is too short for the bounds per 300 cycles.
+pub(super) fn is_short(count: usize) -> bool {
+    as_float(count) < BOUND_CYCLES
+}
 
 /// All rules but the trend, applied to `series`.
 pub(super) fn others(series: &Series, chances: Chances) -> Vec<Rule> {

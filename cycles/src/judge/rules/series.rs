@@ -63,9 +63,9 @@ impl Series {
         sum / as_float(levels.len().max(1))
     }
 
-    /// Over how many times the cycles of a stated rate it goes.
+    /// How many times the growth that is allowed per 300 cycles it may show.
     pub(super) fn spans(&self) -> f64 {
-        as_float(self.count()) / super::BOUND_CYCLES
+        super::spans(self.count())
     }
 
     /// The blocks after which the level went down for certain.

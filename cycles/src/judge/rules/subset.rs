@@ -59,6 +59,6 @@ pub(super) fn rule(series: &Series, chances: Chances) -> Option<Rule> {
 pub(super) fn requirement() -> String {
     format!(
         "the slower third of the resumes rises by at most {SUBSET_BOUND_PERCENT} % of the median \
-         per {BOUND_CYCLES} cycles"
+         per {BOUND_CYCLES} cycles (over all of a shorter run)"
     )
 }

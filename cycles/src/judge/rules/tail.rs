@@ -5,7 +5,7 @@
 //! beginning, their mean position is the middle of the run, but for the scatter of so many uniform
 //! positions. Slow resumes side by side scatter as one: a burst of load makes many.
 
-use super::Series;
+use super::{BOUND_CYCLES, Series};
 use crate::judge::looks::Chances;
 use crate::numbers::three_digits;
 use crate::record::{Outcome, Rule, Unit};
@@ -14,8 +14,15 @@ use crate::statistics::{as_float, median, normal_upper, ranges};
 /// How many times the median around it a slow resume takes, and slower ones.
 const SLOW: [f64; 3] = [1.25, 2.0, 5.0];
 
-/// How much more frequent slow resumes may be in the second half, in points of the percentage.
+/// How much more frequent slow resumes may be in the second half of 300 cycles or more, in points of
+/// the percentage.
 const SHARE_BOUND_POINTS: f64 = 7.0;
+
+/// The bound for a run of `count` cycles. A share is known to the square root of their number, so
+/// that of a shorter run has more points: 22 of 30 cycles.
+fn share_bound(count: usize) -> f64 {
+    SHARE_BOUND_POINTS * (BOUND_CYCLES / as_float(count)).sqrt().max(1.0)
+}
 
 /// The growth of the share of slow resumes between the halves.
 pub(super) fn rule(series: &Series, chances: Chances) -> Rule {
@@ -40,9 +47,10 @@ pub(super) fn rule(series: &Series, chances: Chances) -> Rule {
         100.0 * growth - reach(chances.below),
         100.0 * growth + reach(chances.above),
     );
+    let bound = share_bound(series.count());
     let outcome = if grows.is_some() {
         Outcome::Rising
-    } else if upper <= SHARE_BOUND_POINTS {
+    } else if upper <= bound {
         Outcome::Flat
     } else {
         Outcome::Undecided
@@ -65,7 +73,7 @@ pub(super) fn rule(series: &Series, chances: Chances) -> Rule {
         value: 100.0 * growth,
         lower,
         upper,
-        bound: SHARE_BOUND_POINTS,
+        bound,
         unit: Unit::PercentagePoints,
         outcome,
     }
@@ -74,7 +82,8 @@ pub(super) fn rule(series: &Series, chances: Chances) -> Rule {
 pub(super) fn requirement() -> String {
     format!(
         "slow resumes (more than {} times the median around them, also {} and {} times) become \
-         neither certainly more frequent nor perhaps by {SHARE_BOUND_POINTS} points",
+         neither certainly more frequent nor perhaps by {SHARE_BOUND_POINTS} points (times the square root of {BOUND_CYCLES}/n in a \
+         run of n cycles, if that is shorter)",
         SLOW[0], SLOW[1], SLOW[2]
     )
 }

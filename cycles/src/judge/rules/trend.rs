@@ -72,7 +72,7 @@ pub(crate) fn trend(series: &Series, chances: Chances) -> Option<Trend> {
     let [lower, middle, upper] = interval(&correction, chances.below, chances.above);
     let ninth = middle - point(0.1);
     let bound = RISE_BOUND_PERCENT * series.spans();
-    let in_10000 = RISE_BOUND_PERCENT * 10_000.0 / BOUND_CYCLES;
+    let in_10000 = bound * 10_000.0 / count;
     // The tenth of a normal distribution, stretched to its hundredth.
     let hundredth = ninth * normal_upper(0.01) / normal_upper(0.1);
     Some(Trend {
@@ -128,6 +128,6 @@ impl Trend {
 pub(super) fn requirement() -> String {
     format!(
         "resume latency rises by at most {RISE_BOUND_PERCENT} % of its median per {BOUND_CYCLES} \
-         cycles, the first tenth of the run left out as warm-up"
+         cycles (over all of a shorter run), the first tenth of the run left out as warm-up"
     )
 }

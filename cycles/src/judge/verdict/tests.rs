@@ -215,6 +215,23 @@ fn an_undecided_run_says_how_many_cycles_its_noise_asks_for() {
 }
 
 #[test]
+fn a_short_flat_run_says_what_it_does_not_exclude() {
+    let values = series(Noise::Recorded(WITHOUT_TICKS), Growth::None, 300, 1);
+    let short = judged(&values[..60]);
+    assert_eq!(short.outcome, Outcome::Flat, "{}", short.reason);
+    let upper = short.rise_upper_percent.unwrap();
+    let bound = short.bound.unwrap();
+    assert!(0.0 < upper && upper < 5.0, "{upper}");
+    assert!((bound.percent_in_10000_cycles - 5.0 * 10_000.0 / 60.0).abs() < 1e-9);
+    let rate = three_digits(5.0 * upper);
+    let open = format!("so few cycles do not exclude a rise of {rate} % per 300 cycles");
+    assert!(short.reason.contains(&open), "{}", short.reason);
+    let long = judged(&values);
+    assert_eq!(long.outcome, Outcome::Flat, "{}", long.reason);
+    assert!(!long.reason.contains("exclude"), "{}", long.reason);
+}
+
+#[test]
 fn later_looks_ask_for_more() {
     let values = series(Noise::Normal(0.05), Growth::None, 300, 1);
     let at = |look| judge_latencies(&values, Clock::Real, look).flatness;

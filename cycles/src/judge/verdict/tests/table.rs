@@ -39,6 +39,9 @@ const fn row(
 /// As the main job runs them.
 const MAIN: (u32, u32) = (300, 600);
 
+/// As the main job runs them with `cycles=30`.
+const SHORT: (u32, u32) = (30, 600);
+
 use Growth::{Settles, Step, Tail, Third, Trend, WarmUp};
 use Noise::{Correlated, Load, LogNormal, Normal, Outliers, Switched, Walk};
 
@@ -55,7 +58,8 @@ const fn bound(noise: Noise) -> f64 {
 #[rustfmt::skip]
 const TABLE: &[Row] = &[
     row("ticks, flat", TICKS, Growth::None, MAIN, (0, 0)),
-    row("ticks, flat, 60 cycles", TICKS, Growth::None, (60, 60), (0, 999)),
+    row("ticks, flat, 60 cycles", TICKS, Growth::None, (60, 60), (0, 143)),
+    row("ticks, flat, from 30 cycles", TICKS, Growth::None, SHORT, (0, 0)),
     row("normal 1 %, flat", Normal(0.01), Growth::None, MAIN, (0, 0)),
     row("normal 5 %, flat", Normal(0.05), Growth::None, MAIN, (0, 3)),
     row("normal 10 %, flat", Normal(0.10), Growth::None, MAIN, (0, 70)),
@@ -81,7 +85,9 @@ const TABLE: &[Row] = &[
     row("normal 5 %, +0.05 ms per cycle", Normal(0.05), Trend(0.05), MAIN, (1000, 0)),
     row("normal 25 %, +0.05 ms per cycle", Normal(0.25), Trend(0.05), MAIN, (975, 25)),
     row("correlated 0.9, +0.05 ms per cycle", Correlated(0.9), Trend(0.05), MAIN, (924, 76)),
-    row("normal 10 %, +15 % in 30 cycles", Normal(0.10), Trend(0.005 * TYPICAL_MS), (30, 30), (23, 977)),
+    row("normal 5 %, flat, from 30 cycles", Normal(0.05), Growth::None, SHORT, (0, 15)),
+    row("normal 10 %, flat, from 30 cycles", Normal(0.10), Growth::None, SHORT, (1, 409)),
+    row("normal 10 %, +15 % in 30 cycles", Normal(0.10), Trend(0.005 * TYPICAL_MS), (30, 30), (5, 995)),
     row("ticks, step ×1.4 in the middle", TICKS, Step(150, 1.4), MAIN, (1000, 0)),
     row("ticks, step ×10 in the last 14", TICKS, Step(286, 10.0), (300, 300), (1000, 0)),
     row("normal 10 %, step ×1.4 in the last 60", Normal(0.1), Step(240, 1.4), (300, 300), (997, 3)),
@@ -93,7 +99,13 @@ const TABLE: &[Row] = &[
     row("ticks, tail ×3 grows to 10 %", TICKS, Tail(0.1), MAIN, (49, 295)),
     row("ticks, tail ×3 grows to 40 %", TICKS, Tail(0.4), MAIN, (968, 31)),
     row("no ticks, flat", NO_TICKS, Growth::None, MAIN, (0, 7)),
-    row("no ticks, flat, 60 cycles", NO_TICKS, Growth::None, (60, 60), (0, 892)),
+    row("no ticks, flat, 30 cycles", NO_TICKS, Growth::None, (30, 30), (0, 472)),
+    row("no ticks, flat, 60 cycles", NO_TICKS, Growth::None, (60, 60), (0, 122)),
+    row("no ticks, flat, from 30 cycles", NO_TICKS, Growth::None, SHORT, (0, 6)),
+    row("no ticks, +5 % in 30 cycles", NO_TICKS, Trend(0.05 * NO_TICKS.typical_ms() / 30.0), (30, 30), (0, 986)),
+    row("no ticks, +10 % in 30 cycles", NO_TICKS, Trend(0.1 * NO_TICKS.typical_ms() / 30.0), SHORT, (1000, 0)),
+    row("no ticks, +0.05 ms per cycle, from 30 cycles", NO_TICKS, Trend(0.05), SHORT, (1000, 0)),
+    row("no ticks, +0.5 ms per cycle, 30 cycles", NO_TICKS, Trend(0.5), (30, 30), (1000, 0)),
     row("no ticks, rises at the bound", NO_TICKS, Trend(bound(NO_TICKS)), MAIN, (1, 936)),
     row("no ticks, +0.002 ms per cycle", NO_TICKS, Trend(0.002), MAIN, (0, 134)),
     row("no ticks, +0.01 ms per cycle", NO_TICKS, Trend(0.01), MAIN, (997, 3)),
