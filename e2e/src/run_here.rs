@@ -1,6 +1,8 @@
 //! The hidden command that puts one machine through its cycles on the host where it is called. Its
 //! events go to standard output, for the `mctl-e2e` that called it.
 
+use std::fmt::Write as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -11,11 +13,12 @@ use cycles::{Host, MachineSubject, Observer, Run, RunOptions, run_cycles};
 use crate::counter;
 use crate::host::KvmHost;
 use crate::machine::{STEP_DEADLINE, boot};
+use crate::output;
 use crate::peer::{PeerKind, PeerMachine, PeerOptions};
 use crate::run_event::EventWriter;
 use crate::work::{Vmm, Work};
 
-/// Lines of the supervisor's log that an error shows.
+/// Lines of each log that an error shows.
 const LOG_LINES: usize = 20;
 
 /// What to run.
@@ -74,14 +77,33 @@ async fn run_mctl(
         Ok((host.describe().await?, run))
     }
     .await;
-    let result = result.map_err(|error: anyhow::Error| {
-        let log = std::fs::read_to_string(host.log()).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        let last = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
-        error.context(format!("the supervisor's log ends with:\n{last}"))
-    })?;
+    let result =
+        result.map_err(|error: anyhow::Error| error.context(ends_of_logs(folder.path())))?;
+    if result.1.failed_check().is_some() {
+        // The folder is gone afterwards.
+        output::say(&ends_of_logs(folder.path()));
+    }
     host.stop()?;
     Ok(result)
+}
+
+/// How the logs of the supervisor and of its machines below `folder` end.
+fn ends_of_logs(folder: &Path) -> String {
+    let mut logs = vec![folder.join("supervisor.log")];
+    let machines = fs::read_dir(folder.join("state/machines"));
+    for machine in machines.into_iter().flatten().flatten() {
+        logs.extend(["vmm.log", "log.ndjson"].map(|name| machine.path().join(name)));
+    }
+    let mut text = String::new();
+    for path in logs {
+        let name = path.strip_prefix(folder).unwrap_or(&path).display();
+        let log = fs::read(&path).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        let last = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
+        let _ = writeln!(text, "{name} ends with:\n{last}");
+    }
+    text
 }
 
 /// Boots a machine, puts it through its cycles, and destroys it.

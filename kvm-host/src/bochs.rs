@@ -51,8 +51,17 @@ const INSTRUCTIONS_PER_SECOND: u64 = 200_000_000;
 /// Memory of this machine that Bochs can use. What the host inside has beyond it is in a file.
 const MOST_HOST_MIB: u32 = 2048;
 
-/// How long Bochs may take to connect the channel, which it does before it emulates anything.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
+/// What Linux must do without on Bochs' AMD processor, by the numbers of the features in its
+/// arch/x86/include/asm/cpufeatures.h. It waits with MWAITX, and Bochs 2.7 never wakes it up.
+const MWAITX: u32 = 6 * 32 + 29;
+/// XSAVEC and XSAVES of Bochs 2.7 compact the SSE state, which they must not. So registers of one process
+/// came to another whenever Linux switched between them: digests were wrong, programs died.
+const XSAVEC: u32 = 10 * 32 + 1;
+const XSAVES: u32 = 10 * 32 + 3;
+
+/// How long Bochs may take to connect the channel, which it does before it emulates anything. It
+/// prepares the memory first, which takes 2 s of a processor for each GiB.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(300);
 const CONNECT_POLL: Duration = Duration::from_millis(10);
 
 /// Why Bochs could not be run.
@@ -239,14 +248,12 @@ impl Machine<'_> {
     }
 
     fn kernel_arguments(&self) -> String {
-        // Linux waits with MWAITX on an AMD processor that has it, and Bochs never wakes it up. The
-        // number is that of the feature in Linux' arch/x86/include/asm/cpufeatures.h (6 * 32 + 29).
-        let without_mwaitx = match self.emulator {
-            Emulator::BochsAmd => " clearcpuid=221",
-            Emulator::BochsIntel | Emulator::QemuAmd => "",
+        let without = match self.emulator {
+            Emulator::BochsAmd => format!(" clearcpuid={MWAITX},{XSAVEC},{XSAVES}"),
+            Emulator::BochsIntel | Emulator::QemuAmd => String::new(),
         };
         format!(
-            "console=ttyS0,115200 panic=-1 quiet tsc=reliable tsc_early_khz={} {CHANNEL_WORD}/dev/ttyS1 {} {}{without_mwaitx}",
+            "console=ttyS0,115200 panic=-1 quiet tsc=reliable tsc_early_khz={} {CHANNEL_WORD}/dev/ttyS1 {} {}{without}",
             INSTRUCTIONS_PER_SECOND / 1_000,
             self.clock.command_line_word(),
             self.emulator.command_line_word(),
