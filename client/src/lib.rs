@@ -21,6 +21,7 @@ mod page;
 mod paths;
 mod tls;
 mod tokens;
+mod unlisted;
 mod wait;
 
 pub use client::Client;

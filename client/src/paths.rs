@@ -21,3 +21,8 @@ pub(crate) fn metadata(app: &str, id: &str, key: &str) -> String {
 pub(crate) fn token(id: &str) -> String {
     format!("/v1/tokens/{}", percent_encoded(id))
 }
+
+/// Path of one machine that the database does not know.
+pub(crate) fn unlisted(folder: &str) -> String {
+    format!("/v1/unlisted/{}", percent_encoded(folder))
+}

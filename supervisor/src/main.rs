@@ -16,6 +16,7 @@ mod ids;
 mod images;
 mod logs;
 mod machine;
+mod machine_folder;
 mod model;
 mod paths;
 mod services;

@@ -1,7 +1,7 @@
 //! Paths below the state directory, and how its directories are created.
 //!
 //! ```text
-//! <state-dir>/mctl.db  lock  api.sock  images/<name>/  machines/<id>/{image/,c.sock,v.sock,…}
+//! <state-dir>/mctl.db  lock  api.sock  images/<name>/  machines/<id>/{machine.json,image/,c.sock,…}
 //! ```
 
 use std::fs;
@@ -94,6 +94,16 @@ impl MachineDir {
     /// Its own path.
     pub(crate) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Who the machine is, for the case that the database is lost.
+    pub(crate) fn machine_file(&self) -> PathBuf {
+        self.root.join("machine.json")
+    }
+
+    /// The same while it is written.
+    pub(crate) fn new_machine_file(&self) -> PathBuf {
+        self.root.join("machine.json.new")
     }
 
     /// The image that a suspend writes.

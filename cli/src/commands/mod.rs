@@ -1,5 +1,6 @@
 //! The commands, a file each with its arguments and its work, and the list of all of them.
 
+mod adopt;
 mod bench;
 mod clone;
 mod completion;
@@ -79,6 +80,7 @@ pub(crate) enum Command {
     Bench(bench::Args),
     Report(report::Args),
     Doctor(doctor::Args),
+    Adopt(adopt::Args),
     Config(config::Args),
     Completion(completion::Args),
     Man(man::Args),
@@ -108,6 +110,7 @@ impl Command {
             Self::Logs(args) => logs::run(session, args).await,
             Self::Timings(args) => timings::run(session, args).await,
             Self::Doctor(args) => doctor::run(session, args).await,
+            Self::Adopt(args) => adopt::run(session, args).await,
             Self::Top(args) => top::run(session, args).await,
             Self::Resources(args) => resources::run(session, args).await,
             Self::Events(args) => events::run(session, args).await,

@@ -37,6 +37,7 @@ const LAYERS: &[Layers] = &[
         rows: &[
             &["api", "services"],
             &["machine"],
+            &["machine_folder"],
             &["store", "images", "logs", "guest", "vmm_process"],
             &["configuration"],
             &["model"],

@@ -166,6 +166,12 @@ impl From<MachineError> for ApiError {
             E::OtherVersion { found, .. } => {
                 plain(S::PRECONDITION_FAILED, "other_version").detail("version", found)
             }
+            E::NotUnlisted(_) => {
+                plain(S::NOT_FOUND, "not_found").hint("`mctl adopt` shows those that there are")
+            }
+            E::NotDescribed { .. } => plain(S::UNPROCESSABLE_ENTITY, "not_described"),
+            E::UnlistedRuns(_) => plain(S::PRECONDITION_FAILED, "wrong_state")
+                .hint("take it back with `mctl adopt`, or remove it with --force, which kills it"),
             E::ShuttingDown => plain(S::SERVICE_UNAVAILABLE, "shutting_down"),
         }
     }

@@ -7,7 +7,7 @@ use axum::routing::{delete, get, post};
 
 use crate::api::handlers::{
     apps, events, exec_stream, files, guest, host, inspect, lease, lifecycle, logs, machines,
-    metadata, metrics, resources, tokens, usage, wait,
+    metadata, metrics, resources, tokens, unlisted, usage, wait,
 };
 use crate::api::request::auth;
 use crate::api::{Access, Api, description, error};
@@ -68,6 +68,9 @@ pub(super) fn router(api: Api, access: Access) -> Router {
         .route("/v1/host", get(host::info))
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
         .route("/v1/tokens/{id}", delete(tokens::revoke))
+        .route("/v1/unlisted", get(unlisted::list))
+        .route("/v1/unlisted/{folder}", delete(unlisted::remove))
+        .route("/v1/unlisted/{folder}/adopt", post(unlisted::adopt))
         .route("/metrics", get(metrics::render))
         .layer(middleware::from_fn_with_state(
             (api.clone(), access),

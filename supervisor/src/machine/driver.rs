@@ -28,6 +28,7 @@ use crate::machine::request::{
 };
 use crate::machine::session::GuestSession;
 use crate::machine::unsaved::Unsaved;
+use crate::machine_folder::MachineFile;
 use crate::model::admission::{Admission, CommandKind, RefusalReason, admit};
 use crate::model::event::EventDetails;
 use crate::model::record::MachineRecord;
@@ -66,6 +67,8 @@ pub(crate) struct Driver {
     /// When a transition that could not go on is retried, and the wait before that.
     pub(super) retry: Option<(Instant, Duration)>,
     pub(super) unsaved: Unsaved,
+    /// What the file in its folder says, as far as this driver has written it.
+    pub(super) machine_file: Option<MachineFile>,
     /// When it became started.
     pub(super) started_at: Option<Instant>,
     /// The newest events, newest first.
@@ -158,6 +161,7 @@ impl Driver {
             restart_at: None,
             retry: None,
             unsaved: Unsaved::new(),
+            machine_file: None,
             started_at: None,
             events,
             checks: Vec::new(),
@@ -306,6 +310,7 @@ impl Driver {
             .await?;
         self.record = changed;
         self.show(event);
+        self.store_machine_file().await;
         Ok(())
     }
 

@@ -110,6 +110,20 @@ pub(crate) enum MachineError {
         /// The version that was named.
         expected: String,
     },
+    /// There is no folder of that name, or the database knows its machine.
+    #[error("no machine in the folder {0:?} that the database does not know")]
+    NotUnlisted(String),
+    /// What is in the folder does not say enough.
+    #[error("the machine in the folder {folder:?} cannot be taken back: {problem}")]
+    NotDescribed {
+        /// The folder.
+        folder: String,
+        /// What is missing or wrong.
+        problem: String,
+    },
+    /// A machine is not removed while it runs.
+    #[error("the machine in the folder {0:?} runs")]
+    UnlistedRuns(String),
     /// The supervisor is shutting down.
     #[error("the supervisor is shutting down")]
     ShuttingDown,

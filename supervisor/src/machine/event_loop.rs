@@ -24,6 +24,7 @@ impl Driver {
             let interrupt = Box::pin(self.take_over(found)).await;
             self.follow_up(interrupt).await;
         }
+        self.store_machine_file().await;
         while self.record.state != State::Destroyed {
             self.plan_retry();
             self.plan_another_restart();

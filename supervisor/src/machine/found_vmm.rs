@@ -32,7 +32,7 @@ impl FoundVmm {
         let mut vmm = record.vmm.as_ref().map_or(Ok(None), adopt)?;
         if vmm.is_none() {
             // A launch that an earlier supervisor died before storing is found by its command line.
-            for identity in lines.of(dir)? {
+            for (identity, _) in lines.of(dir)? {
                 vmm = vmm.map_or_else(|| adopt(&identity), |vmm| Ok(Some(vmm)))?;
             }
         }

@@ -22,6 +22,7 @@ mod registry;
 pub(crate) mod request;
 pub(crate) mod session;
 mod transitions;
+mod unlisted;
 mod unsaved;
 
 pub(crate) use error::MachineError;

@@ -3,12 +3,14 @@
 //! Every step goes through [`crate::model::state::apply`], becomes an event, is stored and then
 //! published with the whole machine.
 
+use std::io;
 use std::sync::Arc;
 
 use machine_api::{CheckStatus, EventRequest, EventType, MachineEvent};
 
 use crate::machine::driver::Driver;
 use crate::machine::error::MachineError;
+use crate::machine_folder::MachineFile;
 use crate::model::event::{self, EventDetails, Source};
 use crate::model::record::MachineRecord;
 use crate::model::state::{Event, State, apply};
@@ -67,7 +69,27 @@ impl Driver {
             .await?;
         self.record = next;
         self.show(Some(shown));
+        self.store_machine_file().await;
         Ok(())
+    }
+
+    /// Makes the file in the machine's folder say what the record does.
+    pub(super) async fn store_machine_file(&mut self) {
+        let says_so = |file: &MachineFile| file.describes(&self.record);
+        let goes = matches!(self.record.state, State::Destroying | State::Destroyed);
+        if goes || self.machine_file.as_ref().is_some_and(says_so) {
+            return;
+        }
+        let file = MachineFile::of(&self.record);
+        let (stored, dir) = (file.clone(), self.dir.clone());
+        let done = tokio::task::spawn_blocking(move || stored.store(&dir)).await;
+        match done.unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into())) {
+            Ok(()) => self.machine_file = Some(file),
+            Err(error) => self.warn_once(&format!(
+                "its file cannot be written: {error}; if the database were lost, it would be taken \
+                 back as it was before"
+            )),
+        }
     }
 
     /// Moves to the state that `event` leads to: shown at once, stored later. For the ends of

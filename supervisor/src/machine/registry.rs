@@ -16,6 +16,7 @@ use crate::machine::driver::Driver;
 use crate::machine::error::MachineError;
 use crate::machine::found_vmm::FoundVmm;
 use crate::machine::handle::Handle;
+use crate::machine_folder::MachineFile;
 use crate::model::record::{MachineRecord, is_name};
 use crate::model::{config_check, event, view};
 use crate::paths::create_private_dir;
@@ -71,39 +72,60 @@ impl Registry {
     }
 
     async fn create_from(self, record: MachineRecord) -> Result<Handle, MachineError> {
-        let name = record.name.clone();
-        let dir = self.context.configuration.state_dir.machine(&record.id);
-        create_private_dir(dir.root()).map_err(|source| MachineError::Files {
-            what: "create the machine's directory",
-            source,
-        })?;
-        fail_point::reach("create.directory");
+        fail_point::reach("create.begun");
         let launch = event::launch();
-        let driver = Driver::new(self.context.clone(), record.clone(), vec![launch.clone()]);
-        let stored = match &driver {
-            Ok(_) => self.store(&record, launch).await,
-            Err(_) => Ok(()),
-        };
-        let failed = match (stored, driver) {
-            (Ok(()), Ok((driver, handle))) => {
-                fail_point::reach("create.stored");
+        match self.store(&record, launch.clone()).await {
+            Ok(()) => {}
+            Err(StoreError::Exists { .. }) => return Err(MachineError::NameTaken(record.name)),
+            Err(error) => return Err(error.into()),
+        }
+        // From here on the machine exists: a new supervisor makes what is missing of its folder.
+        fail_point::reach("create.stored");
+        match self.make_folder(&record, launch) {
+            Ok((driver, handle)) => {
                 self.add(driver, &handle, None);
-                return Ok(handle);
+                Ok(handle)
             }
-            (Err(StoreError::Exists { .. }), _) => MachineError::NameTaken(name),
-            (Err(error), _) => error.into(),
-            (Ok(()), Err(source)) => MachineError::Files {
-                what: "open the machine's log and watch its console",
-                source,
-            },
-        };
-        // Nothing refers to the directory; what cannot be removed is found at the next start. Files
-        // are removed by name, which works even when out of descriptors.
-        for file in [dir.log(), dir.console()] {
+            Err(error) => {
+                self.take_creation_back(&record).await;
+                Err(error)
+            }
+        }
+    }
+
+    fn make_folder(
+        &self,
+        record: &MachineRecord,
+        launch: MachineEvent,
+    ) -> Result<(Driver, Handle), MachineError> {
+        let files = |what| move |source| MachineError::Files { what, source };
+        let dir = self.context.configuration.state_dir.machine(&record.id);
+        create_private_dir(dir.root()).map_err(files("create the machine's directory"))?;
+        MachineFile::of(record)
+            .store(&dir)
+            .map_err(files("write the machine's file"))?;
+        Driver::new(self.context.clone(), record.clone(), vec![launch])
+            .map_err(files("open the machine's log and watch its console"))
+    }
+
+    async fn take_creation_back(&self, record: &MachineRecord) {
+        // Files are removed by name, which works even when out of descriptors.
+        let dir = self.context.configuration.state_dir.machine(&record.id);
+        for file in [
+            dir.log(),
+            dir.console(),
+            dir.machine_file(),
+            dir.new_machine_file(),
+        ] {
             let _ = fs::remove_file(file);
         }
         let _ = fs::remove_dir(dir.root());
-        Err(failed)
+        let forgotten = vec![Change::Forget(record.id.clone())];
+        let stored = self.context.store.commit("forget the machine", forgotten);
+        if let Err(error) = stored.await {
+            // The next supervisor lists it, as one that was never started.
+            tracing::error!(machine_id = record.id, %error, "cannot forget a failed creation");
+        }
     }
 
     /// Checks that a machine may have that name. `id` is the machine's own, if it exists already.

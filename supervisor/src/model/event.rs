@@ -85,6 +85,15 @@ pub(crate) fn launch() -> MachineEvent {
     new(EventType::Launch, State::Created, details)
 }
 
+/// The event of a machine that was taken back from its folder.
+pub(crate) fn taken_back(state: State, message: String) -> MachineEvent {
+    let details = EventDetails {
+        message: Some(message),
+        ..EventDetails::caused_by(Source::User)
+    };
+    new(EventType::Adopt, state, details)
+}
+
 /// A warning of the supervisor's own about a machine in `state`.
 pub(crate) fn warning(state: State, message: String) -> MachineEvent {
     let details = EventDetails {

@@ -20,6 +20,8 @@ pub(crate) enum Change {
     NewMachine(Box<MachineRecord>),
     /// A machine's row, which exists.
     Machine(Box<MachineRecord>),
+    /// A machine that goes without a trace: its creation failed.
+    Forget(String),
     /// A version of a machine.
     Version(Box<MachineRecord>),
     /// An event of a machine.
@@ -119,6 +121,11 @@ pub(super) fn write(connection: &Connection, changes: &[Change]) -> rusqlite::Re
         match change {
             Change::NewMachine(record) => insert(connection, record)?,
             Change::Machine(record) => update(connection, record)?,
+            Change::Forget(id) => {
+                connection
+                    .prepare_cached("DELETE FROM machines WHERE id = ?1")?
+                    .execute(params![id])?;
+            }
             Change::Version(record) => add_version(connection, record)?,
             Change::Event(id, event) => {
                 add_body(

@@ -37,7 +37,7 @@ pub(crate) enum OpenError {
     /// It is not a database, or is damaged.
     #[error(
         "the database {} is damaged: {finding} (nothing was changed; restore it from a backup, or \
-         move it away to begin without machines)",
+         move it away: `mctl adopt` then takes the machines back from their folders)",
         path.display()
     )]
     Damaged {

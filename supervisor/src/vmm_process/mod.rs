@@ -9,9 +9,11 @@ mod identity;
 mod usage;
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -329,28 +331,44 @@ pub(crate) fn remove_sockets(dir: &MachineDir) {
 /// They are needed after a supervisor died between a launch and storing it.
 #[derive(Debug)]
 pub(crate) struct CommandLines {
-    by_report: HashMap<Vec<u8>, Vec<i32>>,
+    by_report: HashMap<PathBuf, Vec<i32>>,
+}
+
+/// What the command line of a VMM says.
+#[derive(Debug, PartialEq, Eq)]
+struct Named {
+    /// Its exit report.
+    report: PathBuf,
+    /// The generation of its launch.
+    generation: u64,
 }
 
 impl CommandLines {
     /// Reads them once. An error means that one may have been missed.
     pub(crate) fn read() -> io::Result<Self> {
-        let mut by_report: HashMap<Vec<u8>, Vec<i32>> = HashMap::new();
+        let mut by_report: HashMap<PathBuf, Vec<i32>> = HashMap::new();
         for entry in fs::read_dir("/proc")? {
             let name = entry?.file_name();
             let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
                 continue;
             };
-            if let Some(report) = named_report(pid)? {
-                by_report.entry(report).or_default().push(pid);
+            if let Some(named) = named_in_command_line(pid)? {
+                by_report.entry(named.report).or_default().push(pid);
             }
         }
         Ok(Self { by_report })
     }
 
-    /// Those of one machine that still run.
-    pub(crate) fn of(&self, dir: &MachineDir) -> io::Result<Vec<ProcessIdentity>> {
-        let report = dir.exit_report().into_os_string().into_encoded_bytes();
+    /// The folders of machines directly below `machines` that they name.
+    pub(crate) fn folders_in(&self, machines: &Path) -> Vec<PathBuf> {
+        let folders = self.by_report.keys().filter_map(|report| report.parent());
+        let below = folders.filter(|folder| folder.parent() == Some(machines));
+        below.map(Path::to_owned).collect()
+    }
+
+    /// Those of one machine that still run, with the generation of their launch.
+    pub(crate) fn of(&self, dir: &MachineDir) -> io::Result<Vec<(ProcessIdentity, u64)>> {
+        let report = dir.exit_report();
         let mut found = Vec::new();
         for pid in self.by_report.get(&report).into_iter().flatten() {
             let opened = match ProcessIdentity::open_pid(*pid) {
@@ -358,16 +376,18 @@ impl CommandLines {
                 opened => opened?,
             };
             // Its pid may belong to another process by now.
-            if named_report(*pid)?.as_ref() == Some(&report) {
-                found.push(opened.0);
+            if let Some(named) = named_in_command_line(*pid)?
+                && named.report == report
+            {
+                found.push((opened.0, named.generation));
             }
         }
         Ok(found)
     }
 }
 
-/// The exit report that a process's command line names.
-fn named_report(pid: i32) -> io::Result<Option<Vec<u8>>> {
+/// What a process's command line names, if it is a VMM's.
+fn named_in_command_line(pid: i32) -> io::Result<Option<Named>> {
     let line = match fs::read(format!("/proc/{pid}/cmdline")) {
         // It has ended meanwhile, or belongs to another user and is hidden.
         Err(error)
@@ -377,16 +397,53 @@ fn named_report(pid: i32) -> io::Result<Option<Vec<u8>>> {
         }
         line => line?,
     };
-    let mut words = line.split(|byte| *byte == 0);
-    let report = words
-        .find(|word| *word == b"--exit-file")
-        .and_then(|_| words.next());
-    Ok(report.map(<[u8]>::to_vec))
+    Ok(named(&line))
+}
+
+fn named(line: &[u8]) -> Option<Named> {
+    let value = |flag: &[u8]| {
+        let mut words = line.split(|byte| *byte == 0);
+        words.find(|word| *word == flag)?;
+        words.next()
+    };
+    let report = value(b"--exit-file")?;
+    let generation = std::str::from_utf8(value(b"--generation")?).ok()?;
+    Some(Named {
+        report: PathBuf::from(OsStr::from_bytes(report)),
+        generation: generation.parse().ok()?,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_vmm_is_known_by_its_command_line() {
+        let line = b"mctl-vmm\0restore\0--generation\07\0--exit-file\0/s/machines/a/exit.json\0";
+        let expected = Named {
+            report: PathBuf::from("/s/machines/a/exit.json"),
+            generation: 7,
+        };
+        assert_eq!(named(line), Some(expected));
+        for other in [
+            &b"cat\0--exit-file\0/x\0"[..],
+            b"cat\0--exit-file",
+            b"x\0--generation\0-1\0--exit-file\0/x\0",
+            b"",
+        ] {
+            assert_eq!(named(other), None);
+        }
+        let lines = CommandLines {
+            by_report: [
+                ("/s/machines/a/exit.json".into(), vec![1]),
+                ("/other/a/exit.json".into(), vec![2]),
+            ]
+            .into(),
+        };
+        let folders = lines.folders_in(Path::new("/s/machines"));
+        assert_eq!(folders, [PathBuf::from("/s/machines/a")]);
+    }
 
     #[test]
     fn the_log_of_the_vmms_is_rotated_once_it_is_large_and_one_older_file_is_kept() {

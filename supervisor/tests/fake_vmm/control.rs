@@ -107,6 +107,7 @@ fn suspend(vmm: &Vmm, image: &Path) -> Reply {
     }
     let mut guest = vmm.guest.lock().unwrap();
     guest.generation = vmm.generation;
+    guest.machine_id.clone_from(&vmm.machine_id);
     if let Err(error) = image::save(&guest, image) {
         return match error.kind() {
             io::ErrorKind::StorageFull => failed("no_space", "no space left for the image"),

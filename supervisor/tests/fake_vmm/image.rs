@@ -15,7 +15,8 @@ pub(crate) struct GuestState {
     pub(crate) launched: Option<Vec<String>>,
     /// Output of the main process.
     pub(crate) lines: Vec<String>,
-    /// The generation that wrote the image.
+    /// The machine and the generation that wrote the image.
+    pub(crate) machine_id: String,
     pub(crate) generation: u64,
 }
 

@@ -127,11 +127,9 @@ crashes! {
 #[test]
 fn a_create_interrupted_before_it_is_stored_leaves_nothing() {
     let mut stage = Stage::new();
-    stage.restart_with_fail_point("create.directory");
+    stage.restart_with_fail_point("create.begun");
     stage.crash_during("POST", MACHINES, Some(json!({"config": {}})));
-    poll("the directory to be removed", || {
-        stage.machine_dirs().is_empty().then_some(())
-    });
+    assert_eq!(stage.machine_dirs(), Vec::<std::path::PathBuf>::new());
     assert_eq!(stage.call("GET", MACHINES, None).1, json!([]));
 }
 
@@ -145,4 +143,9 @@ fn a_create_interrupted_after_it_is_stored_leaves_the_machine() {
         (list.as_array().unwrap().len(), &list[0]["state"]),
         (1, &json!("created"))
     );
+    let id = list[0]["id"].as_str().unwrap();
+    poll("the machine's file", || {
+        let file = stage.machine_dir(id).join("machine.json");
+        file.exists().then_some(())
+    });
 }

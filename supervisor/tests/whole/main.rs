@@ -16,3 +16,4 @@ mod stage;
 mod support;
 mod suspend;
 mod tls;
+mod unlisted;

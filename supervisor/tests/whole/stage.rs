@@ -140,7 +140,8 @@ impl Stage {
         }
     }
 
-    fn state(&self) -> PathBuf {
+    /// The state directory.
+    pub(crate) fn state(&self) -> PathBuf {
         self.folder().join("state")
     }
 

@@ -22,6 +22,7 @@ mod resources;
 mod start;
 mod timing;
 mod token;
+mod unlisted;
 mod vsock;
 mod words;
 
@@ -47,6 +48,7 @@ pub use resources::{MachineResources, ProcessUsage};
 pub use start::{Attempt, AttemptOutcome, PhaseTime, StartKind};
 pub use timing::{Operation, Timing};
 pub use token::{CreateToken, CreatedToken, Token, TokenScope};
+pub use unlisted::{AdoptMachine, UnlistedMachine};
 pub use vsock::{GuestSockets, GuestView, SocketCount, Verdict, VsockDiagnosis, VsockView};
 pub use words::split_words;
 

@@ -16,6 +16,7 @@ pub(super) async fn check(session: &Session) -> Vec<Finding> {
     match session.client.host().await {
         Ok(info) => {
             let mut findings = from_supervisor(session, &info);
+            findings.extend(unlisted(session).await);
             if let Endpoint::Unix(_) = session.client.endpoint() {
                 findings.extend(vm_creation());
             }
@@ -87,6 +88,26 @@ fn from_supervisor(session: &Session, info: &HostInfo) -> Vec<Finding> {
         image,
         vmm(info),
     ]
+}
+
+/// Machines that the database does not know; nothing if the supervisor is older than the question.
+async fn unlisted(session: &Session) -> Option<Finding> {
+    const CHECK: &str = "database";
+    let unlisted = session.client.unlisted().await.ok()?;
+    if unlisted.is_empty() {
+        return Some(Finding::ok(CHECK, "knows all machines"));
+    }
+    let running = unlisted.iter().filter(|one| one.vmm_pid.is_some()).count();
+    let folders: Vec<&str> = unlisted.iter().map(|one| one.folder.as_str()).collect();
+    Some(Finding::warning(
+        CHECK,
+        format!(
+            "does not know {} machines, {running} of them running: {}",
+            unlisted.len(),
+            folders.join(", ")
+        ),
+        "`mctl adopt` shows them and takes them back",
+    ))
 }
 
 /// Images, each with its kernel.

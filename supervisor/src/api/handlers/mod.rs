@@ -18,6 +18,7 @@ pub(super) mod metrics;
 mod metrics_text;
 pub(super) mod resources;
 pub(super) mod tokens;
+pub(super) mod unlisted;
 pub(super) mod usage;
 pub(super) mod wait;
 

@@ -55,6 +55,17 @@ impl FromRequestParts<Api> for App {
     }
 }
 
+/// The folder of an unlisted machine that the path names.
+pub(crate) struct Folder(pub(crate) String);
+
+impl FromRequestParts<Api> for Folder {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
+        path_parameter(parts, api, "folder").await.map(Self)
+    }
+}
+
 /// The metadata key that the path names.
 pub(crate) struct Key(pub(crate) String);
 

@@ -1,0 +1,8 @@
+//! What a machine's folder says by itself, so that the machine outlives the database: who it is, and
+//! how far it came.
+
+mod contents;
+mod machine_file;
+
+pub(crate) use contents::Contents;
+pub(crate) use machine_file::{MachineFile, MachineFileError};
