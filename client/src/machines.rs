@@ -115,12 +115,21 @@ impl Client {
 
     /// Starts or resumes a machine. Does not wait until it is started.
     pub async fn start(&self, id: &str) -> Result<StartResponse, Error> {
+        self.json(self.start_call(id)).await
+    }
+
+    /// Boots a machine even if it is suspended; its image is set aside. Does not wait until it is started.
+    pub async fn start_cold(&self, id: &str) -> Result<StartResponse, Error> {
+        self.json(self.start_call(id).query("cold", true)).await
+    }
+
+    fn start_call(&self, id: &str) -> Call {
         let call = Call::new(
             Method::POST,
             paths::machine(&self.app, id, "/start"),
             format!("start machine {id}"),
         );
-        self.json(call.deadline(ADMISSION_DEADLINE)).await
+        call.deadline(ADMISSION_DEADLINE)
     }
 
     /// Stops a machine. Does not wait until it is stopped.

@@ -121,6 +121,21 @@ impl MachineDir {
         self.root.join("image").join("memory")
     }
 
+    /// Where images lie that no resume uses any more, and that nobody has removed.
+    pub(crate) fn images_set_aside(&self) -> PathBuf {
+        self.root.join("set-aside")
+    }
+
+    /// Where the image that the generation `generation` wrote is set aside.
+    pub(crate) fn image_set_aside(&self, generation: u64) -> PathBuf {
+        self.images_set_aside().join(format!("image-{generation}"))
+    }
+
+    /// Whether there is an image. If that cannot be found out there is one: a resume will tell.
+    pub(crate) fn may_have_image(&self) -> bool {
+        self.image_manifest().try_exists().unwrap_or(true)
+    }
+
     /// The serial console's output, appended to by each VMM.
     pub(crate) fn console(&self) -> PathBuf {
         self.root.join("console.log")

@@ -104,14 +104,7 @@ fn restore_and_run(identity: Identity, args: RestoreArgs, phases: Phases) -> End
     }
     match restore(identity, &source, host, phases) {
         Ok(machine) => run(machine, control),
-        Err(error) => {
-            let reason = if error.refuses_image() {
-                ExitReason::ImageRefused
-            } else {
-                ExitReason::HostFailed
-            };
-            Ending::new(reason, error_text::with_causes(&error))
-        }
+        Err(error) => Ending::new(error.exit_reason(), error_text::with_causes(&error)),
     }
 }
 

@@ -110,7 +110,10 @@ impl Driver {
     async fn carry_out(&mut self, request: Request) -> Option<Request> {
         let trace = request.trace.clone();
         match &request.command {
-            Command::Start => self.start(trace, Some(request)).await,
+            Command::Start { cold } => {
+                let cold = *cold;
+                self.start_as(cold, trace, Some(request)).await
+            }
             Command::Suspend => self.suspend(trace, request).await,
             Command::Stop(stop) => {
                 let stop = *stop;

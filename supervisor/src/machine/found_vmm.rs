@@ -52,7 +52,7 @@ impl FoundVmm {
         let report = read_exit_report(&dir.exit_report(), &record.id, record.generation);
         let said = report.is_some_and(|report| report.reason == ExitReason::Suspended);
         Self::Ended {
-            suspended: said && dir.image_manifest().exists(),
+            suspended: said && dir.may_have_image(),
         }
     }
 }

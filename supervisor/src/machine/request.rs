@@ -34,7 +34,10 @@ pub(crate) enum Message {
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Start from the image, or boot.
-    Start,
+    Start {
+        /// Boot even if there is an image, which is set aside.
+        cold: bool,
+    },
     /// Suspend.
     Suspend,
     /// Stop.
@@ -59,7 +62,7 @@ impl Command {
     /// The command as admission sees it.
     pub(crate) fn kind(&self) -> CommandKind {
         match self {
-            Self::Start => CommandKind::Start,
+            Self::Start { .. } => CommandKind::Start,
             Self::Suspend => CommandKind::Suspend,
             Self::Stop(_) => CommandKind::Stop,
             Self::Restart { .. } => CommandKind::Restart,

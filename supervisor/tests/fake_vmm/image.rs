@@ -4,6 +4,7 @@ use std::path::Path;
 use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
+use vmm_control::ExitReason;
 
 /// The guest's state, which an image keeps.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -34,18 +35,32 @@ pub(crate) fn save(guest: &GuestState, image: &Path) -> io::Result<()> {
     fs::rename(&part, image.join("manifest.json"))
 }
 
-/// Reads the image of the generation `expected` and consumes it.
-pub(crate) fn restore(image: &Path, expected: &str) -> Result<GuestState, String> {
+/// Reads the image of the generation `expected` and consumes it; else the reason, for programs and for
+/// people.
+pub(crate) fn restore(image: &Path, expected: &str) -> Result<GuestState, (ExitReason, String)> {
+    let damaged = |message: String| (ExitReason::ImageRefused, message);
     let manifest = image.join("manifest.json");
-    let text = fs::read(&manifest).map_err(|error| format!("image missing: {error}"))?;
+    let text = fs::read(&manifest).map_err(|error| damaged(format!("image missing: {error}")))?;
     let guest: GuestState =
-        serde_json::from_slice(&text).map_err(|_| "checksum mismatch".to_owned())?;
+        serde_json::from_slice(&text).map_err(|_| damaged("checksum mismatch".to_owned()))?;
     if guest.behaves("refuse-image") {
-        return Err("checksum mismatch".to_owned());
+        return Err(damaged("checksum mismatch".to_owned()));
+    }
+    if guest.behaves("unfit-image") {
+        return Err((
+            ExitReason::ImageUnfit,
+            "the processor lacks avx2".to_owned(),
+        ));
+    }
+    // The host recovers when somebody removes the file.
+    if guest.behaves("unreadable-image") && image.join("unreadable").exists() {
+        return Err((ExitReason::HostFailed, "cannot read memory: EIO".to_owned()));
     }
     if guest.generation.to_string() != expected {
-        return Err(format!("generation {} is not {expected}", guest.generation));
+        let message = format!("generation {} is not {expected}", guest.generation);
+        return Err(damaged(message));
     }
-    fs::rename(&manifest, image.join("manifest.consumed")).map_err(|error| error.to_string())?;
+    fs::rename(&manifest, image.join("manifest.consumed"))
+        .map_err(|error| damaged(error.to_string()))?;
     Ok(guest)
 }

@@ -57,15 +57,20 @@ fn main() {
         },
         _ => match image::restore(Path::new(&flag("--image")), &flag("--expect-generation")) {
             Ok(guest) => guest,
-            Err(message) => {
+            Err((reason, message)) => {
                 let report = ExitReport {
                     machine_id,
                     generation,
-                    reason: ExitReason::ImageRefused,
+                    reason,
                     message,
                 };
                 let _ = fs::write(exit_file, serde_json::to_vec(&report).unwrap());
-                std::process::exit(vmm_control::exit_code::IMAGE_REFUSED);
+                use vmm_control::exit_code;
+                std::process::exit(match reason {
+                    ExitReason::ImageRefused => exit_code::IMAGE_REFUSED,
+                    ExitReason::ImageUnfit => exit_code::IMAGE_UNFIT,
+                    _ => exit_code::HOST_REFUSED,
+                });
             }
         },
     };

@@ -131,6 +131,69 @@ fn a_machine_whose_image_is_refused_is_cold_booted_with_the_reason() {
     let answer = stage.ask("POST", &id, "/start?wait=true", None);
     let expected = json!({"kind": "cold_booted", "reason": "checksum mismatch"});
     assert_eq!(answer["start"], expected);
+    let aside = stage
+        .machine_dir(&id)
+        .join("set-aside/image-1/manifest.json");
+    assert!(aside.exists(), "the image can still be looked at");
+    assert!(!stage.machine_dir(&id).join("image").exists());
+}
+
+/// The state of a machine after a start that must fail, and why it failed.
+fn failed_start(stage: &Stage, id: &str) -> (Value, String) {
+    let path = format!("{MACHINES}/{id}/start?wait=true");
+    let (status, answer) = stage.call("POST", &path, None);
+    assert_eq!(status, 409, "{answer}");
+    let state = stage.ask("GET", id, "", None)["state"].clone();
+    (state, answer["error"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn a_machine_whose_image_does_not_fit_the_host_keeps_it_until_its_user_decides() {
+    let stage = Stage::new();
+    let id = stage.start_machine("unfit-image");
+    stage.ask("POST", &id, "/suspend?wait=true", None);
+    for _ in 0..2 {
+        let (state, why) = failed_start(&stage, &id);
+        assert_eq!(state, "suspended");
+        assert!(
+            why.contains("lacks avx2") && why.contains("--cold"),
+            "{why}"
+        );
+        assert!(stage.machine_dir(&id).join("image/manifest.json").exists());
+    }
+    let answer = stage.ask("POST", &id, "/start?wait=true&cold=true", None);
+    let expected = json!({"kind": "cold_booted", "reason": "a cold start was requested"});
+    assert_eq!(answer["start"], expected);
+    let aside = stage.machine_dir(&id).join("set-aside");
+    assert_eq!(fs::read_dir(aside).unwrap().count(), 1);
+}
+
+#[test]
+fn a_machine_whose_image_cannot_be_looked_at_keeps_it() {
+    let stage = Stage::new();
+    let id = stage.start_machine("unreadable-image");
+    let boot_id = stage.boot_id(&id);
+    stage.ask("POST", &id, "/suspend?wait=true", None);
+    let obstacle = stage.machine_dir(&id).join("image/unreadable");
+    fs::write(&obstacle, "").unwrap();
+    let (state, why) = failed_start(&stage, &id);
+    assert_eq!(state, "suspended");
+    assert!(why.contains("EIO"), "{why}");
+    fs::remove_file(obstacle).unwrap();
+    let answer = stage.ask("POST", &id, "/start?wait=true", None);
+    assert_eq!(answer["start"]["kind"], "resumed", "{answer}");
+    assert_eq!(stage.boot_id(&id), boot_id);
+}
+
+#[test]
+fn a_cold_start_of_a_machine_without_an_image_is_a_start() {
+    let stage = Stage::new();
+    let id = stage.start_machine("");
+    stage.ask("POST", &id, "/stop?wait=true", None);
+    let answer = stage.ask("POST", &id, "/start?wait=true&cold=true", None);
+    assert_eq!(answer["start"]["kind"], "booted", "{answer}");
+    let (status, answer) = stage.call("POST", &format!("{MACHINES}/{id}/start?cold=maybe"), None);
+    assert_eq!(status, 400, "{answer}");
 }
 
 #[test]

@@ -23,6 +23,7 @@
 mod attempt;
 pub mod digest;
 pub mod directory;
+mod fault;
 pub mod format;
 pub mod header;
 pub mod open;
@@ -32,6 +33,7 @@ pub mod save;
 pub mod step;
 pub mod verify;
 
+pub use fault::Fault;
 pub use format::{CpuIdentity, ImageId, Manifest};
 pub use open::{Expectation, OpenError, OpenImage, open};
 pub use request::{DiskFile, SaveError, SaveRequest};

@@ -36,6 +36,7 @@ impl Ending {
             ExitReason::GuestReset => exit_code::GUEST_RESET,
             ExitReason::GuestCrashed => exit_code::FAILED,
             ExitReason::ImageRefused => exit_code::IMAGE_REFUSED,
+            ExitReason::ImageUnfit => exit_code::IMAGE_UNFIT,
             ExitReason::ImageDamaged => exit_code::IMAGE_DAMAGED,
             ExitReason::HostFailed => exit_code::HOST_REFUSED,
         }

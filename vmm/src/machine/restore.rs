@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use vmm_control::ExitReason;
 use vmm_sys_util::errno;
 
 use super::configuration::{Disk, HostSide, Identity, MachineConfiguration};
@@ -14,7 +15,7 @@ use super::devices::{DeviceContext, Devices, DevicesError};
 use super::events;
 use super::suspend::MachineState;
 use super::{Machine, RestoredImage, prepare_sandbox};
-use crate::image::{self, Expectation, OpenError, VerifyError};
+use crate::image::{self, Expectation, Fault, OpenError, VerifyError};
 use crate::memory::MemoryError;
 use crate::phases::Phases;
 use crate::sandbox::SandboxError;
@@ -101,24 +102,37 @@ pub enum RestoreError {
 }
 
 impl RestoreError {
-    /// Whether the image is at fault or does not fit this host, so that another attempt would fail as well.
+    /// What is at fault: it decides what becomes of the image.
     #[must_use]
-    pub fn refuses_image(&self) -> bool {
+    pub fn fault(&self) -> Fault {
+        let unfit = |refused| match refused {
+            true => Fault::Unfit,
+            false => Fault::Host,
+        };
         match self {
-            Self::Image(_)
-            | Self::Verify(_)
-            | Self::Configuration(_)
-            | Self::State(_)
-            | Self::VcpuCount { .. } => true,
-            Self::Devices(error) => error.refuses_state(),
-            Self::Vcpu(VcpuError::Registers { source, .. }) => source.refuses_state(),
+            Self::Image(error) => error.fault(),
+            Self::Verify(error) => error.fault(),
+            // Their digests are right, so another program has written them.
+            Self::Configuration(_) | Self::State(_) | Self::VcpuCount { .. } => Fault::Unfit,
+            Self::Devices(error) => unfit(error.refuses_state()),
+            Self::Vcpu(VcpuError::Registers { source, .. }) => unfit(source.refuses_state()),
             Self::Memory(_)
             | Self::Vm(_)
             | Self::Cpuid(_)
             | Self::Msrs(_)
             | Self::Vcpu(_)
             | Self::Sandbox(_)
-            | Self::Events(_) => false,
+            | Self::Events(_) => Fault::Host,
+        }
+    }
+
+    /// Why a VMM ends that cannot restore the image.
+    #[must_use]
+    pub fn exit_reason(&self) -> ExitReason {
+        match self.fault() {
+            Fault::Damaged => ExitReason::ImageRefused,
+            Fault::Unfit => ExitReason::ImageUnfit,
+            Fault::Host => ExitReason::HostFailed,
         }
     }
 }

@@ -30,10 +30,12 @@ pub mod exit_code {
     pub const USAGE: i32 = 2;
     /// The guest asked for a reset.
     pub const GUEST_RESET: i32 = 3;
-    /// The image was refused before the guest ran.
+    /// The image was refused before the guest ran: it is damaged.
     pub const IMAGE_REFUSED: i32 = 4;
     /// KVM, a disk or another resource of the host could not be used.
     pub const HOST_REFUSED: i32 = 5;
     /// Verification found damaged memory after a lazy resume.
     pub const IMAGE_DAMAGED: i32 = 6;
+    /// The image is whole, and this host cannot run it.
+    pub const IMAGE_UNFIT: i32 = 7;
 }

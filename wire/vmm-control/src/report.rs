@@ -146,8 +146,10 @@ pub enum ExitReason {
     Suspended,
     /// The supervisor requested it, or a signal.
     Quit,
-    /// The image was refused before the guest ran.
+    /// The image was refused before the guest ran: it is damaged, or not this machine's.
     ImageRefused,
+    /// The image is whole, and this host or this VMM cannot run it.
+    ImageUnfit,
     /// Memory verification found damage while the guest ran.
     ImageDamaged,
     /// KVM, a disk or another resource of the host failed.

@@ -239,6 +239,7 @@ fn exit_reasons() {
         ExitReason::Suspended,
         ExitReason::Quit,
         ExitReason::ImageRefused,
+        ExitReason::ImageUnfit,
         ExitReason::ImageDamaged,
         ExitReason::HostFailed,
     ];
@@ -249,6 +250,7 @@ fn exit_reasons() {
         "suspended",
         "quit",
         "image_refused",
+        "image_unfit",
         "image_damaged",
         "host_failed"
     ]);

@@ -33,17 +33,19 @@ fn graceful_stop(handle: &Handle, request: &StopRequest) -> Result<GracefulStop,
     .map_err(ApiError::invalid)
 }
 
-/// Starts or resumes a machine; `wait=true` answers when it is started.
+/// Starts or resumes a machine; `wait=true` answers when it is started. *Extension*: with `cold=true` a
+/// suspended machine boots; the image that it had is set aside.
 #[utoipa::path(post, operation_id = "Machines_start", path = "/v1/apps/{app}/machines/{machine}/start", tag = "lifecycle",
-    params(("app" = String, Path), ("machine" = String, Path), ("wait" = Option<bool>, Query)),
+    params(("app" = String, Path), ("machine" = String, Path), ("wait" = Option<bool>, Query), ("cold" = Option<bool>, Query)),
     responses((status = 200, body = StartResponse), (status = "default", body = ErrorBody)))]
 pub(crate) async fn start(
     Target(handle): Target,
     Nonce(nonce): Nonce,
     Params(query): Query,
 ) -> Result<Json<StartResponse>, ApiError> {
+    let cold = is_set(query.get("cold").map(String::as_str))?;
     let granted = handle
-        .request(Command::Start, until(&query)?, nonce)
+        .request(Command::Start { cold }, until(&query)?, nonce)
         .await?;
     Ok(Json(StartResponse {
         previous_state: granted.previous_state,

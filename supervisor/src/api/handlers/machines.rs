@@ -43,7 +43,11 @@ pub(crate) async fn create(
     let nonce = lease.map(|lease| lease.nonce);
     if !skip_launch {
         handle
-            .request(Command::Start, Until::Admitted, nonce.clone())
+            .request(
+                Command::Start { cold: false },
+                Until::Admitted,
+                nonce.clone(),
+            )
             .await?;
     }
     Ok(Json(Machine {

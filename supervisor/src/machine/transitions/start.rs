@@ -1,7 +1,9 @@
 //! Starting and resuming: launch a VMM, wait until the guest is ready, open the session.
 //!
-//! If the VMM refuses the image, the start goes on as a cold boot with that reason. A resume that
-//! fails before it consumed the image leaves the machine suspended.
+//! If the VMM refuses the image as damaged, that is set aside, and the start goes on as a cold boot with
+//! that reason. A resume that fails before it consumed the image leaves the machine suspended: also
+//! where the image does not fit the host, or where nobody could look at it. Whether such a machine boots
+//! without its memory is for its user to decide.
 
 use machine_api::{Attempt, EventType, Operation, StartKind, Timing};
 use vmm_control::{ExitReason, exit_code};
@@ -16,6 +18,7 @@ use crate::machine::launch::{Launch, launch_spec};
 use crate::machine::main_process::{has_main_process, launch_request};
 use crate::machine::request::Request;
 use crate::machine::session::GuestSession;
+use crate::machine::transitions::files::set_image_aside;
 use crate::model::event::{EventDetails, Source};
 use crate::model::state::Event;
 use crate::model::timing::Trace;
@@ -41,12 +44,22 @@ impl Driver {
     /// Starts the machine from its image, or boots it; answers `request` once that is stored.
     pub(in crate::machine) async fn start(
         &mut self,
+        trace: Trace,
+        request: Option<Request>,
+    ) -> Option<Request> {
+        self.start_as(false, trace, request).await
+    }
+
+    /// As [`Self::start`]; `cold` boots the machine even if it has an image.
+    pub(in crate::machine) async fn start_as(
+        &mut self,
+        cold: bool,
         mut trace: Trace,
         request: Option<Request>,
     ) -> Option<Request> {
         let previous = self.record.state;
         let asked_by = request.as_ref().map(Request::source);
-        let begun = match self.choose_launch() {
+        let begun = match self.choose_launch(cold) {
             Ok((launch, cold_reason)) => {
                 let begun = self.begin_start(asked_by, &launch, cold_reason);
                 begun.await.map(|()| launch)
@@ -72,7 +85,7 @@ impl Driver {
                 }
                 Launched::Refused { reason } => {
                     self.log
-                        .add_note(&format!("the image was refused: {reason}"));
+                        .add_note(&format!("the image is damaged and set aside: {reason}"));
                     match self.begin_boot_instead(reason).await {
                         Ok(boot) => launch = boot,
                         Err(error) => {
@@ -101,19 +114,39 @@ impl Driver {
     }
 
     /// Resume or boot? A boot comes with a reason if a machine that has an image is booted.
-    fn choose_launch(&self) -> Result<(Launch, Option<String>), MachineError> {
+    fn choose_launch(&self, cold: bool) -> Result<(Launch, Option<String>), MachineError> {
         let facts = &self.record.facts;
         // There is a reason already if a boot for it was interrupted or failed.
         let mut cold_reason = facts.cold_reason.clone();
         if let Some(image_generation) = self.record.image_generation {
-            let exists = self.dir.image_manifest().exists();
+            // That nobody can look does not mean that it is missing.
+            let exists = self.dir.image_manifest().try_exists();
+            let exists = exists.map_err(|source| MachineError::Files {
+                what: "look for the machine's image",
+                source,
+            })?;
             match (&facts.image_unusable, exists) {
+                (None, true) if cold => {
+                    let boot = self.boot()?;
+                    self.set_image_aside(image_generation)?;
+                    return Ok((boot, Some("a cold start was requested".to_owned())));
+                }
                 (None, true) => return Ok((Launch::Resume { image_generation }, None)),
                 (Some(reason), _) => cold_reason = Some(reason.clone()),
+                (None, false) if self.dir.image_set_aside(image_generation).exists() => {
+                    cold_reason = Some("its image was set aside".to_owned());
+                }
                 (None, false) => cold_reason = Some("image missing".to_owned()),
             }
         }
         Ok((self.boot()?, cold_reason))
+    }
+
+    fn set_image_aside(&self, generation: u64) -> Result<(), MachineError> {
+        set_image_aside(&self.dir, generation).map_err(|source| MachineError::Files {
+            what: "set the image aside",
+            source,
+        })
     }
 
     fn boot(&self) -> Result<Launch, MachineError> {
@@ -121,9 +154,13 @@ impl Driver {
         Ok(Launch::Boot(image))
     }
 
-    /// The VMM refused the image: a cold boot from now on, also for a later supervisor.
+    /// The VMM refused the image, which is set aside: a cold boot from now on, also for a later
+    /// supervisor.
     async fn begin_boot_instead(&mut self, reason: String) -> Result<Launch, MachineError> {
         let boot = self.boot()?;
+        if let Some(generation) = self.record.image_generation {
+            self.set_image_aside(generation)?;
+        }
         let begun = self.begin_start(None, &boot, Some(reason));
         begun.await.map(|()| boot)
     }
@@ -219,6 +256,15 @@ impl Driver {
             Err(error) if error.is_exhaustion() => Launched::Unreachable {
                 message: error_chain(&error),
             },
+            Err(BringUpError::Ended(exit)) if exit.reason() == Some(ExitReason::ImageUnfit) => {
+                self.kill_vmm().await;
+                let message = format!(
+                    "the image does not fit this host: {}; it is kept (a cold start boots the machine \
+                     without it: `mctl start --cold`)",
+                    exit.in_words()
+                );
+                Launched::Failed { message }
+            }
             Err(error) => {
                 let message = error_chain(&error);
                 self.kill_vmm().await;
@@ -348,7 +394,7 @@ impl Driver {
         timing.error = Some(message.clone());
         self.log
             .add_note(&format!("could not be started: {message}"));
-        let intact = resumed && self.dir.image_manifest().exists();
+        let intact = resumed && self.dir.may_have_image();
         let event = if intact {
             Event::StartRolledBack
         } else {

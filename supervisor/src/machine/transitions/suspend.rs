@@ -158,7 +158,7 @@ impl Driver {
         let cancelled = matches!(error, ControlError::Failed { kind, .. } if kind == "cancelled");
         let message = error_chain(error);
         match interrupt {
-            Some(request) if cancelled && matches!(request.command, Command::Start) => {
+            Some(request) if cancelled && matches!(request.command, Command::Start { .. }) => {
                 let start = StartKind::SuspendCancelled;
                 fail_point::reach("suspend.cancelled");
                 self.record.facts.last_start = Some(start.clone());

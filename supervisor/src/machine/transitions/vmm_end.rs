@@ -86,7 +86,7 @@ impl Driver {
 
     /// Whether a VMM that ended with `exit` left its guest in a whole image.
     pub(super) fn left_image(&self, exit: &VmmExit) -> bool {
-        exit.reason() == Some(ExitReason::Suspended) && self.dir.image_manifest().exists()
+        exit.reason() == Some(ExitReason::Suspended) && self.dir.may_have_image()
     }
 
     /// Adds the exit of the main process as an event, if it is reported.

@@ -149,7 +149,8 @@ async fn ready(
             | MachineState::Updating => false,
         };
         if wakes {
-            let start = handle.request_by_supervisor(Command::Start, Until::Completed);
+            let start =
+                handle.request_by_supervisor(Command::Start { cold: false }, Until::Completed);
             match timeout(left, start).await {
                 // Another transition came in between; its end is awaited below.
                 Ok(Ok(_) | Err(MachineError::Refused { .. })) => {}
