@@ -1,7 +1,8 @@
-//! Calls about machines that the supervisor's database does not know.
+//! Calls about what is left aside: machines that the supervisor's database does not know, and images that
+//! no resume uses any more.
 
 use hyper::Method;
-use machine_api::{AdoptMachine, Machine, UnlistedMachine};
+use machine_api::{AdoptMachine, ImageSetAside, Machine, UnlistedMachine};
 
 use crate::call::Call;
 use crate::client::Client;
@@ -28,6 +29,20 @@ impl Client {
     pub async fn remove_unlisted(&self, folder: &str, forced: bool) -> Result<(), Error> {
         let action = format!("remove machine {folder}");
         let path = format!("{}?force={forced}", paths::unlisted(folder));
+        self.ok(Call::new(Method::DELETE, path, action)).await
+    }
+
+    /// Images that were set aside.
+    pub async fn images_set_aside(&self) -> Result<Vec<ImageSetAside>, Error> {
+        let action = "list images that were set aside";
+        self.json(Call::new(Method::GET, "/v1/set-aside", action))
+            .await
+    }
+
+    /// Removes an image that was set aside.
+    pub async fn remove_set_aside(&self, id: &str, generation: u64) -> Result<(), Error> {
+        let action = format!("remove the image of generation {generation} of machine {id}");
+        let path = paths::machine(&self.app, id, &format!("/set-aside/{generation}"));
         self.ok(Call::new(Method::DELETE, path, action)).await
     }
 }

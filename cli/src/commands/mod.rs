@@ -23,6 +23,7 @@ mod resources;
 mod restart;
 mod resume;
 mod run;
+mod set_aside;
 mod signal;
 mod start;
 mod status;
@@ -81,6 +82,7 @@ pub(crate) enum Command {
     Report(report::Args),
     Doctor(doctor::Args),
     Adopt(adopt::Args),
+    SetAside(set_aside::Args),
     Config(config::Args),
     Completion(completion::Args),
     Man(man::Args),
@@ -110,6 +112,7 @@ impl Command {
             Self::Logs(args) => logs::run(session, args).await,
             Self::Timings(args) => timings::run(session, args).await,
             Self::Doctor(args) => doctor::run(session, args).await,
+            Self::SetAside(args) => set_aside::run(session, args).await,
             Self::Adopt(args) => adopt::run(session, args).await,
             Self::Top(args) => top::run(session, args).await,
             Self::Resources(args) => resources::run(session, args).await,

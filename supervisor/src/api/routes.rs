@@ -7,7 +7,7 @@ use axum::routing::{delete, get, post};
 
 use crate::api::handlers::{
     apps, events, exec_stream, files, guest, host, inspect, lease, lifecycle, logs, machines,
-    metadata, metrics, resources, tokens, unlisted, usage, wait,
+    metadata, metrics, resources, set_aside, tokens, unlisted, usage, wait,
 };
 use crate::api::request::auth;
 use crate::api::{Access, Api, description, error};
@@ -52,6 +52,7 @@ pub(super) fn router(api: Api, access: Access) -> Router {
         .route("/timings", get(inspect::timings))
         .route("/vsock", get(inspect::vsock))
         .route("/resources", get(resources::show))
+        .route("/set-aside/{generation}", delete(set_aside::remove))
         .route("/logs", get(logs::read));
     // Files have no size limit: they are passed on, not stored.
     let files = Router::new()
@@ -68,6 +69,7 @@ pub(super) fn router(api: Api, access: Access) -> Router {
         .route("/v1/host", get(host::info))
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
         .route("/v1/tokens/{id}", delete(tokens::revoke))
+        .route("/v1/set-aside", get(set_aside::list))
         .route("/v1/unlisted", get(unlisted::list))
         .route("/v1/unlisted/{folder}", delete(unlisted::remove))
         .route("/v1/unlisted/{folder}/adopt", post(unlisted::adopt))

@@ -3,6 +3,8 @@
 
 mod contents;
 mod machine_file;
+mod set_aside;
 
 pub(crate) use contents::Contents;
 pub(crate) use machine_file::{MachineFile, MachineFileError};
+pub(crate) use set_aside::{images_set_aside, remove_set_aside, set_image_aside};

@@ -164,8 +164,20 @@ fn a_machine_whose_image_does_not_fit_the_host_keeps_it_until_its_user_decides()
     let answer = stage.ask("POST", &id, "/start?wait=true&cold=true", None);
     let expected = json!({"kind": "cold_booted", "reason": "a cold start was requested"});
     assert_eq!(answer["start"], expected);
-    let aside = stage.machine_dir(&id).join("set-aside");
-    assert_eq!(fs::read_dir(aside).unwrap().count(), 1);
+    let (_, list) = stage.call("GET", "/v1/set-aside", None);
+    assert_eq!(list.as_array().unwrap().len(), 1, "{list}");
+    assert_eq!(list[0]["machine_id"], json!(id));
+    assert_eq!(list[0]["generation"], 1);
+    assert!(
+        list[0]["path"]
+            .as_str()
+            .unwrap()
+            .ends_with("set-aside/image-1")
+    );
+    stage.ask("DELETE", &id, "/set-aside/1", None);
+    assert_eq!(stage.call("GET", "/v1/set-aside", None).1, json!([]));
+    let again = format!("{MACHINES}/{id}/set-aside/1");
+    assert_eq!(stage.call("DELETE", &again, None).0, 404);
 }
 
 #[test]

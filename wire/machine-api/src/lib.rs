@@ -19,6 +19,7 @@ mod machine;
 mod moment;
 mod request;
 mod resources;
+mod set_aside;
 mod start;
 mod timing;
 mod token;
@@ -45,6 +46,7 @@ pub use request::{
     CreateMachine, MetadataValue, Ok, SignalRequest, StartResponse, StopRequest, UpdateMachine,
 };
 pub use resources::{MachineResources, ProcessUsage};
+pub use set_aside::ImageSetAside;
 pub use start::{Attempt, AttemptOutcome, PhaseTime, StartKind};
 pub use timing::{Operation, Timing};
 pub use token::{CreateToken, CreatedToken, Token, TokenScope};

@@ -9,6 +9,7 @@ use machine_api::HostInfo;
 use super::Finding;
 use crate::session::Session;
 use crate::settings::default_state_dir;
+use crate::units::bytes;
 
 /// Makes all checks. If the supervisor answers, its view is used: it may be on another host, or
 /// have access that this user does not have.
@@ -17,6 +18,7 @@ pub(super) async fn check(session: &Session) -> Vec<Finding> {
         Ok(info) => {
             let mut findings = from_supervisor(session, &info);
             findings.extend(unlisted(session).await);
+            findings.extend(set_aside(session).await);
             if let Endpoint::Unix(_) = session.client.endpoint() {
                 findings.extend(vm_creation());
             }
@@ -108,6 +110,23 @@ async fn unlisted(session: &Session) -> Option<Finding> {
         ),
         "`mctl adopt` shows them and takes them back",
     ))
+}
+
+/// Images that were set aside; nothing if there are none.
+async fn set_aside(session: &Session) -> Option<Finding> {
+    let images = session.client.images_set_aside().await.ok()?;
+    let total: u64 = images.iter().map(|image| image.bytes).sum();
+    (!images.is_empty()).then(|| {
+        Finding::warning(
+            "set aside",
+            format!(
+                "{} damaged or passed-over images of machines, {}",
+                images.len(),
+                bytes(total)
+            ),
+            "`mctl set-aside list` shows them, `mctl set-aside remove` frees their space",
+        )
+    })
 }
 
 /// Images, each with its kernel.

@@ -11,7 +11,7 @@ use utoipa::OpenApi;
 
 use crate::api::handlers::{
     apps, events, exec_stream, files, guest, host, inspect, lease, lifecycle, logs, machines,
-    metadata, metrics, resources, tokens, unlisted, usage, wait,
+    metadata, metrics, resources, set_aside, tokens, unlisted, usage, wait,
 };
 
 /// All operations.
@@ -59,6 +59,8 @@ use crate::api::handlers::{
         tokens::create,
         tokens::list,
         tokens::revoke,
+        set_aside::list,
+        set_aside::remove,
         unlisted::list,
         unlisted::adopt,
         unlisted::remove,

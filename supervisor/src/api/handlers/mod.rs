@@ -17,6 +17,7 @@ pub(super) mod metadata;
 pub(super) mod metrics;
 mod metrics_text;
 pub(super) mod resources;
+pub(super) mod set_aside;
 pub(super) mod tokens;
 pub(super) mod unlisted;
 pub(super) mod usage;

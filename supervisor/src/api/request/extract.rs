@@ -55,6 +55,20 @@ impl FromRequestParts<Api> for App {
     }
 }
 
+/// The generation of an image that the path names.
+pub(crate) struct Generation(pub(crate) u64);
+
+impl FromRequestParts<Api> for Generation {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
+        let text = path_parameter(parts, api, "generation").await?;
+        text.parse()
+            .map(Self)
+            .map_err(|_| ApiError::invalid(format!("{text:?} is not a generation")))
+    }
+}
+
 /// The folder of an unlisted machine that the path names.
 pub(crate) struct Folder(pub(crate) String);
 

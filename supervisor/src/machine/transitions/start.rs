@@ -18,7 +18,7 @@ use crate::machine::launch::{Launch, launch_spec};
 use crate::machine::main_process::{has_main_process, launch_request};
 use crate::machine::request::Request;
 use crate::machine::session::GuestSession;
-use crate::machine::transitions::files::set_image_aside;
+use crate::machine_folder::set_image_aside;
 use crate::model::event::{EventDetails, Source};
 use crate::model::state::Event;
 use crate::model::timing::Trace;
