@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::devices::virtio::vsock::PortPolicy;
 use crate::machine::configuration::{Disk, MAX_VCPUS};
 use crate::machine::restore::Verify;
+use crate::vcpu::template::CpuTemplate;
 
 /// Give one machine its virtual hardware.
 #[derive(Debug, Parser)]
@@ -49,6 +50,9 @@ pub struct BootArgs {
     /// Memory in MiB
     #[arg(long, value_name = "N")]
     pub memory_mib: u32,
+    /// Processor that the guest sees; with a level, its image can be resumed on every host of that level
+    #[arg(long, value_enum, value_name = "TEMPLATE", default_value = "host")]
+    pub cpu_template: CpuTemplateArg,
     /// Flags that `restore` has too.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -114,6 +118,29 @@ pub struct CommonArgs {
     /// Run without system call filters
     #[arg(long)]
     pub no_sandbox: bool,
+}
+
+/// `--cpu-template`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum CpuTemplateArg {
+    /// All that KVM offers on this host
+    Host,
+    /// The level x86-64-v2 of the psABI
+    #[value(name = "x86-64-v2")]
+    X86_64V2,
+    /// The level x86-64-v3 of the psABI, with AES, CLMUL and RDRAND
+    #[value(name = "x86-64-v3")]
+    X86_64V3,
+}
+
+impl From<CpuTemplateArg> for CpuTemplate {
+    fn from(argument: CpuTemplateArg) -> Self {
+        match argument {
+            CpuTemplateArg::Host => Self::Host,
+            CpuTemplateArg::X86_64V2 => Self::X86_64V2,
+            CpuTemplateArg::X86_64V3 => Self::X86_64V3,
+        }
+    }
 }
 
 /// `--verify`.

@@ -74,6 +74,7 @@ fn boot_and_run(identity: Identity, args: BootArgs, phases: Phases) -> Ending {
         kernel: args.kernel,
         initramfs: args.initramfs,
         cmdline: args.cmdline,
+        cpu_template: args.cpu_template.into(),
     };
     match boot(identity, configuration, &source, host, phases) {
         Ok(machine) => run(machine, control),

@@ -5,9 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use machine_api::{
-    File, Guest, Init, MachineConfig, Mount, Port, PortPolicy, Restart, RestartPolicy, Service,
-};
+use machine_api::{CpuTemplate, File, Guest, Init, MachineConfig, Mount, Port, PortPolicy, Restart, RestartPolicy, Service};
 
 use crate::error::CommandError;
 use crate::parse;
@@ -59,6 +57,10 @@ pub(crate) struct MachineFlags {
     /// Argument to append to the kernel's command line; can be repeated
     #[arg(long = "kernel-arg", value_name = "ARG")]
     kernel_args: Vec<String>,
+    /// Processor that the guest sees; with a level, a suspended machine can be resumed on every host of
+    /// that level and vendor, under older and newer kernels
+    #[arg(long, value_name = "TEMPLATE")]
+    cpu_template: Option<TemplateName>,
     /// How the VMM chooses its first vsock port after each start and resume
     #[arg(long, value_name = "POLICY")]
     vsock_port_policy: Option<PolicyName>,
@@ -100,6 +102,28 @@ enum PolicyName {
     Fixed,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum TemplateName {
+    /// All that KVM offers on the host
+    Host,
+    /// SSE4.2, POPCNT, CMPXCHG16B
+    #[value(name = "x86-64-v2")]
+    X86_64V2,
+    /// AVX2, BMI, FMA, MOVBE, and AES, CLMUL and RDRAND
+    #[value(name = "x86-64-v3")]
+    X86_64V3,
+}
+
+impl From<TemplateName> for CpuTemplate {
+    fn from(name: TemplateName) -> Self {
+        match name {
+            TemplateName::Host => Self::Host,
+            TemplateName::X86_64V2 => Self::X86_64V2,
+            TemplateName::X86_64V3 => Self::X86_64V3,
+        }
+    }
+}
+
 impl MachineFlags {
     /// Whether the flags publish ports.
     pub(crate) const fn publishes(&self) -> bool {
@@ -116,6 +140,10 @@ impl MachineFlags {
             guest.cpus = self.cpus.unwrap_or(guest.cpus);
             guest.memory_mb = self.memory.unwrap_or(guest.memory_mb);
             guest.kernel_args.extend(self.kernel_args);
+        }
+        if let Some(template) = self.cpu_template {
+            let guest = config.guest.get_or_insert_with(Guest::default);
+            guest.cpu_template = template.into();
         }
         config.env.extend(self.env);
         config.metadata.extend(self.metadata);

@@ -1,6 +1,7 @@
 //! The command line of a VMM, from a machine's record and the supervisor's settings.
 
 use clap::ValueEnum;
+use machine_api::CpuTemplate;
 
 use crate::images::Image;
 use crate::machine::context::DriverContext;
@@ -44,6 +45,9 @@ pub(crate) fn launch_spec(
             }
             words.flag("--vcpus", guest.cpus);
             words.flag("--memory-mib", guest.memory_mb);
+            if guest.cpu_template != CpuTemplate::Host {
+                words.flag("--cpu-template", guest.cpu_template.name());
+            }
         }
         Launch::Resume { image_generation } => {
             words.verb("restore");

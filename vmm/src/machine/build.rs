@@ -17,8 +17,9 @@ use crate::boot::parameters::{self, ParametersError};
 use crate::memory::{MachineMemory, MemoryError};
 use crate::phases::Phases;
 use crate::sandbox::SandboxError;
-use crate::vcpu::cpuid;
+use crate::vcpu::{cpuid, features};
 use crate::vcpu::msrs::{MsrError, saved_indices};
+use crate::vcpu::template::CpuTemplate;
 use crate::vcpu::thread::{Shared, Start, VcpuError, VcpuThread};
 use crate::vm::{Vm, VmError, open_kvm};
 
@@ -31,6 +32,8 @@ pub struct BootSource {
     pub initramfs: Option<PathBuf>,
     /// Appended to the default command line.
     pub cmdline: String,
+    /// Which processor the guest sees.
+    pub cpu_template: CpuTemplate,
 }
 
 /// Why a machine can't be booted. Some variants are also in `RestoreError`: each operation has an error
@@ -58,6 +61,14 @@ pub enum BuildError {
     /// KVM's CPUID.
     #[error("cannot determine which processor KVM supports")]
     Cpuid(#[source] errno::Error),
+    /// KVM offers less than the template has.
+    #[error("this host has no {template} processor for guests: it lacks {lacking}")]
+    Template {
+        /// The template.
+        template: CpuTemplate,
+        /// Names of features.
+        lacking: String,
+    },
     /// KVM's registers.
     #[error("cannot determine which registers KVM can save")]
     Msrs(#[from] MsrError),
@@ -118,6 +129,12 @@ pub fn boot(
     devices.connect(&vm)?;
     let supported = cpuid::supported(vm.kvm()).map_err(BuildError::Cpuid)?;
     let cpu = cpuid::identity(&supported, vm.capabilities()).map_err(BuildError::Cpuid)?;
+    let template = source.cpu_template;
+    let lacking = template.lacking(supported.as_slice());
+    if !lacking.is_empty() {
+        let lacking = features::in_words(&lacking);
+        return Err(BuildError::Template { template, lacking });
+    }
     let shared = Shared {
         vm: Arc::clone(&vm),
         buses: devices.buses.clone(),
@@ -127,7 +144,8 @@ pub fn boot(
     };
     let mut starts = Vec::with_capacity(configuration.vcpus.into());
     for index in 0..configuration.vcpus {
-        let cpuid = cpuid::for_vcpu(&supported, index, configuration.vcpus, vm.capabilities())
+        let vcpus = configuration.vcpus;
+        let cpuid = cpuid::for_vcpu(&supported, index, vcpus, vm.capabilities(), template)
             .map_err(BuildError::Cpuid)?;
         starts.push(Start::Boot {
             cpuid,

@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use kvm_bindings::CpuId;
 use vmm_control::ExitReason;
 use vmm_sys_util::errno;
 
@@ -15,15 +16,16 @@ use super::devices::{DeviceContext, Devices, DevicesError};
 use super::events;
 use super::suspend::MachineState;
 use super::{Machine, RestoredImage, prepare_sandbox};
-use crate::image::{self, Expectation, Fault, OpenError, VerifyError};
+use crate::image::{self, CpuIdentity, Expectation, Fault, OpenError, VerifyError};
 use crate::memory::MemoryError;
 use crate::phases::Phases;
 use crate::sandbox::SandboxError;
 use crate::sys::tsc::host_tsc;
-use crate::vcpu::cpuid;
+use crate::vcpu::template::CpuTemplate;
 use crate::vcpu::msrs::{MsrError, saved_indices};
 use crate::vcpu::thread::{Shared, Start, VcpuError, VcpuThread};
-use crate::vm::{Vm, VmError, host_capabilities, open_kvm};
+use crate::vcpu::{cpuid, features};
+use crate::vm::{Capabilities, Vm, VmError, host_capabilities, open_kvm};
 
 /// What to restore.
 #[derive(Debug, Clone)]
@@ -75,6 +77,14 @@ pub enum RestoreError {
         /// In the manifest.
         configured: u8,
     },
+    /// The guest saw features that KVM does not offer here.
+    #[error("the guest needs {missing}, which KVM does not offer here ({host})")]
+    Features {
+        /// Names of features.
+        missing: String,
+        /// This host's processor.
+        host: String,
+    },
     /// Memory can't be mapped.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -114,6 +124,7 @@ impl RestoreError {
             Self::Verify(error) => error.fault(),
             // Their digests are right, so another program has written them.
             Self::Configuration(_) | Self::State(_) | Self::VcpuCount { .. } => Fault::Unfit,
+            Self::Features { .. } => Fault::Unfit,
             Self::Devices(error) => unfit(error.refuses_state()),
             Self::Vcpu(VcpuError::Registers { source, .. }) => unfit(source.refuses_state()),
             Self::Memory(_)
@@ -164,6 +175,7 @@ pub fn restore(
         let (saved, configured) = (state.vcpus.len(), configuration.vcpus);
         return Err(RestoreError::VcpuCount { saved, configured });
     }
+    check_features(&state, &supported, host_capabilities(&kvm), &cpu)?;
     phases.end("image_open");
 
     let memory = Arc::new(image.map()?);
@@ -215,6 +227,29 @@ pub fn restore(
         event_sender,
         sandbox: host.sandbox,
         restored_from: Some(restored_from),
+    })
+}
+
+/// Checks that KVM offers here what the guest saw.
+fn check_features(
+    state: &MachineState,
+    supported: &CpuId,
+    capabilities: Capabilities,
+    cpu: &CpuIdentity,
+) -> Result<(), RestoreError> {
+    let vcpus = u8::try_from(state.vcpus.len()).unwrap_or(u8::MAX);
+    let Some(first) = state.vcpus.first() else {
+        return Ok(());
+    };
+    let offered = cpuid::for_vcpu(supported, 0, vcpus, capabilities, CpuTemplate::Host)
+        .map_err(RestoreError::Cpuid)?;
+    let missing = features::missing(first.seen(), offered.as_slice());
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(RestoreError::Features {
+        missing: features::in_words(&missing),
+        host: cpu.to_string(),
     })
 }
 

@@ -13,6 +13,7 @@ use kvm_ioctls::Kvm;
 use vmm_sys_util::errno;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::template::CpuTemplate;
 use crate::image::CpuIdentity;
 use crate::vm::Capabilities;
 
@@ -37,7 +38,7 @@ pub fn supported(kvm: &Kvm) -> Result<CpuId, errno::Error> {
     kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
 }
 
-/// The leaves of one vCPU out of `vcpus`; its index is its APIC id.
+/// The leaves of one vCPU out of `vcpus`, as far as `template` has them; its index is its APIC id.
 ///
 /// # Errors
 /// E2BIG where topology leaves find no room.
@@ -46,6 +47,7 @@ pub fn for_vcpu(
     index: u8,
     vcpus: u8,
     capabilities: Capabilities,
+    template: CpuTemplate,
 ) -> Result<CpuId, errno::Error> {
     let place = Place::new(index, vcpus);
     let tiles_usable = supported.as_slice().iter().any(|entry| {
@@ -61,6 +63,7 @@ pub fn for_vcpu(
     for entry in &mut entries {
         adapt(entry, place, capabilities, tiles_usable);
     }
+    template.apply(&mut entries);
     let highest = entries
         .iter()
         .find(|entry| entry.function == 0)
@@ -74,8 +77,8 @@ pub fn for_vcpu(
     CpuId::from_entries(&entries).map_err(|_| errno::Error::new(libc::E2BIG))
 }
 
-/// The part of CPUID that a saved vCPU state depends on: model and features, without each vCPU's place and
-/// without the paravirtual leaves, which belong to KVM and not to the processor.
+/// The processor for people: model, and a digest of the features that KVM offers, without each vCPU's place
+/// and without the paravirtual leaves. Whether an image fits is found out by `features`.
 ///
 /// # Errors
 /// As [`for_vcpu`].
@@ -83,7 +86,7 @@ pub fn identity(
     supported: &CpuId,
     capabilities: Capabilities,
 ) -> Result<CpuIdentity, errno::Error> {
-    let cpuid = for_vcpu(supported, 0, 1, capabilities)?;
+    let cpuid = for_vcpu(supported, 0, 1, capabilities, CpuTemplate::Host)?;
     let leaf = |function| {
         cpuid
             .as_slice()
@@ -302,7 +305,7 @@ mod tests {
 
     fn seen(host: &[kvm_cpuid_entry2], index: u8, vcpus: u8, function: u32, sub: u32) -> [u32; 4] {
         let host = CpuId::from_entries(host).unwrap();
-        let guest = for_vcpu(&host, index, vcpus, CAPABILITIES).unwrap();
+        let guest = for_vcpu(&host, index, vcpus, CAPABILITIES, CpuTemplate::Host).unwrap();
         let entry = guest
             .as_slice()
             .iter()

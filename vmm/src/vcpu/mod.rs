@@ -1,10 +1,14 @@
-//! Virtual processors: their features (`cpuid`), their state (`registers`, `msrs`), the thread that runs
+//! Virtual processors: their features (`cpuid`, `template`, `features`), their state (`registers`, `msrs`), the thread that runs
 //! each (`thread`) and the service of exits from the guest (`exits`).
 //!
 //! They reach devices only through the buses.
 
 pub mod cpuid;
 pub mod exits;
+mod feature_names;
+pub mod features;
+pub mod leaf_register;
 pub mod msrs;
 pub mod registers;
+pub mod template;
 pub mod thread;

@@ -210,6 +210,12 @@ fn restore_tsc_frequency(
 }
 
 impl VcpuState {
+    /// The leaves that the guest saw.
+    #[must_use]
+    pub fn seen(&self) -> &[kvm_cpuid_entry2] {
+        &self.cpuid
+    }
+
     /// The processor that the guest saw.
     ///
     /// # Errors

@@ -211,10 +211,10 @@ fn a_stale_generation_is_refused() {
 }
 
 #[test]
-fn another_processor_is_refused() {
+fn a_processor_of_another_vendor_is_refused() {
     let directory = an_image();
     let here = CpuIdentity {
-        feature_digest: "0000".to_owned(),
+        vendor: "AnotherVendor".to_owned(),
         ..cpu().clone()
     };
 

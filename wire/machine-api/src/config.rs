@@ -103,6 +103,45 @@ pub struct Guest {
     /// Arguments that are appended to the command line of the guest's kernel.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kernel_args: Vec<String>,
+    /// *Extension*: the processor that the guest sees.
+    #[serde(default, skip_serializing_if = "CpuTemplate::is_host")]
+    pub cpu_template: CpuTemplate,
+}
+
+/// *Extension*: the processor that a guest sees. With a level of the x86-64 psABI a suspended machine can
+/// be resumed on every host of that level and vendor, under older and newer kernels.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum CpuTemplate {
+    /// All that KVM offers on the host.
+    #[default]
+    #[serde(rename = "host")]
+    Host,
+    /// The level x86-64-v2: SSE4.2, POPCNT, CMPXCHG16B.
+    #[serde(rename = "x86-64-v2")]
+    X86_64V2,
+    /// The level x86-64-v3: AVX2, BMI, FMA, MOVBE, and AES, CLMUL and RDRAND.
+    #[serde(rename = "x86-64-v3")]
+    X86_64V3,
+}
+
+impl CpuTemplate {
+    /// All, with their names on the wire.
+    pub const ALL: [(Self, &'static str); 3] = [
+        (Self::Host, "host"),
+        (Self::X86_64V2, "x86-64-v2"),
+        (Self::X86_64V3, "x86-64-v3"),
+    ];
+
+    /// The name on the wire.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        let found = Self::ALL.iter().find(|(template, _)| *template == self);
+        found.map_or("host", |(_, name)| name)
+    }
+
+    fn is_host(&self) -> bool {
+        *self == Self::Host
+    }
 }
 
 impl Default for Guest {
@@ -112,6 +151,7 @@ impl Default for Guest {
             cpus: one(),
             memory_mb: default_memory_mib(),
             kernel_args: vec![],
+            cpu_template: CpuTemplate::Host,
         }
     }
 }

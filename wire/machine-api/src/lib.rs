@@ -29,7 +29,7 @@ mod words;
 
 pub use app::{App, AppList, AppOrganization, ListedApp};
 pub use config::{
-    Check, CheckHeader, CheckKind, File, Guest, Init, MachineConfig, Mount, Port, PortPolicy,
+    Check, CheckHeader, CheckKind, CpuTemplate, File, Guest, Init, MachineConfig, Mount, Port, PortPolicy,
     Restart, RestartPolicy, Service, ServiceConcurrency, StopConfig, VsockOptions,
 };
 pub use error::ErrorBody;
