@@ -247,7 +247,7 @@ fn cycles_that_decide_nothing_exit_with_9_and_say_how_many_would() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("report.json");
     let ran = bench(
-        |generation| 10.0 + (generation * 7919 % 101) as f64 / 20.0,
+        |generation| 10.0 + (generation * 7919 % 101) as f64 / 5.0,
         &file,
     );
     assert_eq!(ran.code, 9, "{ran:?}");

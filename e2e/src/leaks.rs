@@ -50,7 +50,7 @@ const LEAKS: &[&str] = &[
 #[derive(Debug, Clone, Args)]
 pub struct Arguments {
     /// How many cycles
-    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(2..=1_000))]
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u32).range(2..=1_000))]
     cycles: u32,
     /// Folder for report.json, report.csv and report.html
     #[arg(long, value_name = "DIR", default_value = "target/leaks-report")]
@@ -140,9 +140,9 @@ mod tests {
         };
         let run = Run {
             subject: SubjectDescription::default(),
-            cycles_wanted: 60,
+            cycles_wanted: 120,
             looks: Vec::new(),
-            cycles: (1..=60).map(cycle).collect(),
+            cycles: (1..=120).map(cycle).collect(),
             end: RunEnd::Complete,
             vsocks_before: None,
         };
