@@ -5,7 +5,10 @@ use std::fs;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use machine_api::{CpuTemplate, File, Guest, Init, MachineConfig, Mount, Port, PortPolicy, Restart, RestartPolicy, Service};
+use machine_api::{
+    CpuTemplate, File, Guest, Init, MachineConfig, Mount, Port, PortPolicy, Restart, RestartPolicy,
+    Service,
+};
 
 use crate::error::CommandError;
 use crate::parse;

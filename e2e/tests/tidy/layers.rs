@@ -63,6 +63,7 @@ const LAYERS: &[Layers] = &[
         root: "supervisor/src/main.rs",
         module: "machine",
         rows: &[
+            &["unlisted"],
             &["registry"],
             &["event_loop", "transitions"],
             &["publish"],

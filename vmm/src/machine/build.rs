@@ -17,10 +17,10 @@ use crate::boot::parameters::{self, ParametersError};
 use crate::memory::{MachineMemory, MemoryError};
 use crate::phases::Phases;
 use crate::sandbox::SandboxError;
-use crate::vcpu::{cpuid, features};
 use crate::vcpu::msrs::{MsrError, saved_indices};
 use crate::vcpu::template::CpuTemplate;
 use crate::vcpu::thread::{Shared, Start, VcpuError, VcpuThread};
+use crate::vcpu::{cpuid, features};
 use crate::vm::{Vm, VmError, open_kvm};
 
 /// What to boot.

@@ -162,11 +162,7 @@ fn state_components(seen: &[kvm_cpuid_entry2]) -> u64 {
     user | supervisor
 }
 
-fn find(
-    entries: &[kvm_cpuid_entry2],
-    function: u32,
-    index: u32,
-) -> Option<&kvm_cpuid_entry2> {
+fn find(entries: &[kvm_cpuid_entry2], function: u32, index: u32) -> Option<&kvm_cpuid_entry2> {
     entries
         .iter()
         .find(|entry| entry.function == function && entry.index == index)
@@ -255,7 +251,12 @@ mod tests {
 
     #[test]
     fn state_components_lie_where_they_did_if_the_guest_may_use_them() {
-        let seen = |xcr0| [leaf(0xd, 0, [xcr0, 0, 832, 0]), leaf(0xd, 2, [256, 576, 0, 0])];
+        let seen = |xcr0| {
+            [
+                leaf(0xd, 0, [xcr0, 0, 832, 0]),
+                leaf(0xd, 2, [256, 576, 0, 0]),
+            ]
+        };
         let host = [
             leaf(0xd, 0, [7, 0, 2696, 0]),
             leaf(0xd, 2, [256, 640, 0, 0]),

@@ -157,7 +157,11 @@ impl CpuTemplate {
                 (0x8000_0001, Edx, bits(&[11, 20, 29])),
             ],
             Self::X86_64V3 => &[
-                (0x1, Ecx, bits(&[0, 1, 9, 12, 13, 19, 20, 22, 23, 25, 26, 28, 29, 30])),
+                (
+                    0x1,
+                    Ecx,
+                    bits(&[0, 1, 9, 12, 13, 19, 20, 22, 23, 25, 26, 28, 29, 30]),
+                ),
                 (0x1, Edx, bits(&[8, 15, 23, 24, 25, 26])),
                 (0x7, Ebx, bits(&[3, 5, 8])),
                 (0xd, Eax, STATES_V3),
@@ -187,9 +191,27 @@ mod tests {
     /// What a later processor offers: everything.
     fn everything() -> Vec<kvm_cpuid_entry2> {
         let leaves = [
-            (0x0, 0), (0x1, 0), (0x4, 0), (0x6, 0), (0x7, 0), (0x7, 1), (0xb, 0), (0xd, 0), (0xd, 1),
-            (0xd, 2), (0xd, 9), (0x14, 0), (0x1d, 1), (0x24, 0), (0x4000_0001, 0), (0x8000_0000, 0),
-            (0x8000_0001, 0), (0x8000_0007, 0), (0x8000_0008, 0), (0x8000_001e, 0), (0x8000_0021, 0),
+            (0x0, 0),
+            (0x1, 0),
+            (0x4, 0),
+            (0x6, 0),
+            (0x7, 0),
+            (0x7, 1),
+            (0xb, 0),
+            (0xd, 0),
+            (0xd, 1),
+            (0xd, 2),
+            (0xd, 9),
+            (0x14, 0),
+            (0x1d, 1),
+            (0x24, 0),
+            (0x4000_0001, 0),
+            (0x8000_0000, 0),
+            (0x8000_0001, 0),
+            (0x8000_0007, 0),
+            (0x8000_0008, 0),
+            (0x8000_001e, 0),
+            (0x8000_0021, 0),
         ];
         let all = |(function, index)| kvm_cpuid_entry2 {
             function,
@@ -234,7 +256,10 @@ mod tests {
 
     #[test]
     fn levels_have_their_features_and_no_others() {
-        let (v2, v3) = (applied(CpuTemplate::X86_64V2), applied(CpuTemplate::X86_64V3));
+        let (v2, v3) = (
+            applied(CpuTemplate::X86_64V2),
+            applied(CpuTemplate::X86_64V3),
+        );
         const AVX: u32 = 1 << 28;
         const AVX2: u32 = 1 << 5;
         const AVX512F: u32 = 1 << 16;

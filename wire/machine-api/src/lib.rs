@@ -29,8 +29,8 @@ mod words;
 
 pub use app::{App, AppList, AppOrganization, ListedApp};
 pub use config::{
-    Check, CheckHeader, CheckKind, CpuTemplate, File, Guest, Init, MachineConfig, Mount, Port, PortPolicy,
-    Restart, RestartPolicy, Service, ServiceConcurrency, StopConfig, VsockOptions,
+    Check, CheckHeader, CheckKind, CpuTemplate, File, Guest, Init, MachineConfig, Mount, Port,
+    PortPolicy, Restart, RestartPolicy, Service, ServiceConcurrency, StopConfig, VsockOptions,
 };
 pub use error::ErrorBody;
 pub use guest::{
