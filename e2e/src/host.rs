@@ -14,6 +14,7 @@ use kvm_host::clock::Clock;
 use kvm_host::config::{Config, Run};
 use kvm_host::emulator::Emulator;
 use kvm_host::host::VirtualHost;
+use kvm_host::last_lines;
 use kvm_host::pack::{self, HostFile, Parts};
 use kvm_host::rerun;
 
@@ -25,6 +26,11 @@ use crate::{child, output};
 const READY_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a supervisor may take to end.
 const END_DEADLINE: Duration = Duration::from_secs(20);
+
+/// The state directory in a host's folder, beside the supervisor's log.
+const STATE: &str = "state";
+/// Lines of each log that an error shows.
+const LOG_LINES: usize = 20;
 
 /// A running supervisor and what it runs on.
 #[derive(Debug)]
@@ -187,9 +193,21 @@ impl KvmHost {
             .context("the supervisor is not served over TCP")
     }
 
-    /// The supervisor's log.
-    pub fn log(&self) -> &Path {
-        &self.log
+    /// How the logs of the supervisor and of its machines end; of a virtual host, how its console does.
+    pub fn ends_of_logs(&self) -> String {
+        let machines = self.log.with_file_name(STATE).join("machines");
+        let mut logs = vec![self.log.clone()];
+        for machine in fs::read_dir(machines).into_iter().flatten().flatten() {
+            logs.extend(["vmm.log", "log.ndjson"].map(|name| machine.path().join(name)));
+        }
+        let ends: Vec<String> = logs
+            .iter()
+            .map(|log| {
+                let last = last_lines::of_file(log, LOG_LINES);
+                format!("{} ends with:\n{last}", log.display())
+            })
+            .collect();
+        ends.join("\n")
     }
 
     /// The host as reports describe it.
@@ -234,7 +252,7 @@ fn new_token() -> String {
 
 /// An empty state directory, without the machines of an earlier run that was killed.
 fn empty_state(folder: &Path) -> anyhow::Result<PathBuf> {
-    let state = folder.join("state");
+    let state = folder.join(STATE);
     if state.exists() {
         fs::remove_dir_all(&state).context("cannot remove the state of an earlier run")?;
     }

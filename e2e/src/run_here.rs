@@ -1,8 +1,6 @@
 //! The hidden command that puts one machine through its cycles on the host where it is called. Its
 //! events go to standard output, for the `mctl-e2e` that called it.
 
-use std::fmt::Write as _;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -17,9 +15,6 @@ use crate::output;
 use crate::peer::{PeerKind, PeerMachine, PeerOptions};
 use crate::run_event::EventWriter;
 use crate::work::{Vmm, Work};
-
-/// Lines of each log that an error shows.
-const LOG_LINES: usize = 20;
 
 /// What to run.
 #[derive(Debug, Clone, Args)]
@@ -77,33 +72,14 @@ async fn run_mctl(
         Ok((host.describe().await?, run))
     }
     .await;
-    let result =
-        result.map_err(|error: anyhow::Error| error.context(ends_of_logs(folder.path())))?;
-    if result.1.failed_check().is_some() {
-        // The folder is gone afterwards.
-        output::say(&ends_of_logs(folder.path()));
+    // The folder is gone afterwards.
+    let (description, run) =
+        result.map_err(|error: anyhow::Error| error.context(host.ends_of_logs()))?;
+    if run.failed_check().is_some() {
+        output::say(&host.ends_of_logs());
     }
     host.stop()?;
-    Ok(result)
-}
-
-/// How the logs of the supervisor and of its machines below `folder` end.
-fn ends_of_logs(folder: &Path) -> String {
-    let mut logs = vec![folder.join("supervisor.log")];
-    let machines = fs::read_dir(folder.join("state/machines"));
-    for machine in machines.into_iter().flatten().flatten() {
-        logs.extend(["vmm.log", "log.ndjson"].map(|name| machine.path().join(name)));
-    }
-    let mut text = String::new();
-    for path in logs {
-        let name = path.strip_prefix(folder).unwrap_or(&path).display();
-        let log = fs::read(&path).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
-        let lines: Vec<&str> = log.lines().collect();
-        let last = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
-        let _ = writeln!(text, "{name} ends with:\n{last}");
-    }
-    text
+    Ok((description, run))
 }
 
 /// Boots a machine, puts it through its cycles, and destroys it.

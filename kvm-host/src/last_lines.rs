@@ -4,13 +4,13 @@ use std::fs;
 use std::path::Path;
 
 /// Those of a log file. A file that cannot be read has none.
-pub(crate) fn of_file(path: &Path, lines: usize) -> String {
+pub fn of_file(path: &Path, lines: usize) -> String {
     of_bytes(&fs::read(path).unwrap_or_default(), lines)
 }
 
 /// Those of an output, without empty ones. Leaves out QEMU's warnings about CPU features that TCG does
 /// not support, which are the same each time.
-pub(crate) fn of_bytes(bytes: &[u8], lines: usize) -> String {
+pub fn of_bytes(bytes: &[u8], lines: usize) -> String {
     let text = String::from_utf8_lossy(bytes);
     let all: Vec<&str> = text
         .lines()

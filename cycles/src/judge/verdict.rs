@@ -21,7 +21,7 @@
 
 use super::looks::Chances;
 use super::resources;
-use super::rules::{BOUND_CYCLES, Series, Trend, is_short, others, requirements, trend};
+use super::rules::{BOUND_CYCLES, Series, Trend, others, requirements, trend};
 use crate::numbers::three_digits;
 use crate::record::{Clock, Cycle, FailedCheck, Flatness, MAX_CYCLES, Outcome, Rule};
 use crate::statistics::{as_float, decile_medians, median};
@@ -171,7 +171,7 @@ fn conclude(flatness: &mut Flatness, count: usize) {
 /// What a flat run that is too short for the bounds per 300 cycles leaves open.
 fn not_excluded(flatness: &Flatness, count: usize) -> String {
     match flatness.rise_upper_percent {
-        Some(upper) if is_short(count) && upper > 0.0 => format!(
+        Some(upper) if as_float(count) < BOUND_CYCLES && upper > 0.0 => format!(
             "; so few cycles do not exclude a rise of {} % per {BOUND_CYCLES} cycles",
             three_digits(upper * BOUND_CYCLES / as_float(count)),
         ),
@@ -182,14 +182,13 @@ fn not_excluded(flatness: &Flatness, count: usize) -> String {
 /// About how many cycles would decide: the width of the interval falls with their square root, and
 /// the bound grows with them from 300 on. Rounded up to a hundred.
 fn cycles_needed(count: usize, trend: &Trend) -> Option<u32> {
-    let missing = (trend.width / trend.bound.percent).max(1.0);
-    let short = (as_float(count) * missing.powi(2)).min(BOUND_CYCLES);
+    let too_wide = (trend.width / trend.bound.percent).max(1.0);
+    let narrow_enough = as_float(count) * too_wide.powi(2);
     let long = as_float(count).max(BOUND_CYCLES);
-    let still_missing = missing * (as_float(count) / long).sqrt();
-    let cycles = if still_missing > 1.0 {
-        long * still_missing.powf(2.0 / 3.0)
+    let cycles = if narrow_enough <= long {
+        narrow_enough
     } else {
-        short.max(as_float(count))
+        long * (narrow_enough / long).cbrt()
     };
     let hundreds = (cycles / 100.0).ceil() + 1.0;
     let most = f64::from(u32::MAX / 100);

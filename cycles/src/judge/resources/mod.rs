@@ -60,6 +60,10 @@ fn rule(name: &str, values: &[f64]) -> Option<Rule> {
     let largest = values.iter().copied().fold(0.0, f64::max);
     let exceeded = limit.filter(|limit| largest > *limit);
     let amount = |value: f64| amount(value, unit);
+    let in_a_short_run = format!(
+        "({} over all of a run of fewer than {BOUND_CYCLES} cycles)",
+        amount(per_300)
+    );
     let words = known::in_words(name);
     Some(Rule {
         series: name.to_owned(),
@@ -67,16 +71,12 @@ fn rule(name: &str, values: &[f64]) -> Option<Rule> {
         requirement: match allowance {
             Allowance::Count => format!("{words}: less than one more in {BOUND_CYCLES} cycles"),
             Allowance::Bytes { per_cycle } => format!(
-                "{words}: at most {} more per cycle (over all of a shorter run than \
-                 {BOUND_CYCLES} cycles {})",
+                "{words}: at most {} more per cycle {in_a_short_run}",
                 amount(per_cycle),
-                amount(per_300),
             ),
             Allowance::Designed { per_cycle, limit } => format!(
-                "{words}: by design at most {} more per cycle (over all of a shorter run than \
-                 {BOUND_CYCLES} cycles {}) and {} in all",
+                "{words}: by design at most {} more per cycle {in_a_short_run} and {} in all",
                 amount(per_cycle),
-                amount(per_300),
                 amount(limit)
             ),
         },

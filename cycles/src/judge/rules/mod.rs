@@ -30,11 +30,6 @@ pub(super) fn spans(count: usize) -> f64 {
     (as_float(count) / BOUND_CYCLES).max(1.0)
 }
 
-/// Whether a run of `count` cycles is too short for the bounds per 300 cycles.
-pub(super) fn is_short(count: usize) -> bool {
-    as_float(count) < BOUND_CYCLES
-}
-
 /// All rules but the trend, applied to `series`.
 pub(super) fn others(series: &Series, chances: Chances) -> Vec<Rule> {
     [

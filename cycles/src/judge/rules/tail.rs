@@ -82,8 +82,8 @@ pub(super) fn rule(series: &Series, chances: Chances) -> Rule {
 pub(super) fn requirement() -> String {
     format!(
         "slow resumes (more than {} times the median around them, also {} and {} times) become \
-         neither certainly more frequent nor perhaps by {SHARE_BOUND_POINTS} points (times the square root of {BOUND_CYCLES}/n in a \
-         run of n cycles, if that is shorter)",
+         neither certainly more frequent nor perhaps by {SHARE_BOUND_POINTS} points (times \
+         the square root of {BOUND_CYCLES}/n in a run of n cycles, if that is shorter)",
         SLOW[0], SLOW[1], SLOW[2]
     )
 }
