@@ -1,6 +1,7 @@
 //! System call filters: which calls each kind of thread may make once the machine is set up.
 //!
-//! A guest that takes over a vCPU thread can neither open a file nor start a program. The event loop
+//! A guest that takes over a vCPU thread can neither open a file nor start a program, and one that takes
+//! over the thread of a disk can do no more than read and write open files. The event loop
 //! and the threads that it starts (which save and check an image) may open files, as an image's path
 //! comes with the request, but not start programs or use a network. A forbidden call ends the process
 //! at once, after a line in the log that names it (see `sys::violation`).
@@ -34,6 +35,8 @@ pub enum SandboxError {
 pub enum ThreadKind {
     /// Runs a vCPU.
     Vcpu,
+    /// Serves a disk.
+    Disk,
     /// The event loop, and the threads that it starts.
     EventLoop,
 }
@@ -42,7 +45,8 @@ impl ThreadKind {
     fn groups(self) -> &'static [&'static [i64]] {
         match self {
             Self::Vcpu => &[RUNTIME, DEVICES],
-            Self::EventLoop => &[RUNTIME, DEVICES, FILES, THREADS],
+            Self::Disk => &[RUNTIME, DISKS],
+            Self::EventLoop => &[RUNTIME, DEVICES, DISKS, FILES, THREADS],
         }
     }
 }
@@ -60,7 +64,7 @@ pub fn install_violation_handler() -> Result<(), SandboxError> {
 /// # Errors
 /// [`SandboxError::Compile`].
 pub fn filter(kind: ThreadKind) -> Result<BpfProgram, SandboxError> {
-    compile(kind.groups(), SeccompAction::Trap)
+    compile(kind, SeccompAction::Trap)
 }
 
 /// Confines the calling thread and all threads that it starts later.
@@ -116,11 +120,21 @@ const DEVICES: &[i64] = &[
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_wait,
     libc::SYS_eventfd2,
-    libc::SYS_fallocate,
     libc::SYS_fcntl,
+    libc::SYS_getsockopt,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_shutdown,
+    libc::SYS_timerfd_settime,
+];
+
+/// Calls on the open file of a disk, or of an image.
+const DISKS: &[i64] = &[
+    libc::SYS_fallocate,
     libc::SYS_fdatasync,
     libc::SYS_fsync,
-    libc::SYS_getsockopt,
     libc::SYS_lseek,
     libc::SYS_pread64,
     libc::SYS_preadv,
@@ -128,12 +142,6 @@ const DEVICES: &[i64] = &[
     libc::SYS_pwrite64,
     libc::SYS_pwritev,
     libc::SYS_pwritev2,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
-    libc::SYS_sendmsg,
-    libc::SYS_sendto,
-    libc::SYS_shutdown,
-    libc::SYS_timerfd_settime,
 ];
 
 /// Calls on an image's directory and the exit report.
@@ -177,35 +185,38 @@ const IOCTL_FILES: u64 = 0x6600;
 /// Makes a socket non-blocking.
 const FIONBIO: u64 = 0x5421;
 
-fn compile(groups: &[&[i64]], denied: SeccompAction) -> Result<BpfProgram, SandboxError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = groups
+fn compile(kind: ThreadKind, denied: SeccompAction) -> Result<BpfProgram, SandboxError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = kind
+        .groups()
         .iter()
         .flat_map(|group| group.iter())
         .map(|call| (*call, Vec::new()))
         .collect();
-    let any_of = |conditions: Vec<SeccompCondition>| {
-        conditions
-            .into_iter()
-            .map(|condition| SeccompRule::new(vec![condition]))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(SandboxError::Compile)
-    };
-    let ioctl_group = SeccompCmpOp::MaskedEq(IOCTL_GROUP_MASK);
-    rules.insert(
-        libc::SYS_ioctl,
-        any_of(vec![
-            condition(1, ioctl_group.clone(), IOCTL_KVM)?,
-            condition(1, ioctl_group, IOCTL_FILES)?,
-            condition(1, SeccompCmpOp::Eq, FIONBIO)?,
-        ])?,
-    );
-    let local = u64::from(libc::AF_UNIX.cast_unsigned());
-    rules.insert(
-        libc::SYS_socket,
-        any_of(vec![condition(0, SeccompCmpOp::Eq, local)?])?,
-    );
+    if kind != ThreadKind::Disk {
+        rules.insert(libc::SYS_ioctl, ioctls()?);
+        let local = u64::from(libc::AF_UNIX.cast_unsigned());
+        let socket = any_of(vec![condition(0, SeccompCmpOp::Eq, local)?])?;
+        rules.insert(libc::SYS_socket, socket);
+    }
     SeccompFilter::new(rules, denied, SeccompAction::Allow, TargetArch::x86_64)
         .and_then(BpfProgram::try_from)
+        .map_err(SandboxError::Compile)
+}
+
+fn ioctls() -> Result<Vec<SeccompRule>, SandboxError> {
+    let group = SeccompCmpOp::MaskedEq(IOCTL_GROUP_MASK);
+    any_of(vec![
+        condition(1, group.clone(), IOCTL_KVM)?,
+        condition(1, group, IOCTL_FILES)?,
+        condition(1, SeccompCmpOp::Eq, FIONBIO)?,
+    ])
+}
+
+fn any_of(conditions: Vec<SeccompCondition>) -> Result<Vec<SeccompRule>, SandboxError> {
+    conditions
+        .into_iter()
+        .map(|condition| SeccompRule::new(vec![condition]))
+        .collect::<Result<_, _>>()
         .map_err(SandboxError::Compile)
 }
 
@@ -230,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_vcpu_thread_opens_no_file_and_no_network() {
-        let filter = compile(ThreadKind::Vcpu.groups(), DENIED).unwrap();
+        let filter = compile(ThreadKind::Vcpu, DENIED).unwrap();
         std::thread::spawn(move || {
             confine(&filter).unwrap();
             let open = std::fs::File::open("/").unwrap_err();
@@ -243,8 +254,22 @@ mod tests {
     }
 
     #[test]
+    fn a_disks_thread_opens_no_file_and_no_socket() {
+        let filter = compile(ThreadKind::Disk, DENIED).unwrap();
+        std::thread::spawn(move || {
+            confine(&filter).unwrap();
+            let open = std::fs::File::open("/").unwrap_err();
+            assert_eq!(open.kind(), ErrorKind::PermissionDenied);
+            let connect = UnixStream::connect("/nowhere").unwrap_err();
+            assert_eq!(connect.kind(), ErrorKind::PermissionDenied);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
     fn the_event_loop_starts_no_program() {
-        let filter = compile(ThreadKind::EventLoop.groups(), DENIED).unwrap();
+        let filter = compile(ThreadKind::EventLoop, DENIED).unwrap();
         std::thread::spawn(move || {
             confine(&filter).unwrap();
             assert!(std::fs::File::open("/").is_ok());

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::watch;
 
 /// Longest answer to `CONNECT`.
 const HANDSHAKE_BYTES: usize = 64;
@@ -75,13 +76,18 @@ impl GuestError {
 }
 
 /// Where a machine's guest-init is reached, in one generation.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct GuestAddress {
     /// The VMM's host socket.
-    pub(crate) socket: PathBuf,
+    socket: PathBuf,
     /// The generation that runs.
     pub(crate) generation: u64,
+    gate: Option<OutputGate>,
 }
+
+/// Says true once what comes out of the guest may be used; ends with the VMM. Until then a power failure
+/// would bring the image back that the guest was resumed from, and it would do the same again.
+pub(crate) type OutputGate = watch::Receiver<bool>;
 
 /// A frame with its payload.
 #[derive(Debug)]
@@ -97,16 +103,43 @@ pub(crate) enum OwnedFrame {
 }
 
 impl GuestAddress {
+    /// Of the guest behind that host socket.
+    pub(crate) fn new(socket: PathBuf, generation: u64) -> Self {
+        Self {
+            socket,
+            generation,
+            gate: None,
+        }
+    }
+
+    /// The same, but calls return nothing before `gate` opens. The guest works on them meanwhile.
+    pub(crate) fn holding_answers(self, gate: OutputGate) -> Self {
+        Self {
+            gate: Some(gate),
+            ..self
+        }
+    }
+
+    /// Connects, without a call.
+    pub(crate) async fn connect(&self) -> Result<GuestStream, GuestError> {
+        GuestStream::connect(&self.socket).await
+    }
+
     /// Connects, makes one call and returns the first reply with the stream behind it.
     pub(crate) async fn call(
         &self,
         request: Request,
         wake: Option<Wake>,
     ) -> Result<(Reply, GuestStream), GuestError> {
-        let mut stream = GuestStream::connect(&self.socket).await?;
+        let mut stream = self.connect().await?;
         let call = Call::new(self.generation, wake, request);
         stream.writer.send_json(&call).await?;
-        match stream.message::<Reply>("a reply").await? {
+        let reply = stream.message::<Reply>("a reply").await?;
+        if let Some(mut gate) = self.gate.clone() {
+            let opened = gate.wait_for(|open| *open).await;
+            opened.map_err(|_| stream.reader.closed(None))?;
+        }
+        match reply {
             Reply::Refused(refusal) => Err(GuestError::Refused(refusal)),
             reply => Ok((reply, stream)),
         }
@@ -156,7 +189,7 @@ pub(crate) struct GuestWriter {
 
 impl GuestStream {
     /// Connects to the port of guest-init.
-    pub(crate) async fn connect(socket: &Path) -> Result<Self, GuestError> {
+    async fn connect(socket: &Path) -> Result<Self, GuestError> {
         let mut stream = UnixStream::connect(socket)
             .await
             .map_err(GuestError::Dial)?;

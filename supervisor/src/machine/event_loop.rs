@@ -45,10 +45,16 @@ impl Driver {
                     self.follow_up(interrupt).await;
                 }
                 () = deadline::reached(retry_at) => {
-                    let vmm = self.vmm.take();
-                    let found = FoundVmm::from_process(&self.record, &self.dir, vmm);
-                    let interrupt = Box::pin(self.take_over(found)).await;
-                    self.follow_up(interrupt).await;
+                    let vmm = self.vmm.clone();
+                    match FoundVmm::from_process(&self.record, &self.dir, vmm) {
+                        Ok(found) => {
+                            self.vmm = None;
+                            let interrupt = Box::pin(self.take_over(found)).await;
+                            self.follow_up(interrupt).await;
+                        }
+                        // Tried again, as the transition itself.
+                        Err(error) => self.warn_once(&format!("cannot look at its image: {error}")),
+                    }
                 }
                 () = self.unsaved.retry_due() => self.store_unsaved(),
                 message = self.inbox.recv() => match message {

@@ -4,7 +4,9 @@ use std::io;
 
 use vmm_control::ExitReason;
 
+use crate::machine_folder::image_generation;
 use crate::model::record::MachineRecord;
+use crate::model::recovery::LeftImage;
 use crate::paths::MachineDir;
 use crate::vmm_process::{CommandLines, VmmProcess, read_exit_report};
 
@@ -15,8 +17,8 @@ pub(crate) enum FoundVmm {
     Alive(VmmProcess),
     /// It has ended.
     Ended {
-        /// It has left a whole image of its generation.
-        suspended: bool,
+        /// The image that there is.
+        image: LeftImage,
     },
 }
 
@@ -36,23 +38,38 @@ impl FoundVmm {
                 vmm = vmm.map_or_else(|| adopt(&identity), |vmm| Ok(Some(vmm)))?;
             }
         }
-        Ok(Self::from_process(record, dir, vmm))
+        Self::from_process(record, dir, vmm)
     }
 
-    /// `vmm`, or what one that has ended has left.
+    /// `vmm`, or what one that has ended has left. After an error that is unknown.
     pub(crate) fn from_process(
         record: &MachineRecord,
         dir: &MachineDir,
         vmm: Option<VmmProcess>,
-    ) -> Self {
-        vmm.map_or_else(|| Self::ended(record, dir), Self::Alive)
-    }
-
-    fn ended(record: &MachineRecord, dir: &MachineDir) -> Self {
-        let report = read_exit_report(&dir.exit_report(), &record.id, record.generation);
-        let said = report.is_some_and(|report| report.reason == ExitReason::Suspended);
-        Self::Ended {
-            suspended: said && dir.may_have_image(),
+    ) -> io::Result<Self> {
+        match vmm {
+            Some(vmm) => Ok(Self::Alive(vmm)),
+            None => {
+                let report = read_exit_report(&dir.exit_report(), &record.id, record.generation);
+                let reason = report.map(|report| report.reason);
+                let image = left_image(record, dir, reason)?;
+                Ok(Self::Ended { image })
+            }
         }
     }
+}
+
+/// Which image a VMM that ended for that reason has left.
+pub(super) fn left_image(
+    record: &MachineRecord,
+    dir: &MachineDir,
+    reason: Option<ExitReason>,
+) -> io::Result<LeftImage> {
+    Ok(match image_generation(dir, &record.id)? {
+        Some(generation) if generation < record.generation => LeftImage::Earlier { generation },
+        Some(_) => LeftImage::Own,
+        // Damaged, as a resume will find.
+        None if reason == Some(ExitReason::Suspended) && dir.may_have_image() => LeftImage::Own,
+        None => LeftImage::None,
+    })
 }

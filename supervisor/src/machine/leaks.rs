@@ -67,7 +67,7 @@ async fn open_connections(guest: GuestAddress) {
     let mut opened = Vec::new();
     for _ in 0..guest.generation {
         // A guest that refuses one shows one less.
-        opened.extend(GuestStream::connect(&guest.socket).await.ok());
+        opened.extend(guest.connect().await.ok());
     }
     *CONNECTIONS.lock().unwrap_or_else(PoisonError::into_inner) = opened;
 }

@@ -14,7 +14,7 @@ use rand::RngExt;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::error_chain::error_chain;
-use crate::guest::{GuestAddress, GuestError, GuestStream};
+use crate::guest::{GuestAddress, GuestError};
 use crate::model::settings::ReadinessLimits;
 use crate::{clock, exhaustion};
 
@@ -116,7 +116,7 @@ pub(crate) async fn repeat<T>(
 
 /// Asks for the status. An answer of another generation is an error.
 pub(crate) async fn ask_status(address: &GuestAddress) -> Result<StatusReply, GuestError> {
-    let mut connection = GuestStream::connect(&address.socket).await?;
+    let mut connection = address.connect().await?;
     let connected_ns = clock::monotonic_ns();
     let local_port = connection.local_port();
     let call = Call::new(address.generation, Some(wake()), Request::Status);

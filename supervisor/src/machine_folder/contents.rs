@@ -1,24 +1,15 @@
 //! How far a machine came, by what its VMMs have left in its folder: an image, an exit report, and the
 //! command line of one that runs. Each of them names the generation of its launch.
 
-use std::fs;
 use std::io;
-use std::path::Path;
 
-use serde::Deserialize;
-
+use super::image::image_generation;
+use super::origin::origin_generation;
 use crate::model::process_identity::ProcessIdentity;
 use crate::model::record::MachineRecord;
 use crate::model::state::State;
 use crate::paths::MachineDir;
 use crate::vmm_process::CommandLines;
-
-/// What names its machine and generation in an image's manifest and in an exit report.
-#[derive(Debug, Deserialize)]
-struct Origin {
-    machine_id: String,
-    generation: u64,
-}
 
 /// What there is in a machine's folder.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,12 +27,8 @@ impl Contents {
     /// error means that its state is unknown.
     pub(crate) fn look(dir: &MachineDir, id: &str, lines: &CommandLines) -> io::Result<Self> {
         let vmms = lines.of(dir)?;
-        let generation = |path: &Path| -> io::Result<Option<u64>> {
-            let found = origin(path)?.filter(|origin| origin.machine_id == id);
-            Ok(found.map(|origin| origin.generation))
-        };
-        let image_generation = generation(&dir.image_manifest())?;
-        let ended = generation(&dir.exit_report())?;
+        let image_generation = image_generation(dir, id)?;
+        let ended = origin_generation(&dir.exit_report(), id)?;
         let running = vmms.iter().map(|(_, generation)| *generation);
         let newest = running.chain(image_generation).chain(ended).max();
         Ok(Self {
@@ -77,15 +64,5 @@ impl Contents {
         record.facts.restart_due = false;
         record.facts.destroy_due = false;
         record.facts.skip_launch = false;
-    }
-}
-
-/// Which launch has left the file at `path`. One that cannot be parsed says nothing: whether an image
-/// can be used is for the VMM to judge, when it is asked to resume.
-fn origin(path: &Path) -> io::Result<Option<Origin>> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
     }
 }

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use super::image::remove_tree;
 use crate::paths::{MachineDir, create_private_dir};
 
 /// How many images of a machine are kept. The oldest goes first.
@@ -58,13 +59,6 @@ pub(crate) fn remove_set_aside(dir: &MachineDir, generation: u64) -> io::Result<
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
-    }
-}
-
-fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 

@@ -3,6 +3,21 @@
 
 use crate::model::state::State;
 
+/// The image of a machine whose VMM has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LeftImage {
+    /// There is none.
+    None,
+    /// The VMM has written it: its guest is in there.
+    Own,
+    /// An earlier one has written it, and the one that ended was restored from it. That was never durable,
+    /// so nothing has left its guest; the machine goes on from the image as if it had not been resumed.
+    Earlier {
+        /// The generation that wrote it.
+        generation: u64,
+    },
+}
+
 /// What is done about a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Recovery {
@@ -20,6 +35,13 @@ pub(crate) enum Recovery {
     Suspend,
     /// Its image is whole: it is suspended.
     Suspended,
+    /// It is suspended in an image of an earlier generation.
+    SuspendedAgain {
+        /// The generation that wrote it.
+        generation: u64,
+        /// It was started, and is resumed again.
+        resume: bool,
+    },
     /// Continue stopping.
     Stop,
     /// Continue restarting.
@@ -30,9 +52,8 @@ pub(crate) enum Recovery {
     Destroy,
 }
 
-/// Decides by the stored state, whether its VMM is `alive`, and whether that has left a whole image
-/// (`suspended`).
-pub(crate) fn recovery(state: State, alive: bool, suspended: bool) -> Recovery {
+/// Decides by the stored state, whether its VMM is `alive`, and which image there is if not.
+pub(crate) fn recovery(state: State, alive: bool, image: LeftImage) -> Recovery {
     match (state, alive) {
         (State::Created | State::Suspended | State::Stopped | State::Failed, false)
         | (State::Destroyed, false) => Recovery::Nothing,
@@ -42,10 +63,15 @@ pub(crate) fn recovery(state: State, alive: bool, suspended: bool) -> Recovery {
         ) => Recovery::Kill,
         (State::Starting | State::Started, true) => Recovery::Adopt,
         (State::Starting, false) => Recovery::Start,
-        (State::Started, false) => Recovery::RecordEnd,
         (State::Suspending, true) => Recovery::Suspend,
-        (State::Suspending, false) if suspended => Recovery::Suspended,
-        (State::Suspending, false) => Recovery::RecordEnd,
+        (State::Started | State::Suspending, false) => match image {
+            LeftImage::None => Recovery::RecordEnd,
+            LeftImage::Own => Recovery::Suspended,
+            LeftImage::Earlier { generation } => Recovery::SuspendedAgain {
+                generation,
+                resume: state == State::Started,
+            },
+        },
         (State::Stopping, _) => Recovery::Stop,
         (State::Restarting, _) => Recovery::Restart,
         (State::Updating, _) => Recovery::Update,
@@ -59,11 +85,11 @@ mod tests {
 
     #[test]
     fn every_state_with_and_without_a_vmm_has_its_recovery() {
-        let alive = State::ALL.map(|state| recovery(state, true, false));
-        let gone = State::ALL.map(|state| recovery(state, false, false));
+        let alive = State::ALL.map(|state| recovery(state, true, LeftImage::None));
+        let gone = State::ALL.map(|state| recovery(state, false, LeftImage::None));
         use Recovery::{
             Adopt, Destroy, Kill, Nothing, RecordEnd, Restart, Start, Stop, Suspend, Suspended,
-            Update,
+            SuspendedAgain, Update,
         };
         assert_eq!(
             alive,
@@ -78,6 +104,18 @@ mod tests {
                 Destroy, Nothing, Nothing
             ]
         );
-        assert_eq!(recovery(State::Suspending, false, true), Suspended);
+        for image in [LeftImage::Own, LeftImage::Earlier { generation: 3 }] {
+            for (state, without) in State::ALL.into_iter().zip(gone) {
+                let resume = state == State::Started;
+                let expected = match (state, image) {
+                    (State::Started | State::Suspending, LeftImage::Own) => Suspended,
+                    (State::Started | State::Suspending, LeftImage::Earlier { generation }) => {
+                        SuspendedAgain { generation, resume }
+                    }
+                    _ => without,
+                };
+                assert_eq!(recovery(state, false, image), expected, "{}", state.name());
+            }
+        }
     }
 }

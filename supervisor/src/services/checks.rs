@@ -40,7 +40,8 @@ pub(super) async fn serve(handle: Handle) {
             .as_ref()
             .map(|live| live.address.clone());
         let same = running.as_ref().is_some_and(|(known, checked, _)| {
-            *known == checks && address.as_ref() == Some(checked)
+            let generation = address.as_ref().map(|address| address.generation);
+            *known == checks && generation == Some(checked.generation)
         });
         if !same {
             // Checks of another guest or configuration end here.

@@ -74,6 +74,7 @@ type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Reply>>>>;
 pub(crate) struct Control {
     connection: Arc<Connection>,
     reports: watch::Receiver<Reports>,
+    output_gate: watch::Receiver<bool>,
 }
 
 #[derive(Debug)]
@@ -103,9 +104,11 @@ impl Control {
             .map_err(ControlError::Connect)?;
         let (read, write) = stream.into_split();
         let (sender, reports) = watch::channel(Reports::default());
+        let (gate, output_gate) = watch::channel(false);
         let (lines, queue) = mpsc::unbounded_channel();
         let waiting = Waiting::default();
-        let reader = tokio::spawn(read_messages(read, sender, waiting.clone())).abort_handle();
+        let reader =
+            tokio::spawn(read_messages(read, sender, gate, waiting.clone())).abort_handle();
         tokio::spawn(write_lines(write, queue));
         let connection = Connection {
             lines,
@@ -116,6 +119,7 @@ impl Control {
         let control = Self {
             connection: Arc::new(connection),
             reports,
+            output_gate,
         };
         let hello = control
             .wait_for("greet", limit, |reports| reports.hello.clone())
@@ -159,6 +163,11 @@ impl Control {
     pub(crate) async fn running(&self, limit: Duration) -> Result<Vec<Phase>, ControlError> {
         self.wait_for("run its vCPUs", limit, |reports| reports.running.clone())
             .await
+    }
+
+    /// True once the VMM says that it is durable that the machine's image was used, and after a boot.
+    pub(crate) fn output_gate(&self) -> watch::Receiver<bool> {
+        self.output_gate.clone()
     }
 
     /// Asks and waits for the answer; [`Reply::Failed`] becomes an error.
@@ -205,7 +214,12 @@ async fn write_lines(mut stream: OwnedWriteHalf, mut queue: mpsc::UnboundedRecei
     }
 }
 
-async fn read_messages(stream: OwnedReadHalf, reports: watch::Sender<Reports>, waiting: Waiting) {
+async fn read_messages(
+    stream: OwnedReadHalf,
+    reports: watch::Sender<Reports>,
+    output_gate: watch::Sender<bool>,
+    waiting: Waiting,
+) {
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();
     loop {
@@ -216,7 +230,7 @@ async fn read_messages(stream: OwnedReadHalf, reports: watch::Sender<Reports>, w
             _ => break,
         }
         match serde_json::from_slice::<Message>(&line) {
-            Ok(message) => publish(message, &reports, &waiting),
+            Ok(message) => publish(message, &reports, &output_gate, &waiting),
             Err(error) => {
                 tracing::warn!(%error, "unreadable line on a control socket");
                 break;
@@ -228,9 +242,18 @@ async fn read_messages(stream: OwnedReadHalf, reports: watch::Sender<Reports>, w
     reports.send_modify(|reports| reports.closed = true);
 }
 
-fn publish(message: Message, reports: &watch::Sender<Reports>, waiting: &Waiting) {
+fn publish(
+    message: Message,
+    reports: &watch::Sender<Reports>,
+    output_gate: &watch::Sender<bool>,
+    waiting: &Waiting,
+) {
+    let open_gate = || output_gate.send_if_modified(|is| !std::mem::replace(is, true));
     match message {
         Message::Hello(hello) => reports.send_modify(|reports| {
+            if hello.consumption_durable {
+                open_gate();
+            }
             if matches!(hello.state, vmm_control::RunState::Building) {
                 reports.running = None;
             } else {
@@ -250,6 +273,9 @@ fn publish(message: Message, reports: &watch::Sender<Reports>, waiting: &Waiting
             }
             Event::ResetAcknowledged => {
                 reports.send_modify(|reports| reports.reset_acknowledged_ns = Some(at_ns));
+            }
+            Event::ConsumptionDurable => {
+                open_gate();
             }
             Event::Verified { bytes, ms } => {
                 tracing::debug!(bytes, ms, "memory of a resumed machine is verified");

@@ -31,8 +31,19 @@ pub(crate) fn serve(vmm: &Arc<Vmm>, stream: &UnixStream) {
         state: RunState::Running,
         phases: vmm.phases.clone(),
         reset_acknowledged_ns: acknowledged_ns,
+        consumption_durable: vmm.is_consumption_durable(),
     });
     send(&writer, &hello);
+    if !vmm.is_consumption_durable() {
+        let (vmm, writer) = (vmm.clone(), writer.clone());
+        thread::spawn(move || {
+            while !vmm.is_consumption_durable() {
+                thread::park_timeout(Duration::from_millis(5));
+            }
+            let (at_ns, event) = (now_ns(), Event::ConsumptionDurable);
+            send(&writer, &Message::Event { at_ns, event });
+        });
+    }
     if let Some(at_ns) = acknowledged_ns {
         let event = Event::ResetAcknowledged;
         send(&writer, &Message::Event { at_ns, event });

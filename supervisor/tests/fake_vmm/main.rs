@@ -10,6 +10,8 @@
 //! - `refuse-image`: no image is restored.
 //! - `rst=N`: after a restore it refuses the first N connections to the guest.
 //! - `deaf`: the guest does not answer. A file `deaf` in the machine's directory has the same effect.
+//! - A file `slow-disk` in the machine's directory: as long as it is there, it is not durable that the image
+//!   of a restored guest was used.
 //! - `stubborn`: the main process does not end on SIGINT.
 //!
 //! `control` and `guest` serve one connection each, `connection` has the frames of guest-init, `vmm` the

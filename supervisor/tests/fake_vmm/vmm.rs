@@ -78,6 +78,11 @@ impl Vmm {
         self.guest.lock().unwrap().behaves(word)
     }
 
+    /// Whether no power failure would bring the image back that it was restored from.
+    pub(crate) fn is_consumption_durable(&self) -> bool {
+        !(self.resumed && self.exit_file.with_file_name("slow-disk").exists())
+    }
+
     /// Whether the guest answers nobody now.
     pub(crate) fn is_deaf(&self) -> bool {
         self.behaves("deaf") || self.exit_file.with_file_name("deaf").exists()

@@ -8,6 +8,7 @@ mod crash;
 mod ending;
 mod fly_clients;
 mod lifecycle;
+mod power_failure;
 mod published_ports;
 mod reach;
 mod resources;

@@ -21,6 +21,7 @@
 //! the state holds, and when it is collected.
 
 mod attempt;
+mod consume;
 pub mod digest;
 pub mod directory;
 mod fault;
@@ -33,6 +34,7 @@ pub mod save;
 pub mod step;
 pub mod verify;
 
+pub use consume::{ConsumeError, Consumption};
 pub use fault::Fault;
 pub use format::{CpuIdentity, ImageId, Manifest};
 pub use open::{Expectation, OpenError, OpenImage, open};

@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::consume::{ConsumeError, Consumption};
 use super::digest::{Hex128, decode_sums, file_digest};
 use super::directory::{
     CONSUMED, DirectoryError, ImageDirectory, MANIFEST, MEMORY, STATE, SUMS, TEMPORARY, UNFINISHED,
@@ -234,26 +235,11 @@ impl OpenImage {
     /// Marks the image as used, so that its memory never runs twice. To be called right before the first
     /// entry of a vCPU.
     ///
-    /// It is not synced: after a power failure the whole image may be back, and its generation shows that
-    /// it is stale. The next save makes this durable before it writes.
-    pub fn consume(&self) -> Result<(), ConsumeError> {
-        self.directory
-            .rename(MANIFEST, CONSUMED)
-            .map_err(|source| ConsumeError {
-                file: self.directory.file(MANIFEST),
-                source,
-            })
+    /// # Errors
+    /// [`ConsumeError::Rename`].
+    pub fn consume(&self) -> Result<Consumption, ConsumeError> {
+        Consumption::begin(&self.directory)
     }
-}
-
-/// The image could not be marked as used, so the machine must not run.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot rename {file} to {CONSUMED}")]
-pub struct ConsumeError {
-    /// The manifest.
-    pub file: PathBuf,
-    /// Why not.
-    pub source: io::Error,
 }
 
 fn read_manifest(directory: &ImageDirectory) -> Result<Manifest, OpenError> {

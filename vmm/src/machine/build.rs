@@ -108,13 +108,14 @@ pub fn boot(
     };
     phases.end("kernel_load");
 
-    let filter = prepare_sandbox(host.sandbox)?;
+    let filters = prepare_sandbox(host.sandbox, !configuration.disks.is_empty())?;
     let (event_sender, events) = events::queue().map_err(BuildError::Events)?;
     let context = DeviceContext {
         configuration: &configuration,
         vsock: host.vsock.as_ref(),
         memory: &memory.guest,
         events: &event_sender,
+        disk_filter: filters.disk,
     };
     let devices = Devices::new(&context, host.console)?;
     parameters::write(&memory.guest, &source.cmdline, initramfs)?;
@@ -140,7 +141,7 @@ pub fn boot(
         buses: devices.buses.clone(),
         msr_indices: saved_indices(vm.kvm())?.into(),
         observer: Arc::new(event_sender.clone()),
-        filter,
+        filter: filters.vcpu,
     };
     let mut starts = Vec::with_capacity(configuration.vcpus.into());
     for index in 0..configuration.vcpus {

@@ -6,12 +6,13 @@
 
 use std::sync::Arc;
 
+use seccompiler::BpfProgram;
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::configuration::{Disk, MachineConfiguration, VsockHost};
-use super::events::EventSender;
+use super::events::{EventSender, MachineEvent};
 use crate::boot::layout::{
     COM1_GSI, COM1_PORT, COM1_PORTS, I8042_PORT, I8042_PORTS, POWER_PORT, POWER_PORTS,
     VIRTIO_BYTES, VIRTIO_FIRST_GSI, VIRTIO_MAX_DEVICES, VIRTIO_START,
@@ -19,12 +20,13 @@ use crate::boot::layout::{
 use crate::bus::{Bus, RangeTaken};
 use crate::devices::power::{I8042, PowerRegisters};
 use crate::devices::serial::{ConsoleOutput, SavedSerial, SerialPort};
-use crate::devices::virtio::block::{Block, BlockConfig, BlockError};
+use crate::devices::virtio::block::{Block, BlockConfig, BlockError, BlockHost};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, SavedTransport, TransportError};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::saved_device::{DeviceState, SavedDevice};
 use crate::devices::virtio::vsock::{CountersHandle, Vsock, VsockConfig, VsockError};
 use crate::image::DiskFile;
+use crate::sandbox::confine;
 use crate::sys::fd::new_event;
 use crate::vcpu::exits::Buses;
 use crate::vm::{Vm, VmError};
@@ -121,6 +123,37 @@ pub struct DeviceContext<'a> {
     pub memory: &'a GuestMemoryMmap,
     /// Where their events go.
     pub events: &'a EventSender,
+    /// Confines the threads of disks.
+    pub disk_filter: Option<Arc<BpfProgram>>,
+}
+
+/// What disks ask of their machine.
+#[derive(Debug)]
+struct DiskHost {
+    events: EventSender,
+    filter: Option<Arc<BpfProgram>>,
+}
+
+impl BlockHost for DiskHost {
+    fn prepare_thread(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        match &self.filter {
+            Some(filter) => Ok(confine(filter)?),
+            None => Ok(()),
+        }
+    }
+
+    fn held(&self, round: u64) {
+        self.events.send(MachineEvent::DiskHeld { round });
+    }
+}
+
+impl DeviceContext<'_> {
+    fn disk_host(&self) -> Arc<DiskHost> {
+        Arc::new(DiskHost {
+            events: self.events.clone(),
+            filter: self.disk_filter.clone(),
+        })
+    }
 }
 
 impl Devices {
@@ -139,7 +172,7 @@ impl Devices {
         devices.push(Box::new(Rng::new()));
         let mut disk_files = Vec::new();
         for disk in &context.configuration.disks {
-            let block = Block::new(block_config(disk))?;
+            let block = Block::new(&block_config(disk), context.disk_host())?;
             disk_files.extend(disk_file(&block, disk)?);
             devices.push(Box::new(block));
         }
@@ -184,7 +217,7 @@ impl Devices {
                 DeviceState::Rng => Box::new(Rng::new()),
                 DeviceState::Block(state) => {
                     let disk = disks.next().ok_or(DevicesError::DiskCount)?;
-                    let block = Block::restore(block_config(disk), state)?;
+                    let block = Block::restore(&block_config(disk), state, context.disk_host())?;
                     disk_files.extend(disk_file(&block, disk)?);
                     Box::new(block)
                 }
@@ -284,9 +317,11 @@ impl Devices {
         }
     }
 
-    /// Serves queues whose doorbells rang before the vCPUs halted, so that no request is in flight.
+    /// Serves queues whose doorbells rang before the vCPUs halted, so that no request is in flight. Those
+    /// of disks are held by now.
     pub fn quiesce(&self) {
-        for transport in &self.transports {
+        let served_here = |transport: &&Arc<MmioTransport>| !transport.serves_itself();
+        for transport in self.transports.iter().filter(served_here) {
             for (index, _) in (0..).zip(transport.doorbells()) {
                 transport.serve_queue(index);
             }

@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::clock::monotonic_ns;
 use crate::devices::power::{PowerListener, PowerRequest};
 use crate::devices::virtio::vsock::VsockObserver;
-use crate::image::{SaveError, Verified, VerifyError};
+use crate::image::{ConsumeError, SaveError, Verified, VerifyError};
 use crate::sys::fd::new_event;
 use crate::vcpu::thread::{Report, VcpuObserver};
 
@@ -25,6 +25,13 @@ pub enum MachineEvent {
         /// When, on CLOCK_MONOTONIC.
         at_ns: u64,
     },
+    /// A disk is held, and has no request in service.
+    DiskHeld {
+        /// As in `BlockHost`.
+        round: u64,
+    },
+    /// That the image was used is durable, or can't be made so.
+    ConsumptionSynced(Result<(), ConsumeError>),
     /// The background check of memory has ended.
     Verified(Result<Verified, VerifyError>),
     /// The thread that saves has ended.

@@ -8,6 +8,7 @@ pub mod configuration;
 pub mod devices;
 pub mod ending;
 pub mod events;
+pub mod halt;
 pub mod restore;
 pub mod run;
 pub mod state;
@@ -57,29 +58,30 @@ struct RestoredImage {
     check_memory: bool,
 }
 
-/// Installs the handler of filter violations and compiles the filter of vCPU threads; none where threads
-/// are not confined.
-fn prepare_sandbox(enabled: bool) -> Result<Option<Arc<BpfProgram>>, SandboxError> {
+/// Filters of the threads that a machine begins with; none where threads are not confined.
+#[derive(Debug, Default)]
+struct Filters {
+    vcpu: Option<Arc<BpfProgram>>,
+    disk: Option<Arc<BpfProgram>>,
+}
+
+/// Installs the handler of filter violations and compiles the filters.
+fn prepare_sandbox(enabled: bool, has_disks: bool) -> Result<Filters, SandboxError> {
     if !enabled {
-        return Ok(None);
+        return Ok(Filters::default());
     }
     sandbox::install_violation_handler()?;
-    let filter = sandbox::filter(ThreadKind::Vcpu)?;
-    Ok(Some(Arc::new(filter)))
+    let disk = has_disks.then(|| sandbox::filter(ThreadKind::Disk));
+    Ok(Filters {
+        vcpu: Some(Arc::new(sandbox::filter(ThreadKind::Vcpu)?)),
+        disk: disk.transpose()?.map(Arc::new),
+    })
 }
 
 impl Machine {
     /// Lets all vCPUs run.
     fn run_vcpus(&self) -> Result<(), VcpuError> {
-        self.vcpus.iter().try_for_each(VcpuThread::run)?;
-        self.vcpus.iter().try_for_each(VcpuThread::wait_running)
-    }
-
-    /// Halts all vCPUs. Sends the command to all before it waits for the first, so that none spins for long
-    /// on a lock whose holder has halted.
-    fn halt_vcpus(&self) -> Result<(), VcpuError> {
-        self.vcpus.iter().try_for_each(VcpuThread::pause)?;
-        self.vcpus.iter().try_for_each(VcpuThread::wait_paused)
+        self.vcpus.iter().try_for_each(VcpuThread::run)
     }
 
     fn clock(&self) -> Result<kvm_clock_data, VmError> {

@@ -186,13 +186,14 @@ pub fn restore(
     }
 
     let vm = Arc::new(Vm::create(kvm, &memory.guest)?);
-    let filter = prepare_sandbox(host.sandbox)?;
+    let filters = prepare_sandbox(host.sandbox, !configuration.disks.is_empty())?;
     let (event_sender, events) = events::queue().map_err(RestoreError::Events)?;
     let context = DeviceContext {
         configuration: &configuration,
         vsock: host.vsock.as_ref(),
         memory: &memory.guest,
         events: &event_sender,
+        disk_filter: filters.disk,
     };
     let devices = Devices::restore(&context, host.console, &state.devices)?;
     let shared = Shared {
@@ -200,7 +201,7 @@ pub fn restore(
         buses: devices.buses.clone(),
         msr_indices: saved_indices(vm.kvm())?.into(),
         observer: Arc::new(event_sender.clone()),
-        filter,
+        filter: filters.vcpu,
     };
     let tsc_shift = state.host_tsc.wrapping_sub(host_tsc());
     let start = |state| Start::Restore { state, tsc_shift };

@@ -1,34 +1,35 @@
-//! The single loop that owns a running machine: guest events, requests, device service.
+//! The single loop that owns a running machine: guest events, device service, requests (in `requests`).
 //!
 //! Guest events are handled before requests: a guest that has powered itself off is not suspended.
-//! Devices are served only while vCPUs may run.
+//! Devices are served only while vCPUs may run. The loop waits for nothing but its next event: not for a
+//! vCPU, and not for a disk.
+
+mod requests;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::OwnedFd;
-use vmm_control::{
-    ExitReason, Hello, Message, Reply, Request, RequestBody, SuspendFigures, VERSION, VsockCounters,
-};
+use vmm_control::{ExitReason, Message, Reply};
 use vmm_sys_util::eventfd::EventFd;
 
+use self::requests::{HaltInProgress, SuspendInProgress};
 use super::Machine;
 use super::ending::Ending;
 use super::events::MachineEvent;
-use super::state::{Action, Input, State, apply};
-use super::suspend::{Saving, failure_kind};
+use super::state::{Input, State, apply};
 use crate::clock::monotonic_ns;
 use crate::control::ControlListener;
 use crate::control::clients::{ClientId, Clients};
 use crate::devices::power::PowerRequest;
 use crate::devices::virtio::mmio::MmioTransport;
 use crate::epoll::ready_now;
-use crate::image::open::ConsumeError;
-use crate::image::{BackgroundVerifier, SaveError, Verified, VerifyError};
+use crate::image::{BackgroundVerifier, ConsumeError, Consumption, Verified, VerifyError};
 use crate::log;
-use crate::phases::Phases;
 use crate::sandbox::{self, SandboxError, ThreadKind, confine};
 use crate::sys::fd::borrow;
 use crate::sys::termination::termination_event;
@@ -101,8 +102,12 @@ struct Runner {
     entered: usize,
     reset_acknowledged_ns: Option<u64>,
     verifier: Option<BackgroundVerifier>,
-    /// The suspend in progress, the client that asked for it, and the request's id.
-    suspend: Option<(Saving, ClientId, u64)>,
+    /// That the image was used is not durable yet; none after a boot.
+    consumption: Option<Consumption>,
+    /// How many halts have begun.
+    halts: u64,
+    halt: Option<HaltInProgress>,
+    suspend: Option<SuspendInProgress>,
     epoll: OwnedFd,
     _termination: EventFd,
     /// The sources of devices, in an epoll of their own, so that all can be ignored at once.
@@ -117,7 +122,11 @@ impl Runner {
         let (epoll, device_epoll) = (create()?, create()?);
         let mut sources = Vec::new();
         for transport in &machine.devices.transports {
-            for (index, doorbell) in (0..).zip(transport.doorbells()) {
+            let doorbells = match transport.serves_itself() {
+                true => &[],
+                false => transport.doorbells(),
+            };
+            for (index, doorbell) in (0..).zip(doorbells) {
                 watch(&device_epoll, borrow(doorbell), sources.len() as u64)?;
                 sources.push(Source::Doorbell {
                     transport: Arc::clone(transport),
@@ -149,6 +158,9 @@ impl Runner {
             entered: 0,
             reset_acknowledged_ns: None,
             verifier: None,
+            consumption: None,
+            halts: 0,
+            halt: None,
             suspend: None,
             epoll,
             _termination: termination,
@@ -160,25 +172,28 @@ impl Runner {
 
     fn serve(&mut self) -> Result<Ending, LoopError> {
         if let Some(restored) = &self.machine.restored_from {
-            restored.image.consume()?;
+            self.consumption = Some(restored.image.consume()?);
         }
         self.machine.run_vcpus()?;
         // After the vCPUs have started, which do not wait for this thread.
         if self.machine.sandbox {
             confine(&sandbox::filter(ThreadKind::EventLoop)?)?;
         }
+        self.make_consumption_durable();
         let mut ready = Vec::with_capacity(16);
         loop {
             ready.clear();
+            let left = self.time_left()?;
             match epoll::wait(
                 &self.epoll,
                 rustix::buffer::spare_capacity(&mut ready),
-                None,
+                left.as_ref(),
             ) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => return Err(failed("wait for events")(errno)),
             }
             if let Some(ending) = self.serve_events()? {
+                self.refuse_halt(&format!("not halted: {}", ending.message));
                 return Ok(ending);
             }
             for event in &ready {
@@ -209,6 +224,14 @@ impl Runner {
                     self.note_entry(at_ns);
                     None
                 }
+                MachineEvent::Vcpu(Report::Halted { round }) => {
+                    self.note_halted_vcpu(round)?;
+                    None
+                }
+                MachineEvent::DiskHeld { round } => {
+                    self.note_held_disk(round)?;
+                    None
+                }
                 MachineEvent::Vcpu(Report::Fault { index, fault }) => {
                     let message = format!("vCPU {index}: {fault}");
                     Some(Ending::new(ExitReason::GuestCrashed, message))
@@ -228,6 +251,7 @@ impl Runner {
                     None
                 }
                 MachineEvent::Verified(outcome) => self.note_verification(outcome),
+                MachineEvent::ConsumptionSynced(outcome) => self.note_consumption(outcome),
                 MachineEvent::Saved(outcome) => self.finish_suspend(outcome)?,
             };
             if ending.is_some() {
@@ -264,6 +288,41 @@ impl Runner {
             Ok(verifier) => self.verifier = Some(verifier),
             Err(error) => log::line(format_args!("cannot start to check guest memory: {error}")),
         }
+    }
+
+    /// Begins to make durable that the image was used, beside the guest. What a second run of the same
+    /// memory would repeat waits for it.
+    fn make_consumption_durable(&self) {
+        let Some(consumption) = self.consumption.clone() else {
+            return;
+        };
+        let sender = self.machine.event_sender.clone();
+        let work = move || {
+            let outcome = consumption.make_durable();
+            sender.send(MachineEvent::ConsumptionSynced(outcome));
+        };
+        let thread = std::thread::Builder::new().name("consume".to_owned());
+        if thread.spawn(work.clone()).is_err() {
+            // The host is out of threads: then the loop does wait.
+            work();
+        }
+    }
+
+    fn note_consumption(&mut self, outcome: Result<(), ConsumeError>) -> Option<Ending> {
+        let consumption = self.consumption.take()?;
+        let Err(error) = outcome else {
+            for transport in &self.machine.devices.transports {
+                transport.let_writes_pass();
+            }
+            self.broadcast(&vmm_control::Event::ConsumptionDurable);
+            return None;
+        };
+        // Nothing that the guest did since has left it, so its image is as good as before.
+        let mut message = error_text::with_causes(&error);
+        if let Err(error) = consumption.undo() {
+            message = format!("{message}; {}", error_text::with_causes(&error));
+        }
+        Some(Ending::new(ExitReason::HostFailed, message))
     }
 
     fn note_verification(&mut self, outcome: Result<Verified, VerifyError>) -> Option<Ending> {
@@ -323,132 +382,19 @@ impl Runner {
             .map_err(failed("change which events are waited for"))
     }
 
-    fn serve_clients(&mut self) -> Result<Option<Ending>, LoopError> {
-        let hello = hello(&self.machine, self.state, self.reset_acknowledged_ns);
-        let requests = self
-            .clients
-            .serve(|| hello.clone())
-            .map_err(|source| LoopError::Epoll {
-                what: "serve the control socket",
-                source,
-            })?;
-        for (client, request) in requests {
-            if let Some(ending) = self.serve_request(client, request)? {
-                return Ok(Some(ending));
-            }
-        }
-        Ok(None)
-    }
-
-    fn serve_request(
-        &mut self,
-        client: ClientId,
-        request: Request,
-    ) -> Result<Option<Ending>, LoopError> {
-        let id = request.id;
-        match request.body {
-            RequestBody::Pause => {
-                let reply = self.change(Input::Pause)?;
-                self.reply(client, id, reply);
-            }
-            RequestBody::Unpause => {
-                let reply = self.change(Input::Unpause)?;
-                self.reply(client, id, reply);
-            }
-            RequestBody::Suspend { image } => return self.start_suspend(client, id, image),
-            RequestBody::CancelSuspend => {
-                if let Some((saving, ..)) = &self.suspend {
-                    saving.cancel();
-                }
-                self.reply(client, id, Reply::Done);
-            }
-            RequestBody::Counters => {
-                let counters = match &self.machine.devices.vsock_counters {
-                    Some(counters) => counters.read(),
-                    None => VsockCounters::default(),
-                };
-                self.reply(client, id, Reply::Counters(counters));
-            }
-            RequestBody::Quit => {
-                self.reply(client, id, Reply::Done);
-                return Ok(Some(Ending::new(ExitReason::Quit, "ended by request")));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Halts vCPUs or lets them run.
-    fn change(&mut self, input: Input) -> Result<Reply, LoopError> {
-        let (next, action) = apply(self.state, input);
-        match action {
-            Action::Halt => self.machine.halt_vcpus()?,
-            Action::Run => self.machine.run_vcpus()?,
-            Action::Refuse => return Ok(busy()),
-            Action::Nothing | Action::Save => {}
-        }
-        self.set_state(next)?;
-        Ok(Reply::Done)
-    }
-
-    fn start_suspend(
-        &mut self,
-        client: ClientId,
-        id: u64,
-        image: std::path::PathBuf,
-    ) -> Result<Option<Ending>, LoopError> {
-        let (next, action) = apply(self.state, Input::Suspend);
-        if action != Action::Save {
-            self.reply(client, id, busy());
-            return Ok(None);
-        }
-        let mut phases = Phases::starting_at(monotonic_ns());
-        if self.state.is_running() {
-            self.machine.halt_vcpus()?;
-        }
-        phases.end("pause");
-        // A guest that has powered itself off meanwhile is not saved.
-        if let Some(ending) = self.serve_events()? {
-            let message = format!("not suspended: {}", ending.message);
-            self.reply(client, id, failure("invalid", message));
-            return Ok(Some(ending));
-        }
-        self.set_state(next)?;
-        match self.machine.start_save(image, phases) {
-            Ok(saving) => self.suspend = Some((saving, client, id)),
-            Err(error) => {
-                self.continue_after_failed_suspend()?;
-                self.reply(client, id, failure("io", error_text::with_causes(&error)));
-            }
-        }
-        Ok(None)
-    }
-
-    fn finish_suspend(
-        &mut self,
-        outcome: Result<SuspendFigures, SaveError>,
-    ) -> Result<Option<Ending>, LoopError> {
-        let Some((_, client, id)) = self.suspend.take() else {
+    /// The time until the next deadline, which is none if nothing has one. What has missed its deadline is
+    /// given up.
+    fn time_left(&mut self) -> Result<Option<Timespec>, LoopError> {
+        let Some(halt) = &self.halt else {
             return Ok(None);
         };
-        match outcome {
-            Ok(figures) => {
-                self.reply(client, id, Reply::Suspended(figures));
-                Ok(Some(Ending::new(ExitReason::Suspended, "suspended")))
-            }
-            Err(error) => {
-                let message = error_text::with_causes(&error);
-                log::line(format_args!(
-                    "suspend failed, the machine continues: {message}"
-                ));
-                self.continue_after_failed_suspend()?;
-                self.reply(client, id, failure(failure_kind(&error), message));
-                Ok(None)
-            }
-        }
-    }
-
-    fn continue_after_failed_suspend(&mut self) -> Result<(), LoopError> {
-        self.change(Input::SuspendFailed).map(drop)
+        let Some(left) = halt.time_left(Instant::now()) else {
+            self.give_halt_up()?;
+            return Ok(None);
+        };
+        // Rounded up, so that the deadline has passed after the wait.
+        let left = left + Duration::from_millis(1);
+        Ok(Timespec::try_from(left).ok())
     }
 
     fn reply(&mut self, client: ClientId, id: u64, reply: Reply) {
@@ -471,27 +417,4 @@ impl Runner {
 fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>, token: u64) -> Result<(), LoopError> {
     epoll::add(epoll, fd, EventData::new_u64(token), EventFlags::IN)
         .map_err(failed("watch a descriptor"))
-}
-
-fn busy() -> Reply {
-    failure("busy", "a suspend is in progress".to_owned())
-}
-
-fn failure(kind: &str, message: String) -> Reply {
-    Reply::Failed {
-        kind: kind.to_owned(),
-        message,
-    }
-}
-
-fn hello(machine: &Machine, state: State, reset_acknowledged_ns: Option<u64>) -> Message {
-    Message::Hello(Hello {
-        version: VERSION,
-        machine_id: machine.identity.machine_id.clone(),
-        generation: machine.identity.generation,
-        pid: std::process::id(),
-        state: state.run_state(),
-        phases: machine.phases.list().to_vec(),
-        reset_acknowledged_ns,
-    })
 }

@@ -1,10 +1,12 @@
 //! The state of a machine's vCPUs, and the effect of each request on it. Pure: no I/O, no clock.
 //!
 //! ```text
-//! Building ─ entered ─▶ Running ◀─ unpause ─ pause ─▶ Paused
-//!                          │                            │
-//!                          └─ suspend ─▶ Suspending ◀───┘     a failed or cancelled suspend returns
-//!                                                             to the state that it came from
+//! Building ─ entered ─▶ Running ─ pause, suspend ─▶ Halting ─ halted ─▶ Paused, Suspending
+//!                          ▲                           │                   │         │
+//!                          └──── halt failed ──────────┘                   │         │
+//!                          └──── unpause ──────────────────────────────────┘         │
+//!                          └──── suspend failed (or back to Paused) ─────────────────┘
+//! Paused ─ suspend ─▶ Suspending
 //! ```
 //!
 //! The end of the process is no state: it may end in any of these.
@@ -18,6 +20,11 @@ pub enum State {
     Building,
     /// Running.
     Running,
+    /// Asked to halt; some may still run.
+    Halting {
+        /// What follows.
+        then: Then,
+    },
     /// Halted by request.
     Paused,
     /// Halted, and being saved.
@@ -25,6 +32,15 @@ pub enum State {
         /// The state to which a failed suspend returns.
         from: Stable,
     },
+}
+
+/// What a halt is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// A pause.
+    Pause,
+    /// A suspend.
+    Save,
 }
 
 /// A state in which no suspend is in progress.
@@ -47,6 +63,10 @@ pub enum Input {
     Unpause,
     /// Requested.
     Suspend,
+    /// vCPUs and disks are at rest.
+    Halted,
+    /// They did not come to rest in time, or the request was cancelled.
+    HaltFailed,
     /// The suspend in progress has failed or was cancelled.
     SuspendFailed,
 }
@@ -56,13 +76,13 @@ pub enum Input {
 pub enum Action {
     /// Nothing: the state is already as requested.
     Nothing,
-    /// Halt the vCPUs.
+    /// Halt the vCPUs and hold the disks.
     Halt,
     /// Let them run.
     Run,
-    /// Save; halt the vCPUs first if they run.
+    /// Save.
     Save,
-    /// Refuse: a suspend is in progress.
+    /// Refuse: a suspend or another halt is in progress.
     Refuse,
 }
 
@@ -72,16 +92,16 @@ impl State {
     pub fn run_state(self) -> RunState {
         match self {
             Self::Building => RunState::Building,
-            Self::Running => RunState::Running,
+            Self::Running | Self::Halting { then: Then::Pause } => RunState::Running,
             Self::Paused => RunState::Paused,
-            Self::Suspending { .. } => RunState::Suspending,
+            Self::Halting { then: Then::Save } | Self::Suspending { .. } => RunState::Suspending,
         }
     }
 
     /// Whether vCPUs may run, and devices are served.
     #[must_use]
     pub fn is_running(self) -> bool {
-        matches!(self, Self::Building | Self::Running)
+        matches!(self, Self::Building | Self::Running | Self::Halting { .. })
     }
 }
 
@@ -89,41 +109,31 @@ impl State {
 /// the state only if that succeeds.
 #[must_use]
 pub fn apply(state: State, input: Input) -> (State, Action) {
-    use Input::{Entered, Pause, SuspendFailed, Unpause};
-    use State::{Building, Paused, Running, Suspending};
+    use Input::{Entered, HaltFailed, Halted, Pause, Suspend, SuspendFailed, Unpause};
+    use State::{Building, Halting, Paused, Running, Suspending};
     match (state, input) {
         (Building, Entered) => (Running, Action::Nothing),
-        (Running | Building, Pause) => (Paused, Action::Halt),
-        (Paused, Unpause) => (Running, Action::Run),
-        (Running | Building, Input::Suspend) => (
-            Suspending {
-                from: Stable::Running,
-            },
-            Action::Save,
-        ),
-        (Paused, Input::Suspend) => (
-            Suspending {
-                from: Stable::Paused,
-            },
-            Action::Save,
-        ),
-        (
-            Suspending {
-                from: Stable::Running,
-            },
-            SuspendFailed,
-        ) => (Running, Action::Run),
-        (
-            Suspending {
-                from: Stable::Paused,
-            },
-            SuspendFailed,
-        ) => (Paused, Action::Nothing),
-        (Suspending { .. }, Pause | Unpause | Input::Suspend) => (state, Action::Refuse),
-        // Paused before the last vCPU had been entered, or already as requested.
-        (_, Entered | SuspendFailed) | (Paused, Pause) | (Running | Building, Unpause) => {
-            (state, Action::Nothing)
+        (Running | Building, Pause) => (Halting { then: Then::Pause }, Action::Halt),
+        (Running | Building, Suspend) => (Halting { then: Then::Save }, Action::Halt),
+        (Halting { then: Then::Pause }, Halted) => (Paused, Action::Nothing),
+        (Halting { then: Then::Save }, Halted) => {
+            let from = Stable::Running;
+            (Suspending { from }, Action::Save)
         }
+        (Halting { .. }, HaltFailed) | (Paused, Unpause) => (Running, Action::Run),
+        (Paused, Suspend) => {
+            let from = Stable::Paused;
+            (Suspending { from }, Action::Save)
+        }
+        (Suspending { from }, SuspendFailed) => match from {
+            Stable::Running => (Running, Action::Run),
+            Stable::Paused => (Paused, Action::Nothing),
+        },
+        (Suspending { .. } | Halting { .. }, Pause | Unpause | Suspend) => (state, Action::Refuse),
+        // All have been entered before the first halts; the rest is already as requested, or too late.
+        (_, Entered | Halted | HaltFailed | SuspendFailed)
+        | (Paused, Pause)
+        | (Running | Building, Unpause) => (state, Action::Nothing),
     }
 }
 
@@ -137,41 +147,62 @@ mod tests {
     const SUSPENDING_PAUSED: State = State::Suspending {
         from: Stable::Paused,
     };
+    const TO_PAUSE: State = State::Halting { then: Then::Pause };
+    const TO_SAVE: State = State::Halting { then: Then::Save };
+    const STATES: [State; 7] = [
+        State::Building,
+        State::Running,
+        TO_PAUSE,
+        TO_SAVE,
+        State::Paused,
+        SUSPENDING,
+        SUSPENDING_PAUSED,
+    ];
+
+    /// What each input leads to, in the order of [`STATES`].
+    fn row(input: Input) -> [(State, Action); 7] {
+        STATES.map(|state| apply(state, input))
+    }
 
     #[test]
     fn every_state_and_input_has_its_step() {
         use Action::{Halt, Nothing, Refuse, Run, Save};
-        use Input::{Entered, Pause, Suspend, SuspendFailed, Unpause};
-        use State::{Building, Paused, Running};
-        let table = [
-            (Building, Entered, Running, Nothing),
-            (Building, Pause, Paused, Halt),
-            (Building, Unpause, Building, Nothing),
-            (Building, Suspend, SUSPENDING, Save),
-            (Building, SuspendFailed, Building, Nothing),
-            (Running, Entered, Running, Nothing),
-            (Running, Pause, Paused, Halt),
-            (Running, Unpause, Running, Nothing),
-            (Running, Suspend, SUSPENDING, Save),
-            (Running, SuspendFailed, Running, Nothing),
-            (Paused, Entered, Paused, Nothing),
-            (Paused, Pause, Paused, Nothing),
-            (Paused, Unpause, Running, Run),
-            (Paused, Suspend, SUSPENDING_PAUSED, Save),
-            (Paused, SuspendFailed, Paused, Nothing),
-            (SUSPENDING, Entered, SUSPENDING, Nothing),
-            (SUSPENDING, Pause, SUSPENDING, Refuse),
-            (SUSPENDING, Unpause, SUSPENDING, Refuse),
-            (SUSPENDING, Suspend, SUSPENDING, Refuse),
-            (SUSPENDING, SuspendFailed, Running, Run),
-            (SUSPENDING_PAUSED, Entered, SUSPENDING_PAUSED, Nothing),
-            (SUSPENDING_PAUSED, Pause, SUSPENDING_PAUSED, Refuse),
-            (SUSPENDING_PAUSED, Unpause, SUSPENDING_PAUSED, Refuse),
-            (SUSPENDING_PAUSED, Suspend, SUSPENDING_PAUSED, Refuse),
-            (SUSPENDING_PAUSED, SuspendFailed, Paused, Nothing),
-        ];
-        for (state, input, next, action) in table {
-            assert_eq!(apply(state, input), (next, action), "{state:?} {input:?}");
-        }
+        use State::{Paused, Running};
+        let unchanged = STATES.map(|state| (state, Nothing));
+        let with = |changes: &[(usize, (State, Action))]| {
+            let mut row = unchanged;
+            for (at, step) in changes {
+                row[*at] = *step;
+            }
+            row
+        };
+        let refused = [2, 3, 5, 6].map(|at| (at, (STATES[at], Refuse)));
+        let refusing = |changes: &[(usize, (State, Action))]| with(&[&refused, changes].concat());
+        assert_eq!(row(Input::Entered), with(&[(0, (Running, Nothing))]));
+        assert_eq!(
+            row(Input::Pause),
+            refusing(&[(0, (TO_PAUSE, Halt)), (1, (TO_PAUSE, Halt))])
+        );
+        assert_eq!(row(Input::Unpause), refusing(&[(4, (Running, Run))]));
+        assert_eq!(
+            row(Input::Suspend),
+            refusing(&[
+                (0, (TO_SAVE, Halt)),
+                (1, (TO_SAVE, Halt)),
+                (4, (SUSPENDING_PAUSED, Save)),
+            ])
+        );
+        assert_eq!(
+            row(Input::Halted),
+            with(&[(2, (Paused, Nothing)), (3, (SUSPENDING, Save))])
+        );
+        assert_eq!(
+            row(Input::HaltFailed),
+            with(&[(2, (Running, Run)), (3, (Running, Run))])
+        );
+        assert_eq!(
+            row(Input::SuspendFailed),
+            with(&[(5, (Running, Run)), (6, (Paused, Nothing))])
+        );
     }
 }

@@ -8,11 +8,16 @@
 //! The thread creates the vCPU itself, since all vCPU calls should come from one thread (api.rst,
 //! section 2). It pauses only where KVM_RUN has returned EINTR, when each access of the guest is
 //! complete. Commands go through a channel, followed by a kick.
+//!
+//! Nobody waits for a vCPU to halt: it may be in the middle of a page fault on a slow disk. It reports
+//! that it has halted, with the number of the round in which it was asked. A halted vCPU answers at
+//! once, and each answer has the number of its command, so that a late one is not taken for another's.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::VcpuFd;
@@ -26,7 +31,8 @@ use crate::sandbox::{SandboxError, confine};
 use crate::sys::kick::{KickTarget, kick_signal};
 use crate::vm::{Capabilities, Vm, VmError};
 
-/// Longest wait for an answer. It takes microseconds, and less than a second even on a host that swaps.
+/// Longest wait for the answer of a halted vCPU. It takes microseconds, and less than a second even on a
+/// host that swaps.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// Enough for the deepest call of a device, and too small for a huge page.
 const STACK_BYTES: usize = 256 << 10;
@@ -109,6 +115,11 @@ pub enum Report {
         /// When, on CLOCK_MONOTONIC.
         at_ns: u64,
     },
+    /// It has halted as asked.
+    Halted {
+        /// As in [`VcpuThread::pause`].
+        round: u64,
+    },
     /// It can't continue.
     Fault {
         /// Which vCPU.
@@ -127,16 +138,17 @@ pub trait VcpuObserver: Send + Sync + std::fmt::Debug {
 #[derive(Debug)]
 enum Command {
     Run,
-    Pause,
-    Save,
+    Pause { round: u64 },
+    Save { number: u64 },
     Finish,
 }
+
+/// The number of the answer to the start.
+const START: u64 = 0;
 
 #[derive(Debug)]
 enum Answer {
     Started,
-    Running,
-    Paused,
     Saved(Box<VcpuState>),
     Failed(RegistersError),
     NotCreated(VmError),
@@ -148,7 +160,9 @@ enum Answer {
 pub struct VcpuThread {
     index: u8,
     commands: Sender<Command>,
-    answers: Receiver<Answer>,
+    answers: Receiver<(u64, Answer)>,
+    /// The number of the last command that is answered.
+    last_number: AtomicU64,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -202,46 +216,31 @@ impl VcpuThread {
             index,
             commands,
             answers,
+            last_number: AtomicU64::new(START),
             thread: Some(thread),
         })
     }
 
     fn wait_started(&self) -> Result<(), VcpuError> {
-        self.answer("take its state").map(drop)
+        self.answer(START, "take its state").map(drop)
     }
 
-    /// Lets it run.
+    /// Lets it run, once it has carried out the commands before.
     ///
     /// # Errors
-    /// [`VcpuError`].
+    /// [`VcpuError::Ended`].
     pub fn run(&self) -> Result<(), VcpuError> {
         self.send(Command::Run)
     }
 
-    /// Waits until it runs, after [`Self::run`].
+    /// Asks it to halt, which it reports as [`Report::Halted`]; at once if it is halted already.
     ///
     /// # Errors
-    /// [`VcpuError`].
-    pub fn wait_running(&self) -> Result<(), VcpuError> {
-        self.answer("run").map(drop)
-    }
-
-    /// Asks it to halt. [`Self::wait_paused`] waits for that, so that all vCPUs halt at nearly the same time.
-    ///
-    /// # Errors
-    /// [`VcpuError`].
-    pub fn pause(&self) -> Result<(), VcpuError> {
-        self.send(Command::Pause)?;
+    /// [`VcpuError::Ended`].
+    pub fn pause(&self, round: u64) -> Result<(), VcpuError> {
+        self.send(Command::Pause { round })?;
         self.kick();
         Ok(())
-    }
-
-    /// Waits until it has halted.
-    ///
-    /// # Errors
-    /// [`VcpuError`].
-    pub fn wait_paused(&self) -> Result<(), VcpuError> {
-        self.answer("halt").map(drop)
     }
 
     /// Collects its state while it is halted.
@@ -249,12 +248,14 @@ impl VcpuThread {
     /// # Errors
     /// [`VcpuError`].
     pub fn save(&self) -> Result<Box<VcpuState>, VcpuError> {
-        self.send(Command::Save)?;
-        match self.answer("give its state")? {
+        const COMMAND: &str = "give its state";
+        let number = self.last_number.fetch_add(1, Ordering::Relaxed) + 1;
+        self.send(Command::Save { number })?;
+        match self.answer(number, COMMAND)? {
             Answer::Saved(state) => Ok(state),
             _ => Err(VcpuError::Silent {
                 index: self.index,
-                command: "give its state",
+                command: COMMAND,
             }),
         }
     }
@@ -272,15 +273,26 @@ impl VcpuThread {
         }
     }
 
-    fn answer(&self, command: &'static str) -> Result<Answer, VcpuError> {
+    /// Waits for the answer with this number. Earlier ones came too late for whoever waited for them.
+    fn answer(&self, number: u64, command: &'static str) -> Result<Answer, VcpuError> {
         let index = self.index;
-        match self.answers.recv_timeout(ANSWER_DEADLINE) {
-            Ok(Answer::Failed(source)) => Err(VcpuError::Registers { index, source }),
-            Ok(Answer::NotConfined(source)) => Err(VcpuError::Sandbox { index, source }),
-            Ok(Answer::NotCreated(source)) => Err(VcpuError::Create { index, source }),
-            Ok(answer) => Ok(answer),
-            Err(RecvTimeoutError::Timeout) => Err(VcpuError::Silent { index, command }),
-            Err(RecvTimeoutError::Disconnected) => Err(VcpuError::Ended { index }),
+        let deadline = Instant::now() + ANSWER_DEADLINE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let (answered, answer) = match self.answers.recv_timeout(left) {
+                Ok(answer) => answer,
+                Err(RecvTimeoutError::Timeout) => return Err(VcpuError::Silent { index, command }),
+                Err(RecvTimeoutError::Disconnected) => return Err(VcpuError::Ended { index }),
+            };
+            if answered != number {
+                continue;
+            }
+            return match answer {
+                Answer::Failed(source) => Err(VcpuError::Registers { index, source }),
+                Answer::NotConfined(source) => Err(VcpuError::Sandbox { index, source }),
+                Answer::NotCreated(source) => Err(VcpuError::Create { index, source }),
+                answer => Ok(answer),
+            };
         }
     }
 }
@@ -300,7 +312,7 @@ struct VcpuLoop {
     index: u8,
     shared: Shared,
     commands: Receiver<Command>,
-    answers: Sender<Answer>,
+    answers: Sender<(u64, Answer)>,
 }
 
 /// The state of the thread.
@@ -314,19 +326,19 @@ impl VcpuLoop {
     fn serve(self, start: Start) {
         let fd = match self.shared.vm.create_vcpu(self.index) {
             Ok(fd) => fd,
-            Err(error) => return self.reply(Answer::NotCreated(error)),
+            Err(error) => return self.reply(START, Answer::NotCreated(error)),
         };
         let cpuid = match configure(&fd, start, self.shared.vm.capabilities()) {
             Ok(cpuid) => cpuid,
-            Err(error) => return self.reply(Answer::Failed(error)),
+            Err(error) => return self.reply(START, Answer::Failed(error)),
         };
         if let Some(filter) = &self.shared.filter
             && let Err(error) = confine(filter)
         {
-            return self.reply(Answer::NotConfined(error));
+            return self.reply(START, Answer::NotConfined(error));
         }
         let mut target = KickTarget::new(fd);
-        self.reply(Answer::Started);
+        self.reply(START, Answer::Started);
         let mut entered = false;
         let mut mode = Mode::Paused;
         loop {
@@ -349,86 +361,90 @@ impl VcpuLoop {
     /// Runs the guest until a command or a fault.
     fn run(&self, target: &mut KickTarget) -> Mode {
         loop {
+            // Commands are received only here, where pending accesses are complete. All of them, as one kick
+            // may stand for several.
+            while let Ok(command) = self.commands.try_recv() {
+                match command {
+                    Command::Pause { round } => {
+                        self.acknowledge_pause(target, round);
+                        return Mode::Paused;
+                    }
+                    Command::Finish => return Mode::Finished,
+                    // It runs already; and only a halted one is asked for its state.
+                    Command::Run | Command::Save { .. } => {}
+                }
+            }
+            if let Err(fault) = self.run_to_kick(target) {
+                self.shared.observer.report(Report::Fault {
+                    index: self.index,
+                    fault,
+                });
+                return Mode::Paused;
+            }
+        }
+    }
+
+    /// Runs the guest until a kick.
+    fn run_to_kick(&self, target: &mut KickTarget) -> Result<(), Fault> {
+        loop {
             match target.vcpu().run() {
                 Ok(exit) => match serve_exit(exit, &self.shared.buses) {
                     Next::Enter => {}
-                    Next::Stop(fault) => {
-                        self.shared.observer.report(Report::Fault {
-                            index: self.index,
-                            fault,
-                        });
-                        return Mode::Paused;
-                    }
+                    Next::Stop(fault) => return Err(fault),
                 },
-                // Commands are received only here, where pending accesses are complete.
                 Err(error) if error.errno() == libc::EINTR => {
                     target.clear();
-                    match self.commands.try_recv() {
-                        Ok(Command::Pause) => {
-                            self.acknowledge_pause(target);
-                            return Mode::Paused;
-                        }
-                        Ok(Command::Finish) | Err(mpsc::TryRecvError::Disconnected) => {
-                            return Mode::Finished;
-                        }
-                        Ok(Command::Run) => self.reply(Answer::Running),
-                        Ok(Command::Save) | Err(mpsc::TryRecvError::Empty) => {}
-                    }
+                    return Ok(());
                 }
                 // A vCPU that still waits for its SIPI (api.rst, KVM_RUN).
                 Err(error) if error.errno() == libc::EAGAIN => {}
                 Err(error) => {
-                    let fault = Fault::Run {
+                    return Err(Fault::Run {
                         errno: error.errno(),
-                    };
-                    self.shared.observer.report(Report::Fault {
-                        index: self.index,
-                        fault,
                     });
-                    return Mode::Paused;
                 }
             }
         }
     }
 
-    fn acknowledge_pause(&self, target: &mut KickTarget) {
+    fn acknowledge_pause(&self, target: &mut KickTarget, round: u64) {
         if self.shared.vm.capabilities().kvmclock_ctrl {
             // Tells the guest's soft-lockup watchdog that it was stopped (api.rst, KVM_KVMCLOCK_CTRL). Fails
             // where the guest has no kvm-clock, and then no such watchdog needs it.
             let _ = target.vcpu().kvmclock_ctrl();
         }
-        self.reply(Answer::Paused);
+        self.shared.observer.report(Report::Halted { round });
     }
 
     /// Waits for a command while halted.
     fn wait(&self, target: &mut KickTarget, cpuid: &CpuId) -> Mode {
         loop {
             match self.commands.recv() {
-                Ok(Command::Run) => {
-                    self.reply(Answer::Running);
-                    return Mode::Running;
-                }
+                Ok(Command::Run) => return Mode::Running,
                 // Halted already, by a fault or an earlier command.
-                Ok(Command::Pause) => self.reply(Answer::Paused),
-                Ok(Command::Save) => {
+                Ok(Command::Pause { round }) => {
+                    self.shared.observer.report(Report::Halted { round });
+                }
+                Ok(Command::Save { number }) => {
                     let Shared {
                         vm, msr_indices, ..
                     } = &self.shared;
                     let saved =
                         registers::save(target.vcpu(), cpuid, msr_indices, vm.capabilities());
-                    self.reply(match saved {
+                    let answer = match saved {
                         Ok(state) => Answer::Saved(Box::new(state)),
                         Err(error) => Answer::Failed(error),
-                    });
+                    };
+                    self.reply(number, answer);
                 }
                 Ok(Command::Finish) | Err(_) => return Mode::Finished,
             }
         }
     }
 
-    fn reply(&self, answer: Answer) {
+    fn reply(&self, number: u64, answer: Answer) {
         // Fails only if the machine has been dropped.
-        let _ = self.answers.send(answer);
+        let _ = self.answers.send((number, answer));
     }
 }
 

@@ -80,6 +80,14 @@ pub struct Hello {
     /// When the guest acknowledged the transport reset; none if it has not, and after a boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reset_acknowledged_ns: Option<u64>,
+    /// See [`Event::ConsumptionDurable`]; true after a boot. A VMM that does not say makes no such promise,
+    /// and nothing waits for it.
+    #[serde(default = "yes")]
+    pub consumption_durable: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// The state of the vCPUs.
@@ -108,7 +116,7 @@ pub enum Reply {
     Counters(VsockCounters),
     /// Not done. The machine is as it was before.
     Failed {
-        /// For programs: `cancelled`, `no_space`, `invalid`, `io`, `busy`.
+        /// For programs: `cancelled`, `no_space`, `invalid`, `io`, `busy`, `deadline`.
         kind: String,
         /// For people, with the whole chain of causes.
         message: String,
@@ -126,6 +134,9 @@ pub enum Event {
     },
     /// The guest has acknowledged the transport reset; host connections are served.
     ResetAcknowledged,
+    /// It is durable that the image of a restored machine was used, so its memory never runs again. Before
+    /// that, what comes out of the guest must not outlive the host.
+    ConsumptionDurable,
     /// The background check of the memory file has ended and found no damage.
     Verified {
         /// Bytes read.

@@ -10,6 +10,7 @@ use crate::machine::driver::{Attended, Driver, Effect};
 use crate::machine::request::Request;
 use crate::machine::transitions::suspend::cancel;
 use crate::model::admission::RefusalReason;
+use crate::model::recovery::LeftImage;
 use crate::model::state::State;
 use crate::model::timing::Trace;
 use crate::vmm_process::{Control, VmmExit};
@@ -95,6 +96,10 @@ impl Driver {
         if self.record.state == State::Starting {
             self.vmm = None;
             return self.start(Trace::begin(), None).await;
+        }
+        if let LeftImage::Earlier { generation } = self.left_image(&exit) {
+            self.kill_vmm().await;
+            return self.resume_again(generation).await;
         }
         self.respond_to_vmm_end(exit).await
     }

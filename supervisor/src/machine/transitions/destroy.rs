@@ -5,7 +5,7 @@ use crate::fail_point;
 use crate::machine::driver::Driver;
 use crate::machine::error::MachineError;
 use crate::machine::request::Request;
-use crate::machine::transitions::files::remove_tree;
+use crate::machine_folder::remove_folder;
 use crate::model::event::EventDetails;
 use crate::model::state::{Event, State};
 
@@ -28,7 +28,7 @@ impl Driver {
         self.admitted(request, previous);
         self.kill_vmm().await;
         self.log.close();
-        let removed = remove_tree(self.dir.root()).map_err(|source| MachineError::Files {
+        let removed = remove_folder(&self.dir).map_err(|source| MachineError::Files {
             what: "remove the machine's files",
             source,
         });

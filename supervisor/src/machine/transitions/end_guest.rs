@@ -12,7 +12,7 @@ use crate::guest::{GuestAddress, GuestError};
 use crate::machine::driver::{Attended, Driver, Effect};
 use crate::machine::error::MachineError;
 use crate::machine::request::{Command, Request};
-use crate::machine::transitions::files::remove_tree;
+use crate::machine_folder;
 use crate::model::graceful_stop::GracefulStop;
 use crate::model::timing::Trace;
 
@@ -71,7 +71,7 @@ impl Driver {
         self.record.image_generation = None;
         self.record.facts.image_unusable = None;
         self.record.facts.cold_reason = None;
-        remove_tree(&self.dir.image()).map_err(|source| MachineError::Files {
+        machine_folder::remove_image(&self.dir).map_err(|source| MachineError::Files {
             what: "remove the image",
             source,
         })

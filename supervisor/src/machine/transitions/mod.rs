@@ -6,7 +6,6 @@
 mod adopt;
 mod destroy;
 mod end_guest;
-mod files;
 mod restart;
 mod start;
 mod stop;

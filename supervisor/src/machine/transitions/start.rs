@@ -18,7 +18,7 @@ use crate::machine::launch::{Launch, launch_spec};
 use crate::machine::main_process::{has_main_process, launch_request};
 use crate::machine::request::Request;
 use crate::machine::session::GuestSession;
-use crate::machine_folder::set_image_aside;
+use crate::machine_folder::{remove_image, set_image_aside};
 use crate::model::event::{EventDetails, Source};
 use crate::model::state::Event;
 use crate::model::timing::Trace;
@@ -220,6 +220,13 @@ impl Driver {
         let resumed = matches!(launch, Launch::Resume { .. });
         if !resumed {
             self.log.begin_boot(self.record.generation);
+            // An image that a power failure has brought back must not be there once the guest changes its
+            // disks.
+            if let Err(error) = remove_image(&self.dir) {
+                return Launched::Failed {
+                    message: format!("cannot remove an old image: {error}"),
+                };
+            }
         }
         let spec = launch_spec(&context, &self.record, &self.dir, launch);
         let spawned_ns = clock::monotonic_ns();
@@ -350,6 +357,7 @@ impl Driver {
         ) {
             tracing::error!(%error, "cannot leak");
         }
+        let address = address.holding_answers(guest.control.output_gate());
         let session = GuestSession::begin(&address, guest.monitor, &self.log, with_output);
         let observations = session.observations();
         self.publish_live(Some(LiveGuest {
@@ -366,10 +374,7 @@ impl Driver {
 
     /// Where guest-init is reached.
     pub(super) fn guest_address(&self) -> GuestAddress {
-        GuestAddress {
-            socket: self.dir.vsock_socket(),
-            generation: self.record.generation,
-        }
+        GuestAddress::new(self.dir.vsock_socket(), self.record.generation)
     }
 
     fn timing(&self, resumed: bool, trace: &Trace, attempts: &[Attempt]) -> Timing {

@@ -13,6 +13,7 @@ use crate::fail_point;
 use crate::machine::driver::{Attended, Driver, Effect};
 use crate::machine::request::{Command, Granted, Request, Until};
 use crate::model::event::EventDetails;
+use crate::model::recovery::LeftImage;
 use crate::model::state::Event;
 use crate::model::timing::Trace;
 use crate::vmm_process::{Control, ControlError};
@@ -105,10 +106,9 @@ impl Driver {
         let exit = timeout(EXIT_LIMIT, vmm.exited())
             .await
             .map_err(|_| ControlError::Closed)?;
-        if self.left_image(&exit) {
-            Ok(no_figures())
-        } else {
-            Err(ControlError::Closed)
+        match self.left_image(&exit) {
+            LeftImage::Own => Ok(no_figures()),
+            LeftImage::None | LeftImage::Earlier { .. } => Err(ControlError::Closed),
         }
     }
 
@@ -135,13 +135,13 @@ impl Driver {
             timing: Some(timing),
             ..EventDetails::default()
         };
-        self.become_suspended(details);
+        self.become_suspended(self.record.generation, details);
     }
 
-    /// The image is whole and the VMM has ended.
-    pub(super) fn become_suspended(&mut self, details: EventDetails) {
+    /// The image that `generation` wrote is whole, and the VMM has ended.
+    pub(super) fn become_suspended(&mut self, generation: u64, details: EventDetails) {
         self.transition_then_store(Event::SuspendDone, details, |record| {
-            record.image_generation = Some(record.generation);
+            record.image_generation = Some(generation);
             record.facts.image_unusable = None;
             record.vmm = None;
         });

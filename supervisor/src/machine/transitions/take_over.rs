@@ -8,21 +8,25 @@ use crate::machine::found_vmm::FoundVmm;
 use crate::machine::request::Request;
 use crate::model::event::EventDetails;
 use crate::model::graceful_stop::GracefulStop;
-use crate::model::recovery::{Recovery, recovery};
+use crate::model::recovery::{LeftImage, Recovery, recovery};
 use crate::model::timing::Trace;
 use crate::vmm_process::{VmmExit, read_exit_report, remove_sockets};
+
+/// Why a machine that was started is suspended.
+const IMAGE_IS_BACK: &str = "the host failed before it was durable that the image had been used: nothing \
+                             had left the guest, which goes on from its image";
 
 impl Driver {
     /// Continues from what was found.
     pub(in crate::machine) async fn take_over(&mut self, found: FoundVmm) -> Option<Request> {
-        let (vmm, suspended) = match found {
-            FoundVmm::Alive(vmm) => (Some(vmm), false),
-            FoundVmm::Ended { suspended } => {
+        let (vmm, image) = match found {
+            FoundVmm::Alive(vmm) => (Some(vmm), LeftImage::None),
+            FoundVmm::Ended { image } => {
                 remove_sockets(&self.dir);
-                (None, suspended)
+                (None, image)
             }
         };
-        let recovery = recovery(self.record.state, vmm.is_some(), suspended);
+        let recovery = recovery(self.record.state, vmm.is_some(), image);
         self.record.vmm = vmm.as_ref().map(|vmm| vmm.identity().clone());
         self.vmm = vmm;
         let stop = GracefulStop::configured(&self.record.config);
@@ -42,6 +46,13 @@ impl Driver {
             Recovery::Suspend => self.adopt_suspending().await,
             Recovery::Suspended => {
                 self.record_unseen_suspend();
+                None
+            }
+            Recovery::SuspendedAgain { generation, resume } => {
+                if resume {
+                    return self.resume_again(generation).await;
+                }
+                self.return_to_image(generation, IMAGE_IS_BACK);
                 None
             }
             Recovery::Stop => self.carry_out_stop(stop, Trace::begin()).await,
@@ -83,6 +94,23 @@ impl Driver {
             message: Some(message),
             ..EventDetails::default()
         };
-        self.become_suspended(details);
+        self.become_suspended(self.record.generation, details);
+    }
+
+    /// A machine that was started, and whose image is back, is resumed once more.
+    pub(super) async fn resume_again(&mut self, generation: u64) -> Option<Request> {
+        self.return_to_image(generation, IMAGE_IS_BACK);
+        self.start(Trace::begin(), None).await
+    }
+
+    /// The VMM was restored from an image of an earlier generation, which is there again, since it was
+    /// never durable that it had been used. The machine is suspended as it was before.
+    pub(super) fn return_to_image(&mut self, generation: u64, why: &str) {
+        self.log.add_note(why);
+        let details = EventDetails {
+            message: Some(why.to_owned()),
+            ..EventDetails::default()
+        };
+        self.become_suspended(generation, details);
     }
 }

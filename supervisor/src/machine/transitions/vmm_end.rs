@@ -11,8 +11,10 @@ use vmm_control::ExitReason;
 
 use crate::machine::driver::Driver;
 use crate::machine::error::MachineError;
+use crate::machine::found_vmm::left_image;
 use crate::machine::request::Request;
 use crate::model::event::{EventDetails, Source};
+use crate::model::recovery::LeftImage;
 use crate::model::restart_policy::{is_given_up, restart_wait, restarts_in_a_row};
 use crate::model::state::{Event, State};
 use crate::store::Change;
@@ -28,11 +30,22 @@ impl Driver {
         &mut self,
         exit: VmmExit,
     ) -> Option<Request> {
-        if self.left_image(&exit) {
-            // A suspend that had been given up was completed all the same.
-            self.kill_vmm().await;
-            self.record_unseen_suspend();
-            return None;
+        match self.left_image(&exit) {
+            LeftImage::None => {}
+            LeftImage::Own => {
+                // A suspend that had been given up was completed all the same.
+                self.kill_vmm().await;
+                self.record_unseen_suspend();
+                return None;
+            }
+            LeftImage::Earlier { generation } => {
+                let why = exit.in_words();
+                self.kill_vmm().await;
+                self.return_to_image(generation, &why);
+                self.add_event(EventType::Warning, why.clone());
+                self.answer_waiters(Some(&why));
+                return None;
+            }
         }
         let damaged = exit.reason() == Some(ExitReason::ImageDamaged);
         let main = match &self.session {
@@ -84,9 +97,18 @@ impl Driver {
         None
     }
 
-    /// Whether a VMM that ended with `exit` left its guest in a whole image.
-    pub(super) fn left_image(&self, exit: &VmmExit) -> bool {
-        exit.reason() == Some(ExitReason::Suspended) && self.dir.may_have_image()
+    /// Which image a VMM that ended with `exit` has left.
+    pub(super) fn left_image(&self, exit: &VmmExit) -> LeftImage {
+        let reason = exit.reason();
+        let left = left_image(&self.record, &self.dir, reason);
+        left.unwrap_or_else(|error| {
+            tracing::warn!(machine_id = self.record.id, %error, "cannot look at the image");
+            // A resume will look again.
+            match reason {
+                Some(ExitReason::Suspended) => LeftImage::Own,
+                _ => LeftImage::None,
+            }
+        })
     }
 
     /// Adds the exit of the main process as an event, if it is reported.

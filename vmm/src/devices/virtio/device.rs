@@ -5,7 +5,8 @@
 //! backend and requests are in the files beside that.
 //!
 //! All calls come from two places, under one lock per device: register accesses from vCPU
-//! threads, and `serve_*` from the event loop. Nothing in them may block for long.
+//! threads, and the rest from the event loop. Nothing in them may block for long, so a device whose
+//! backend can be slow serves its queue on a thread of its own.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupt::Interrupt;
 
@@ -87,13 +89,27 @@ pub trait VirtioDevice: Send + std::fmt::Debug {
     /// # Errors
     /// [`DeviceError`] where the driver's set-up can't be used.
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError>;
-    /// The queues in service; empty before activation and after a reset.
-    fn queues(&self) -> &[Queue];
-    /// Serves a queue that the guest driver has notified.
+    /// State of the queues in service; empty before activation and after a reset.
+    fn queues(&self) -> Vec<SavedQueue>;
+    /// Serves a queue that the guest driver has notified, if the device has no thread for that.
     ///
     /// # Errors
     /// [`DeviceError`] where the guest broke the queue.
     fn serve_queue(&mut self, index: u16) -> Result<(), DeviceError>;
+    /// The doorbells of its queues, if a thread of the device waits for them and serves the queues.
+    fn own_doorbells(&self) -> Option<Vec<Arc<EventFd>>> {
+        None
+    }
+    /// Serves no further request until [`Self::release`]. Returns whether the device tells by itself, with
+    /// this number, when none is in service any more; else none is, since the event loop serves it.
+    fn hold(&mut self, _round: u64) -> bool {
+        false
+    }
+    /// Ends a hold.
+    fn release(&mut self) {}
+    /// What outlives the guest may change from now on. A restored device holds such requests back until
+    /// then.
+    fn let_writes_pass(&mut self) {}
     /// A descriptor that is readable while the backend has work (sockets, timers). It stays the same for
     /// the life of the device, so the transport asks for it once.
     fn backend_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -153,6 +169,18 @@ pub struct SavedQueue {
     desc_table: u64,
     avail_ring: u64,
     used_ring: u64,
+}
+
+impl SavedQueue {
+    /// Most descriptors that it may have.
+    pub(super) fn max_size(&self) -> u16 {
+        self.max_size
+    }
+
+    /// The driver has set it up.
+    pub(super) fn ready(&self) -> bool {
+        self.ready
+    }
 }
 
 impl From<&Queue> for SavedQueue {

@@ -31,6 +31,7 @@ use crate::sys::fd::new_event;
 /// Offset of the doorbell register; the value written is the queue's index.
 pub const QUEUE_NOTIFY: u64 = 0x50;
 
+const INTERRUPT_STATUS: u64 = 0x60;
 const CONFIG_SPACE: u64 = 0x100;
 const USED_BUFFER: u32 = 1 << 0;
 const CONFIG_CHANGE: u32 = 1 << 1;
@@ -109,7 +110,9 @@ pub struct MmioTransport {
     name: &'static str,
     state: Mutex<TransportState>,
     interrupt: Arc<MmioInterrupt>,
-    doorbells: Vec<EventFd>,
+    doorbells: Vec<Arc<EventFd>>,
+    /// A thread of the device waits for the doorbells.
+    serves_itself: bool,
     backend: Option<OwnedFd>,
     /// A broken device is logged once, since its guest could break it in a loop.
     is_logged: AtomicBool,
@@ -153,7 +156,15 @@ impl MmioTransport {
             line: eventfd()?,
         });
         let queues = new_queues(device.as_ref())?;
-        let doorbells = queues.iter().map(|_| eventfd()).collect::<Result<_, _>>()?;
+        let own_doorbells = device.own_doorbells();
+        let serves_itself = own_doorbells.is_some();
+        let doorbells = match own_doorbells {
+            Some(doorbells) => doorbells,
+            None => queues
+                .iter()
+                .map(|_| eventfd().map(Arc::new))
+                .collect::<Result<_, _>>()?,
+        };
         let backend = device
             .backend_fd()
             .map(|fd| fd.try_clone_to_owned())
@@ -179,6 +190,7 @@ impl MmioTransport {
             state: Mutex::new(state),
             interrupt,
             doorbells,
+            serves_itself,
             backend,
             is_logged: AtomicBool::new(false),
         })
@@ -222,11 +234,6 @@ impl MmioTransport {
     #[must_use]
     pub fn save(&self) -> SavedTransport {
         let state = self.lock();
-        let queues = if state.active {
-            state.device.queues()
-        } else {
-            &state.queues
-        };
         SavedTransport {
             status: state.status,
             device_features_page: state.device_features_page,
@@ -236,7 +243,7 @@ impl MmioTransport {
             interrupt_status: self.interrupt.status.load(Ordering::SeqCst),
             config_generation: self.interrupt.generation.load(Ordering::SeqCst),
             active: state.active,
-            queues: queues.iter().map(SavedQueue::from).collect(),
+            queues: state.saved_queues(),
             device: state.device.save(),
         }
     }
@@ -255,8 +262,29 @@ impl MmioTransport {
 
     /// One per queue, signalled when the guest writes its index to [`QUEUE_NOTIFY`].
     #[must_use]
-    pub fn doorbells(&self) -> &[EventFd] {
+    pub fn doorbells(&self) -> &[Arc<EventFd>] {
         &self.doorbells
+    }
+
+    /// A thread of the device waits for the doorbells, and nobody else may.
+    #[must_use]
+    pub fn serves_itself(&self) -> bool {
+        self.serves_itself
+    }
+
+    /// Lets the device serve no further request. Returns whether it will tell when none is in service.
+    pub fn hold(&self, round: u64) -> bool {
+        self.lock().device.hold(round)
+    }
+
+    /// Ends a hold.
+    pub fn release(&self) {
+        self.lock().device.release();
+    }
+
+    /// Lets a restored device change what outlives the guest.
+    pub fn let_writes_pass(&self) {
+        self.lock().device.let_writes_pass();
     }
 
     /// Readable while the device's backend has work.
@@ -337,6 +365,11 @@ impl MmioTransport {
 
 impl BusDevice for MmioTransport {
     fn read(&self, offset: u64, data: &mut [u8]) {
+        // Read in each interrupt: not behind a lock.
+        if offset == INTERRUPT_STATUS && data.len() == 4 {
+            let status = self.interrupt.status.load(Ordering::SeqCst);
+            return data.copy_from_slice(&status.to_le_bytes());
+        }
         let state = self.lock();
         if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
             return state.device.read_config(offset, data);

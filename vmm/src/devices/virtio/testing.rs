@@ -410,9 +410,9 @@ impl DriverQueue {
 }
 
 /// The queues of a device as they come out of a saved state.
-pub(crate) fn saved_queues(queues: &[Queue]) -> Vec<Queue> {
-    let saved = queues.iter().map(SavedQueue::from);
+pub(crate) fn saved_queues(saved: Vec<SavedQueue>) -> Vec<Queue> {
     saved
+        .into_iter()
         .map(|saved| Queue::try_from(saved).expect("a queue was saved"))
         .collect()
 }

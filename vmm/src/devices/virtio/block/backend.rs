@@ -33,6 +33,14 @@ pub enum BlockError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The host gives no thread or descriptor, or the thread can't be confined.
+    #[error("cannot start the thread of disk {path}")]
+    Thread {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// Another process uses it.
     #[error("disk {path} is in use by another process")]
     InUse {

@@ -1,19 +1,25 @@
 //! The device: configuration space, activation, service of its queue.
 
 use std::fs::File;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_queue::Queue;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::{Backend, BlockConfig, BlockError, SECTOR_BYTES};
-use super::request::{self, MAX_ZERO_SECTORS};
+use super::request::MAX_ZERO_SECTORS;
 use super::state::BlockState;
-use crate::devices::virtio::device::{Activation, DeviceError, VirtioDevice, read_config_space};
+use super::worker::{BlockHost, Worker};
+use crate::devices::virtio::device::{
+    Activation, DeviceError, SavedQueue, VirtioDevice, read_config_space,
+};
 use crate::devices::virtio::request_queue::RequestQueue;
+use crate::sys::fd::borrow;
 
 /// Type of a block device (virtio 1.2, 5.2.1).
 const DEVICE_TYPE: u32 = 2;
@@ -28,38 +34,37 @@ const CONFIG_BYTES: usize = 60;
 /// A disk.
 #[derive(Debug)]
 pub struct Block {
-    backend: Backend,
-    queue: Option<RequestQueue>,
-    buffer: Vec<u8>,
+    worker: Worker,
 }
 
 impl Block {
-    /// Opens and locks the file.
+    /// Opens and locks the file, and starts the disk's thread.
     ///
     /// # Errors
     /// [`BlockError`] where it is not usable.
-    pub fn new(config: BlockConfig) -> Result<Self, BlockError> {
-        Ok(Self {
-            backend: Backend::open(&config)?,
-            queue: None,
-            buffer: Vec::new(),
-        })
+    pub fn new(config: &BlockConfig, host: Arc<dyn BlockHost>) -> Result<Self, BlockError> {
+        Self::serving(Backend::open(config)?, config, host, false)
     }
 
     /// Opens the file that replaces a saved disk's; the path may differ, size and mode may not. The guest
-    /// sees the same serial number as before.
+    /// sees the same serial number as before. Requests that change the disk wait until
+    /// [`VirtioDevice::let_writes_pass`].
     ///
     /// # Errors
     /// [`BlockError`] where it is not usable.
-    pub fn restore(config: BlockConfig, state: &BlockState) -> Result<Self, BlockError> {
-        let path = config.path.clone();
-        let mut block = Self::new(config)?;
+    pub fn restore(
+        config: &BlockConfig,
+        state: &BlockState,
+        host: Arc<dyn BlockHost>,
+    ) -> Result<Self, BlockError> {
+        let mut backend = Backend::open(config)?;
         let BlockState {
             size_bytes: saved_bytes,
             read_only,
             ref id,
         } = *state;
-        let size_bytes = block.backend.size_bytes();
+        let path = config.path.clone();
+        let size_bytes = backend.size_bytes();
         if size_bytes != saved_bytes {
             return Err(BlockError::SizeChanged {
                 path,
@@ -67,11 +72,29 @@ impl Block {
                 saved_bytes,
             });
         }
-        if block.backend.read_only() != read_only {
+        if backend.read_only() != read_only {
             return Err(BlockError::ModeChanged { path, read_only });
         }
-        block.backend.set_id(id);
-        Ok(block)
+        backend.set_id(id);
+        Self::serving(backend, config, host, true)
+    }
+
+    fn serving(
+        backend: Backend,
+        config: &BlockConfig,
+        host: Arc<dyn BlockHost>,
+        writes_wait: bool,
+    ) -> Result<Self, BlockError> {
+        let worker = Worker::start(backend, host, writes_wait);
+        let worker = worker.map_err(|source| BlockError::Thread {
+            path: config.path.clone(),
+            source,
+        })?;
+        Ok(Self { worker })
+    }
+
+    fn backend(&self) -> &Backend {
+        self.worker.backend()
     }
 
     /// Another descriptor of the file, if the guest may write to it.
@@ -79,7 +102,7 @@ impl Block {
     /// # Errors
     /// Where the host has no descriptor left.
     pub fn written_file(&self) -> std::io::Result<Option<File>> {
-        self.backend.written_file()
+        self.backend().written_file()
     }
 
     fn config(&self) -> [u8; CONFIG_BYTES] {
@@ -89,7 +112,7 @@ impl Block {
         };
         put(12, SEG_MAX);
         put(20, BLOCK_BYTES);
-        if !self.backend.read_only() {
+        if !self.backend().read_only() {
             put(36, MAX_ZERO_SECTORS);
             put(40, 1); // segments per discard
             put(44, 8); // discard alignment: 4 KiB, a block of most file systems
@@ -97,31 +120,23 @@ impl Block {
             put(52, 1); // segments per write-zeroes
             put(56, 1); // write-zeroes may unmap
         }
-        let sectors = self.backend.size_bytes() / SECTOR_BYTES;
+        let sectors = self.backend().size_bytes() / SECTOR_BYTES;
         config[..8].copy_from_slice(&sectors.to_le_bytes());
         config
     }
 
-    fn serve(&mut self) -> Result<(), DeviceError> {
-        let Self {
-            backend,
-            queue,
-            buffer,
-        } = self;
-        match queue {
-            Some(queue) => {
-                queue.serve(|memory, chain| request::serve(backend, memory, chain, buffer))
-            }
-            None => Ok(()),
-        }
+    /// Serves what is in the queue now, and waits for that.
+    #[cfg(test)]
+    pub(super) fn serve_now(&self) {
+        self.worker.serve_now();
     }
 
     /// Its state beyond the queue, to be saved.
     pub(in crate::devices::virtio) fn state(&self) -> BlockState {
         BlockState {
-            size_bytes: self.backend.size_bytes(),
-            read_only: self.backend.read_only(),
-            id: self.backend.id().to_owned(),
+            size_bytes: self.backend().size_bytes(),
+            read_only: self.backend().read_only(),
+            id: self.backend().id().to_owned(),
         }
     }
 }
@@ -136,7 +151,7 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let bits: &[u32] = if self.backend.read_only() {
+        let bits: &[u32] = if self.backend().read_only() {
             &[VIRTIO_BLK_F_RO]
         } else {
             &[VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES]
@@ -162,29 +177,52 @@ impl VirtioDevice for Block {
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
-        self.queue = Some(RequestQueue::new(activation)?);
+        self.worker.begin(RequestQueue::new(activation)?);
         Ok(())
     }
 
-    fn queues(&self) -> &[Queue] {
-        self.queue.as_ref().map_or(&[], RequestQueue::all)
+    fn queues(&self) -> Vec<SavedQueue> {
+        self.worker.queues()
+    }
+
+    fn own_doorbells(&self) -> Option<Vec<Arc<EventFd>>> {
+        Some(vec![Arc::clone(self.worker.doorbell())])
     }
 
     fn serve_queue(&mut self, _index: u16) -> Result<(), DeviceError> {
-        self.serve()
+        Ok(())
+    }
+
+    /// The thread reports a broken queue this way.
+    fn backend_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(borrow(self.worker.broken()))
+    }
+
+    fn serve_backend(&mut self) -> Result<(), DeviceError> {
+        self.worker.take_error().map_or(Ok(()), Err)
+    }
+
+    fn hold(&mut self, round: u64) -> bool {
+        self.worker.hold(round);
+        true
+    }
+
+    fn release(&mut self) {
+        self.worker.release();
+    }
+
+    fn let_writes_pass(&mut self) {
+        self.worker.let_writes_pass();
     }
 
     fn reset(&mut self) {
-        self.queue = None;
+        self.worker.end();
     }
 
     fn resume(&mut self) -> Result<(), DeviceError> {
-        self.serve()?;
         // An interrupt that was raised but not taken when the machine was saved may be lost with
-        // the old VMM.
-        if let Some(queue) = &self.queue {
-            queue.signal();
-        }
+        // the old VMM. The transport rings the doorbell.
+        self.worker.signal();
         Ok(())
     }
 }

@@ -1,11 +1,12 @@
 //! A virtio block device (virtio 1.2, 5.2) on a raw file or a block device of the host.
 //!
-//! Each request is served at once, on the thread that serves the queue.
+//! Each disk has a thread of its own, so that nothing else waits for it.
 
 mod backend;
 mod device;
 mod request;
 mod state;
+mod worker;
 
 #[cfg(test)]
 mod tests;
@@ -13,3 +14,4 @@ mod tests;
 pub use backend::{BlockConfig, BlockError};
 pub use device::Block;
 pub use state::BlockState;
+pub use worker::BlockHost;

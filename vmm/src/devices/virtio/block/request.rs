@@ -40,64 +40,87 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// Serves a request; returns the number of bytes written into the chain.
-pub(super) fn serve(
-    backend: &Backend,
-    memory: &GuestMemoryMmap,
-    chain: DescriptorChain<&GuestMemoryMmap>,
-    buffer: &mut Vec<u8>,
-) -> u32 {
-    let Ok(mut reader) = chain.clone().reader(memory) else {
-        return 0;
-    };
-    let Ok(mut writer) = chain.writer(memory) else {
-        return 0;
-    };
-    // The status is the last byte that the device may write.
-    let Some(data_bytes) = writer.available_bytes().checked_sub(1) else {
-        return 0;
-    };
-    let Ok(mut status_writer) = writer.split_at(data_bytes) else {
-        return 0;
-    };
-    buffer.resize(CHUNK_BYTES, 0);
-    let status = match execute(backend, &mut reader, &mut writer, buffer) {
-        Ok(()) => VIRTIO_BLK_S_OK,
-        Err(Failure::Io) => VIRTIO_BLK_S_IOERR,
-        Err(Failure::Unsupported) => VIRTIO_BLK_S_UNSUPP,
-    };
-    let status = u8::try_from(status).unwrap_or(u8::MAX);
-    if status_writer.write_all(&[status]).is_err() {
-        return 0;
-    }
-    // Linux reads the status and ignores this number. Bytes that a failed read left out stay as they
-    // were.
-    u32::try_from(writer.bytes_written() + 1).unwrap_or(0)
+/// A request whose header has been read.
+pub(super) struct Request<'m> {
+    /// None if there is no whole header.
+    header: Option<Header>,
+    reader: Reader<'m>,
+    writer: Writer<'m>,
+    status: Writer<'m>,
 }
 
-fn execute(
-    backend: &Backend,
-    reader: &mut Reader<'_>,
-    writer: &mut Writer<'_>,
-    buffer: &mut [u8],
-) -> Result<(), Failure> {
-    let mut header = [0; 16];
-    reader.read_exact(&mut header)?;
-    let kind = u32::from_le_bytes(array_at(&header, 0));
-    let sector = u64::from_le_bytes(array_at(&header, 8));
-    match kind {
-        VIRTIO_BLK_T_IN => read(backend, sector, writer, buffer),
-        VIRTIO_BLK_T_GET_ID => read_id(backend, writer),
-        VIRTIO_BLK_T_FLUSH => Ok(backend.flush()?),
-        VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES
-            if backend.read_only() =>
-        {
-            Err(Failure::Io)
-        }
-        VIRTIO_BLK_T_OUT => write(backend, sector, reader, buffer),
-        VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => zero(backend, kind, reader),
-        _ => Err(Failure::Unsupported),
+#[derive(Debug, Clone, Copy)]
+struct Header {
+    kind: u32,
+    sector: u64,
+}
+
+impl<'m> Request<'m> {
+    /// Reads the header of a request; none if the chain has no room for a status.
+    pub(super) fn new(
+        memory: &'m GuestMemoryMmap,
+        chain: DescriptorChain<&'m GuestMemoryMmap>,
+    ) -> Option<Self> {
+        let mut reader = chain.clone().reader(memory).ok()?;
+        let mut writer = chain.writer(memory).ok()?;
+        // The status is the last byte that the device may write.
+        let data_bytes = writer.available_bytes().checked_sub(1)?;
+        let status = writer.split_at(data_bytes).ok()?;
+        let mut bytes = [0; 16];
+        let header = reader.read_exact(&mut bytes).is_ok().then(|| Header {
+            kind: u32::from_le_bytes(array_at(&bytes, 0)),
+            sector: u64::from_le_bytes(array_at(&bytes, 8)),
+        });
+        Some(Self {
+            header,
+            reader,
+            writer,
+            status,
+        })
     }
+
+    /// Whether its service changes what is on the disk.
+    pub(super) fn changes_disk(&self) -> bool {
+        self.header.is_some_and(|header| changes_disk(header.kind))
+    }
+
+    /// Serves it; returns the number of bytes written into the chain.
+    pub(super) fn serve(mut self, backend: &Backend, buffer: &mut Vec<u8>) -> u32 {
+        buffer.resize(CHUNK_BYTES, 0);
+        let status = match self.execute(backend, buffer) {
+            Ok(()) => VIRTIO_BLK_S_OK,
+            Err(Failure::Io) => VIRTIO_BLK_S_IOERR,
+            Err(Failure::Unsupported) => VIRTIO_BLK_S_UNSUPP,
+        };
+        let status = u8::try_from(status).unwrap_or(u8::MAX);
+        if self.status.write_all(&[status]).is_err() {
+            return 0;
+        }
+        // Linux reads the status and ignores this number. Bytes that a failed read left out stay as they
+        // were.
+        u32::try_from(self.writer.bytes_written() + 1).unwrap_or(0)
+    }
+
+    fn execute(&mut self, backend: &Backend, buffer: &mut [u8]) -> Result<(), Failure> {
+        let Header { kind, sector } = self.header.ok_or(Failure::Io)?;
+        let Self { reader, writer, .. } = self;
+        match kind {
+            VIRTIO_BLK_T_IN => read(backend, sector, writer, buffer),
+            VIRTIO_BLK_T_GET_ID => read_id(backend, writer),
+            VIRTIO_BLK_T_FLUSH => Ok(backend.flush()?),
+            _ if changes_disk(kind) && backend.read_only() => Err(Failure::Io),
+            VIRTIO_BLK_T_OUT => write(backend, sector, reader, buffer),
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => zero(backend, kind, reader),
+            _ => Err(Failure::Unsupported),
+        }
+    }
+}
+
+fn changes_disk(kind: u32) -> bool {
+    matches!(
+        kind,
+        VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES
+    )
 }
 
 fn read(

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// State of a block device; requests are served at once, so none is ever in flight.
+/// State of a block device. It is held while it is saved, so no request is in service; those that wait are
+/// in the queue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockState {
     pub(super) size_bytes: u64,

@@ -1,15 +1,17 @@
 //! Tests of the block device against a fake driver, on files.
 
+use std::error::Error;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use proptest::prelude::{any, prop, proptest};
 use proptest::test_runner::Config;
 use tempfile::TempDir;
 
-use super::{Block, BlockConfig, BlockError};
-use crate::devices::virtio::device::VirtioDevice;
+use super::{Block, BlockConfig, BlockError, BlockHost, BlockState};
+use crate::devices::virtio::device::{DeviceError, VirtioDevice};
 use crate::devices::virtio::testing::{
     CountedInterrupt, Descriptor, DriverQueue, MemoryBefore, activation, assert_no_harm,
     hostile_descriptor, hostile_head, memory, saved_queues,
@@ -31,8 +33,52 @@ const QUEUE_SIZE: u16 = 64;
 /// Headers that hostile requests may have.
 const HEADERS_OFFERED: usize = 16;
 
+/// Notes in which rounds the disk was held.
+#[derive(Debug, Default)]
+struct Host {
+    held: Mutex<Vec<u64>>,
+    changed: Condvar,
+}
+
+impl BlockHost for Host {
+    fn prepare_thread(&self) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(())
+    }
+
+    fn held(&self, round: u64) {
+        self.held.lock().unwrap().push(round);
+        self.changed.notify_all();
+    }
+}
+
+impl Host {
+    fn wait_for(&self, round: u64) {
+        let held = self.held.lock().unwrap();
+        let missing = |held: &mut Vec<u64>| !held.contains(&round);
+        let limit = Duration::from_secs(10);
+        let (held, waited) = self
+            .changed
+            .wait_timeout_while(held, limit, missing)
+            .unwrap();
+        assert!(!waited.timed_out(), "not held in round {round}: {held:?}");
+    }
+}
+
+fn open(path: &Path, read_only: bool) -> Result<Block, BlockError> {
+    let path = path.to_owned();
+    Block::new(&BlockConfig { path, read_only }, Arc::new(Host::default()))
+}
+
+fn restore(path: &Path, read_only: bool, saved: &BlockState) -> Result<Block, BlockError> {
+    let path = path.to_owned();
+    let host = Arc::new(Host::default());
+    Block::restore(&BlockConfig { path, read_only }, saved, host)
+}
+
 struct Fixture {
     block: Block,
+    host: Arc<Host>,
+    interrupt: Arc<CountedInterrupt>,
     queue: DriverQueue,
     path: PathBuf,
     _folder: TempDir,
@@ -42,13 +88,16 @@ impl Fixture {
     fn new(read_only: bool) -> Self {
         let folder = TempDir::new().unwrap();
         let path = disk(folder.path(), DISK_BYTES);
-        let block = Block::new(BlockConfig {
+        let host = Arc::new(Host::default());
+        let config = BlockConfig {
             path: path.clone(),
             read_only,
-        })
-        .unwrap();
+        };
+        let block = Block::new(&config, host.clone()).unwrap();
         let mut fixture = Self {
             block,
+            host,
+            interrupt: Arc::default(),
             queue: DriverQueue::new(&memory(), 0, QUEUE_SIZE),
             path,
             _folder: folder,
@@ -61,15 +110,46 @@ impl Fixture {
     fn start_driver(&mut self) {
         let memory = self.queue.memory().clone();
         self.queue = DriverQueue::new(&memory, 0, QUEUE_SIZE);
-        let interrupt = Arc::new(CountedInterrupt::default());
         let queues = vec![self.queue.device_end()];
         self.block
-            .activate(activation(&memory, &interrupt, queues))
+            .activate(activation(&memory, &self.interrupt, queues))
             .unwrap();
     }
 
-    /// Makes a request with `data` to read and `space` bytes to write to; returns status and data.
-    fn ask(&mut self, kind: u32, sector: u64, data: &[u8], space: u32) -> (u8, Vec<u8>) {
+    /// Ends the machine of this disk and restores another one with its queue; nothing may come out yet.
+    fn restored(self) -> Self {
+        let queues = saved_queues(self.block.queues());
+        let saved = self.block.state();
+        let Self {
+            block,
+            interrupt,
+            queue,
+            path,
+            ..
+        } = self;
+        // The file is locked as long as it is open.
+        drop(block);
+        let host = Arc::new(Host::default());
+        let config = BlockConfig {
+            path: path.clone(),
+            read_only: false,
+        };
+        let mut block = Block::restore(&config, &saved, host.clone()).unwrap();
+        block
+            .activate(activation(queue.memory(), &interrupt, queues))
+            .unwrap();
+        block.resume().unwrap();
+        Self {
+            block,
+            host,
+            interrupt,
+            queue,
+            path,
+            _folder: self._folder,
+        }
+    }
+
+    fn give(&mut self, kind: u32, sector: u64, data: &[u8], space: u32) {
         let header = header(kind, sector);
         let readable = [header.as_slice(), data];
         let readable = if data.is_empty() {
@@ -84,7 +164,12 @@ impl Fixture {
             &writable
         };
         self.queue.give(readable, writable).unwrap();
-        self.block.serve_queue(0).unwrap();
+    }
+
+    /// Makes a request with `data` to read and `space` bytes to write to; returns status and data.
+    fn ask(&mut self, kind: u32, sector: u64, data: &[u8], space: u32) -> (u8, Vec<u8>) {
+        self.give(kind, sector, data, space);
+        self.block.serve_now();
         let used = self.queue.pop_used().unwrap();
         (
             used.last.unwrap(),
@@ -210,12 +295,7 @@ fn the_configuration_holds_the_capacity_in_sectors() {
 #[test]
 fn a_writable_disk_has_one_user() {
     let disk = Fixture::new(false);
-    let again = |read_only| {
-        Block::new(BlockConfig {
-            path: disk.path.clone(),
-            read_only,
-        })
-    };
+    let again = |read_only| open(&disk.path, read_only);
     assert!(matches!(again(false), Err(BlockError::InUse { .. })));
     assert!(matches!(again(true), Err(BlockError::InUse { .. })));
 }
@@ -223,22 +303,13 @@ fn a_writable_disk_has_one_user() {
 #[test]
 fn a_read_only_disk_has_many_users() {
     let disk = Fixture::new(true);
-    Block::new(BlockConfig {
-        path: disk.path.clone(),
-        read_only: true,
-    })
-    .unwrap();
+    open(&disk.path, true).unwrap();
 }
 
 #[test]
 fn what_is_no_disk_is_refused() {
     let folder = TempDir::new().unwrap();
-    let open = |path: PathBuf| {
-        Block::new(BlockConfig {
-            path,
-            read_only: true,
-        })
-    };
+    let open = |path: PathBuf| open(&path, true);
     assert!(matches!(
         open(folder.path().into()),
         Err(BlockError::NotADisk { .. })
@@ -262,15 +333,7 @@ fn a_restored_disk_may_have_another_path_but_no_other_size_or_mode() {
     let saved = Fixture::new(false).block.state();
     let folder = TempDir::new().unwrap();
     let path = disk(folder.path(), DISK_BYTES);
-    let restore = |read_only| {
-        Block::restore(
-            BlockConfig {
-                path: path.clone(),
-                read_only,
-            },
-            &saved,
-        )
-    };
+    let restore = |read_only| restore(&path, read_only, &saved);
     assert_eq!(restore(false).unwrap().state().id, saved.id);
     assert!(matches!(restore(true), Err(BlockError::ModeChanged { .. })));
     disk(folder.path(), DISK_BYTES + 512);
@@ -283,23 +346,91 @@ fn a_restored_disk_may_have_another_path_but_no_other_size_or_mode() {
 #[test]
 fn a_request_made_before_the_save_is_served_on_resume() {
     let mut disk = Fixture::new(false);
-    let header = header(READ, 0);
-    disk.queue.give(&[&header], &[512, 1]).unwrap();
-    let queues = saved_queues(disk.block.queues());
-    let saved = disk.block.state();
-    let config = BlockConfig {
-        path: disk.path.clone(),
-        read_only: false,
-    };
-    drop(disk.block);
-    let mut restored = Block::restore(config, &saved).unwrap();
-    let interrupt = Arc::new(CountedInterrupt::default());
-    restored
-        .activate(activation(disk.queue.memory(), &interrupt, queues))
-        .unwrap();
-    restored.resume().unwrap();
+    disk.block.hold(1);
+    disk.host.wait_for(1);
+    disk.give(READ, 0, &[], 512);
+    disk.block.serve_now();
+    assert!(
+        disk.queue.pop_used().is_none(),
+        "a held disk takes no request"
+    );
+    let mut disk = disk.restored();
+    disk.block.serve_now();
     assert_eq!(disk.queue.pop_used().unwrap().last, Some(OK));
-    assert!(interrupt.take_count() > 0);
+    assert!(disk.interrupt.take_count() > 0);
+}
+
+#[test]
+fn a_released_disk_serves_what_came_meanwhile() {
+    let mut disk = Fixture::new(false);
+    for round in [1, 2] {
+        disk.block.hold(round);
+        disk.host.wait_for(round);
+    }
+    disk.give(READ, 0, &[], 512);
+    disk.block.release();
+    disk.block.serve_now();
+    assert_eq!(disk.queue.pop_used().unwrap().last, Some(OK));
+    assert_eq!(*disk.host.held.lock().unwrap(), [1, 2]);
+}
+
+#[test]
+fn what_changes_a_restored_disk_waits_until_it_may_pass() {
+    for (kind, data) in [
+        (WRITE, vec![9; 512]),
+        (DISCARD, segment(0, 1, 0).to_vec()),
+        (WRITE_ZEROES, segment(0, 1, 0).to_vec()),
+    ] {
+        let mut disk = Fixture::new(false);
+        assert_eq!(disk.ask(WRITE, 0, &[7; 512], 0).0, OK);
+        let mut disk = disk.restored();
+        assert_eq!(
+            disk.ask(READ, 0, &[], 512),
+            (OK, vec![7; 512]),
+            "reads pass"
+        );
+        disk.give(kind, 0, &data, 0);
+        disk.give(READ, 1, &[], 512);
+        disk.block.serve_now();
+        assert!(disk.queue.pop_used().is_none(), "{kind} waits");
+        assert_eq!(disk.bytes_at(0, 512), [7; 512]);
+        disk.block.hold(1);
+        // A write that waits is not in service: it is in the queue, where the next machine finds it.
+        disk.block.release();
+        disk.block.let_writes_pass();
+        disk.block.serve_now();
+        assert_eq!(disk.queue.pop_used().unwrap().last, Some(OK));
+        assert_eq!(disk.queue.pop_used().unwrap().last, Some(OK));
+        assert_ne!(disk.bytes_at(0, 512), [7; 512], "{kind} is done");
+    }
+}
+
+#[test]
+fn a_disk_that_is_reset_serves_nothing_of_its_old_queue() {
+    let mut disk = Fixture::new(false);
+    disk.block.hold(1);
+    disk.give(READ, 0, &[], 512);
+    disk.block.reset();
+    disk.block.release();
+    assert!(disk.block.queues().is_empty());
+    disk.block.serve_now();
+    assert!(disk.queue.pop_used().is_none());
+    disk.start_driver();
+    assert_eq!(disk.ask(READ, 0, &[], 512).0, OK);
+}
+
+#[test]
+fn a_broken_queue_is_reported_to_the_loop() {
+    let mut disk = Fixture::new(false);
+    assert!(disk.block.serve_backend().is_ok());
+    // More requests than the queue can hold.
+    disk.queue.set_avail_index(QUEUE_SIZE + 1);
+    disk.block.serve_now();
+    assert!(matches!(
+        disk.block.serve_backend(),
+        Err(DeviceError::Queue { .. })
+    ));
+    assert!(disk.block.serve_backend().is_ok(), "once");
 }
 
 fn segment(sector: u64, sectors: u32, flags: u32) -> [u8; 16] {
@@ -341,7 +472,8 @@ proptest! {
         }
         let before = MemoryBefore::of(disk.queue.memory());
 
-        let served = disk.block.serve_queue(0);
+        disk.block.serve_now();
+        let served = disk.block.serve_backend();
 
         assert_no_harm(before, &[&disk.queue]);
         assert_eq!(std::fs::metadata(&disk.path).unwrap().len(), DISK_BYTES);

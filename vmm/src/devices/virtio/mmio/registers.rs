@@ -16,7 +16,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::{MmioInterrupt, SavedTransport, TransportError};
 use crate::bytes::array_at;
-use crate::devices::virtio::device::{Activation, DeviceError, VirtioDevice};
+use crate::devices::virtio::device::{Activation, DeviceError, SavedQueue, VirtioDevice};
 use crate::devices::virtio::saved_device::SavedDevice;
 
 const MAGIC: u32 = 0x7472_6976;
@@ -53,7 +53,6 @@ impl TransportState {
                 .selected()
                 .map_or(0, |queue| u32::from(queue.max_size())),
             0x44 => self.selected().map_or(0, |queue| u32::from(queue.ready())),
-            0x60 => self.interrupt.status.load(Ordering::SeqCst),
             0x70 => self.status,
             0xb0 | 0xb4 | 0xb8 | 0xbc => NO_REGION,
             0xfc => self.interrupt.generation.load(Ordering::SeqCst),
@@ -95,13 +94,20 @@ impl TransportState {
         }
     }
 
-    fn selected(&self) -> Option<&Queue> {
-        let queues = if self.active {
+    /// State of the queues, whoever has them.
+    pub(super) fn saved_queues(&self) -> Vec<SavedQueue> {
+        if self.active {
             self.device.queues()
         } else {
-            &self.queues
-        };
-        queues.get(usize::try_from(self.selected_queue).ok()?)
+            self.queues.iter().map(SavedQueue::from).collect()
+        }
+    }
+
+    fn selected(&self) -> Option<SavedQueue> {
+        let queues = self.saved_queues();
+        queues
+            .get(usize::try_from(self.selected_queue).ok()?)
+            .copied()
     }
 
     fn negotiates(&self) -> bool {

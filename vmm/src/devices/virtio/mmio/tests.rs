@@ -8,7 +8,7 @@ use virtio_queue::Queue;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::*;
-use crate::devices::virtio::device::{Activation, DeviceError, VirtioDevice};
+use crate::devices::virtio::device::{Activation, DeviceError, SavedQueue, VirtioDevice};
 use crate::devices::virtio::saved_device::{DeviceState, SavedDevice};
 
 const ACKNOWLEDGE: u32 = 1;
@@ -58,8 +58,8 @@ impl VirtioDevice for Recorder {
         self.queues = activation.queues;
         Ok(())
     }
-    fn queues(&self) -> &[Queue] {
-        &self.queues
+    fn queues(&self) -> Vec<SavedQueue> {
+        self.queues.iter().map(SavedQueue::from).collect()
     }
     fn serve_queue(&mut self, index: u16) -> Result<(), DeviceError> {
         let mut seen = self.seen.lock().unwrap();

@@ -5,10 +5,12 @@ use std::io::Write;
 use rand::TryRng;
 use rand::rngs::SysRng;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_queue::{DescriptorChain, Queue};
+use virtio_queue::DescriptorChain;
 use vm_memory::GuestMemoryMmap;
 
-use crate::devices::virtio::device::{Activation, DeviceError, VirtioDevice, read_config_space};
+use crate::devices::virtio::device::{
+    Activation, DeviceError, SavedQueue, VirtioDevice, read_config_space,
+};
 use crate::devices::virtio::request_queue::RequestQueue;
 
 /// Type of an entropy device (virtio 1.2, 5.4.1).
@@ -82,8 +84,10 @@ impl VirtioDevice for Rng {
         Ok(())
     }
 
-    fn queues(&self) -> &[Queue] {
-        self.queue.as_ref().map_or(&[], RequestQueue::all)
+    fn queues(&self) -> Vec<SavedQueue> {
+        self.queue
+            .as_ref()
+            .map_or_else(Vec::new, RequestQueue::saved)
     }
 
     fn serve_queue(&mut self, _index: u16) -> Result<(), DeviceError> {

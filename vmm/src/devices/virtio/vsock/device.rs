@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_queue::Queue;
 use vmm_control::{ConnectionCounts, VsockCounters};
 
 use super::config::{VsockConfig, VsockError, VsockObserver};
@@ -23,7 +22,9 @@ use super::ports::LocalPorts;
 use super::queues::{EVENT, QUEUES, Queues, TX};
 use super::reset::ResetGate;
 use super::state::{Pair, VsockState};
-use crate::devices::virtio::device::{Activation, DeviceError, VirtioDevice, read_config_space};
+use crate::devices::virtio::device::{
+    Activation, DeviceError, SavedQueue, VirtioDevice, read_config_space,
+};
 
 /// Type of a socket device (virtio 1.2, 5.10.1).
 const DEVICE_TYPE: u32 = 19;
@@ -380,8 +381,9 @@ impl VirtioDevice for Vsock {
         Ok(())
     }
 
-    fn queues(&self) -> &[Queue] {
-        self.queues.as_ref().map_or(&[], Queues::all)
+    fn queues(&self) -> Vec<SavedQueue> {
+        let queues = self.queues.as_ref().map_or(&[][..], Queues::all);
+        queues.iter().map(SavedQueue::from).collect()
     }
 
     fn serve_queue(&mut self, _index: u16) -> Result<(), DeviceError> {
