@@ -147,7 +147,9 @@ const DISKS: &[i64] = &[
 /// Calls on an image's directory and the exit report.
 const FILES: &[i64] = &[
     libc::SYS_fadvise64,
+    libc::SYS_fgetxattr,
     libc::SYS_flock,
+    libc::SYS_fsetxattr,
     libc::SYS_fstat,
     libc::SYS_fstatfs,
     libc::SYS_ftruncate,

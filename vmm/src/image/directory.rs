@@ -16,6 +16,8 @@ pub const MEMORY: &str = "memory";
 pub const SUMS: &str = "memory.sums";
 /// vCPUs and devices.
 pub const STATE: &str = "state.bin";
+/// Identities of disks.
+pub const DISKS: &str = "disks.json";
 /// The manifest; there is an image if it exists.
 pub const MANIFEST: &str = "manifest.json";
 /// The manifest of an image that a machine has been resumed from.

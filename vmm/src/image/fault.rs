@@ -47,10 +47,9 @@ impl OpenError {
             Self::Read { source, .. } => Fault::of_reading(source),
             Self::Manifest { source, .. } => match source {
                 ManifestError::Version { .. } => Fault::Unfit,
-                ManifestError::Unterminated
-                | ManifestError::Checksum { .. }
-                | ManifestError::Magic
-                | ManifestError::Fields(_) => Fault::Damaged,
+                ManifestError::Seal(_) | ManifestError::Magic | ManifestError::Fields(_) => {
+                    Fault::Damaged
+                }
             },
             Self::Cpu { .. } => Fault::Unfit,
             Self::Missing { .. }
@@ -60,6 +59,7 @@ impl OpenError {
             | Self::Contradiction { .. }
             | Self::Machine { .. }
             | Self::Generation { .. }
+            | Self::Disks { .. }
             | Self::FileSize { .. }
             | Self::FileDamaged { .. }
             | Self::Header { .. }
@@ -87,6 +87,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::image::sealed_json::SealError;
 
     fn read(errno: i32) -> Fault {
         let error = OpenError::Read {
@@ -146,7 +147,7 @@ mod tests {
         assert_eq!(newer.fault(), Fault::Unfit);
         let cut = OpenError::Manifest {
             file: PathBuf::from("manifest.json"),
-            source: ManifestError::Unterminated,
+            source: ManifestError::Seal(SealError::Unterminated),
         };
         assert_eq!(cut.fault(), Fault::Damaged);
     }

@@ -7,7 +7,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::digest::{Hex128, file_digest};
+use super::digest::Hex128;
+use super::sealed_json::{SealError, seal, unseal};
 
 /// First field of each manifest.
 pub const MAGIC: &str = "mctl-image";
@@ -113,17 +114,9 @@ pub struct Manifest {
 /// Why bytes are not a manifest that this program can use.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// There is no checksum at its end: it is truncated, or not a manifest.
-    #[error("it doesn't end in a checksum, so it is truncated or no manifest")]
-    Unterminated,
-    /// The checksum contradicts the rest.
-    #[error("its checksum says {recorded}, its bytes say {computed}")]
-    Checksum {
-        /// As written in it.
-        recorded: Hex128,
-        /// As computed.
-        computed: Hex128,
-    },
+    /// Not intact.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// Intact, but without magic or version.
     #[error("it doesn't carry the magic \"{MAGIC}\" and a version")]
     Magic,
@@ -138,29 +131,15 @@ pub enum ManifestError {
     Fields(#[source] serde_json::Error),
 }
 
-const CHECKSUM_FIELD: &str = ",\n  \"checksum\": \"";
-const END: &str = "\"\n}\n";
-const CHECKSUM_DIGITS: usize = 32;
-
 impl Manifest {
     /// Encodes it, with its checksum.
     pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
-        let mut text = serde_json::to_string_pretty(self)?;
-        // A pretty-printed struct ends in a line that holds only the brace.
-        text.truncate(text.strip_suffix("\n}").map_or(text.len(), str::len));
-        let checksum = file_digest(text.as_bytes());
-        text.push_str(&format!("{CHECKSUM_FIELD}{checksum}{END}"));
-        Ok(text.into_bytes())
+        seal(self)
     }
 
     /// Reads it back, and finds all that is wrong with it.
     pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
-        let (body, recorded) = split_checksum(bytes).ok_or(ManifestError::Unterminated)?;
-        let computed = file_digest(body);
-        if recorded != computed {
-            return Err(ManifestError::Checksum { recorded, computed });
-        }
-        let object = [body, b"}"].concat();
+        let object = unseal(bytes)?;
         let value: serde_json::Value =
             serde_json::from_slice(&object).map_err(ManifestError::Fields)?;
         if value.get("magic").and_then(|magic| magic.as_str()) != Some(MAGIC) {
@@ -175,18 +154,12 @@ impl Manifest {
     }
 }
 
-fn split_checksum(bytes: &[u8]) -> Option<(&[u8], Hex128)> {
-    let rest = bytes.strip_suffix(END.as_bytes())?;
-    let (rest, digits) = rest.split_at_checked(rest.len().checked_sub(CHECKSUM_DIGITS)?)?;
-    let checksum = Hex128::parse(std::str::from_utf8(digits).ok()?)?;
-    Some((rest.strip_suffix(CHECKSUM_FIELD.as_bytes())?, checksum))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::image::digest::file_digest;
 
     fn manifest() -> Manifest {
         let facts = FileFacts {
@@ -251,7 +224,7 @@ mod tests {
             assert!(
                 matches!(
                     Manifest::decode(&bytes[..length]),
-                    Err(ManifestError::Unterminated)
+                    Err(ManifestError::Seal(SealError::Unterminated))
                 ),
                 "{length} bytes"
             );
@@ -260,12 +233,9 @@ mod tests {
 
     #[test]
     fn another_version_is_named_even_with_other_fields() {
-        let mut text =
-            "{\n  \"magic\": \"mctl-image\",\n  \"version\": 2,\n  \"new\": 1".to_owned();
-        let checksum = file_digest(text.as_bytes());
-        text.push_str(&format!("{CHECKSUM_FIELD}{checksum}{END}"));
+        let other = serde_json::json!({"magic": MAGIC, "version": 2, "new": 1});
 
-        let refusal = Manifest::decode(text.as_bytes());
+        let refusal = Manifest::decode(&seal(&other).unwrap());
 
         assert!(
             matches!(refusal, Err(ManifestError::Version { found: 2 })),

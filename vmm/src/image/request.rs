@@ -29,7 +29,7 @@ pub struct SaveRequest<'a> {
     pub cpu: &'a CpuIdentity,
     /// For `state.bin`.
     pub state: &'a [u8],
-    /// Disks that the guest can write to.
+    /// Its disks, in the order of their devices.
     pub disks: &'a [DiskFile],
     /// Guest memory; nothing writes to it until the save has ended.
     pub memory: &'a MachineMemory,
@@ -37,13 +37,17 @@ pub struct SaveRequest<'a> {
     pub cancel: &'a AtomicBool,
 }
 
-/// A disk that the guest can write to. Nobody writes to it until the save has ended.
+/// A disk. Nobody writes to it until the save has ended.
 #[derive(Debug)]
 pub struct DiskFile {
     /// Its path, for error messages.
     pub path: PathBuf,
-    /// The file that the guest's writes go to, or another descriptor of it.
+    /// The file, or another descriptor of it.
     pub file: File,
+    /// Its size.
+    pub size_bytes: u64,
+    /// The guest can't write to it.
+    pub read_only: bool,
 }
 
 impl SaveRequest<'_> {

@@ -22,6 +22,14 @@ pub enum Step {
     WriteSums,
     /// Writes the state of vCPUs and devices.
     WriteState,
+    /// Gives a disk a new mark.
+    MarkDisks,
+    /// Makes that durable, and the guest's writes, which the guest may take for durable already.
+    SyncDisks,
+    /// Writes what the disks are like.
+    WriteDisks,
+    /// Makes that durable.
+    SyncIdentities,
     /// Makes memory durable.
     SyncMemory,
     /// Makes the sums durable.
@@ -30,8 +38,6 @@ pub enum Step {
     SyncState,
     /// Makes the names of new files durable.
     SyncNames,
-    /// Makes the guest's writes to its disks durable; the guest may take them for durable already.
-    SyncDisks,
     /// Writes the manifest under a temporary name.
     WriteManifest,
     /// Makes it durable.
@@ -44,7 +50,7 @@ pub enum Step {
 
 impl Step {
     /// All of them, in order.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::Retire,
         Self::SyncRetirement,
         Self::OpenMemory,
@@ -53,11 +59,14 @@ impl Step {
         Self::PunchPages,
         Self::WriteSums,
         Self::WriteState,
+        Self::MarkDisks,
+        Self::SyncDisks,
+        Self::WriteDisks,
+        Self::SyncIdentities,
         Self::SyncMemory,
         Self::SyncSums,
         Self::SyncState,
         Self::SyncNames,
-        Self::SyncDisks,
         Self::WriteManifest,
         Self::SyncManifest,
         Self::Commit,
@@ -74,11 +83,13 @@ impl fmt::Display for Step {
             Self::WriteHeader => "write the header of",
             Self::WritePages => "write guest memory to",
             Self::PunchPages => "punch zero pages out of",
-            Self::WriteSums | Self::WriteState | Self::WriteManifest => "write",
+            Self::WriteSums | Self::WriteState | Self::WriteDisks | Self::WriteManifest => "write",
+            Self::MarkDisks => "mark",
             Self::SyncMemory
             | Self::SyncSums
             | Self::SyncState
             | Self::SyncDisks
+            | Self::SyncIdentities
             | Self::SyncManifest => "sync",
             Self::SyncNames => "sync the new files' names in",
             Self::Commit => "commit the manifest in",

@@ -20,7 +20,7 @@ use crate::boot::layout::{
 use crate::bus::{Bus, RangeTaken};
 use crate::devices::power::{I8042, PowerRegisters};
 use crate::devices::serial::{ConsoleOutput, SavedSerial, SerialPort};
-use crate::devices::virtio::block::{Block, BlockConfig, BlockError, BlockHost};
+use crate::devices::virtio::block::{Block, BlockConfig, BlockError, BlockHost, DiskIdentity};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, SavedTransport, TransportError};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::saved_device::{DeviceState, SavedDevice};
@@ -81,12 +81,15 @@ impl DevicesError {
             },
             Self::Vsock(error) => matches!(error, VsockError::State { .. }),
             Self::SavedSerial(_) => true,
-            Self::Block(_)
-            | Self::Serial(_)
-            | Self::TooMany { .. }
-            | Self::NoVsockSocket
-            | Self::DiskCount
-            | Self::Place(_) => false,
+            // The disks are not those that the guest remembers.
+            Self::Block(error) => matches!(
+                error,
+                BlockError::Changed { .. }
+                    | BlockError::SizeChanged { .. }
+                    | BlockError::ModeChanged { .. }
+            ),
+            Self::DiskCount => true,
+            Self::Serial(_) | Self::TooMany { .. } | Self::NoVsockSocket | Self::Place(_) => false,
         }
     }
 }
@@ -173,7 +176,7 @@ impl Devices {
         let mut disk_files = Vec::new();
         for disk in &context.configuration.disks {
             let block = Block::new(&block_config(disk), context.disk_host())?;
-            disk_files.extend(disk_file(&block, disk)?);
+            disk_files.push(disk_file(&block, disk)?);
             devices.push(Box::new(block));
         }
         let transports = devices
@@ -192,7 +195,7 @@ impl Devices {
         )
     }
 
-    /// The devices of a machine that was saved. To be connected once the interrupt controllers have their
+    /// The devices of a machine that was saved, with disks of these identities. To be connected once the interrupt controllers have their
     /// state.
     ///
     /// # Errors
@@ -201,6 +204,7 @@ impl Devices {
         context: &DeviceContext<'_>,
         console: ConsoleOutput,
         saved: &SavedDevices,
+        identities: Option<&[DiskIdentity]>,
     ) -> Result<Self, DevicesError> {
         let mut vsock_counters = None;
         let mut disks = context.configuration.disks.iter();
@@ -217,8 +221,13 @@ impl Devices {
                 DeviceState::Rng => Box::new(Rng::new()),
                 DeviceState::Block(state) => {
                     let disk = disks.next().ok_or(DevicesError::DiskCount)?;
-                    let block = Block::restore(&block_config(disk), state, context.disk_host())?;
-                    disk_files.extend(disk_file(&block, disk)?);
+                    let block = Block::restore(
+                        &block_config(disk),
+                        state,
+                        identities.and_then(|identities| identities.get(disk_files.len())),
+                        context.disk_host(),
+                    )?;
+                    disk_files.push(disk_file(&block, disk)?);
                     Box::new(block)
                 }
             };
@@ -328,7 +337,7 @@ impl Devices {
         }
     }
 
-    /// The disks that the guest can write to.
+    /// Its disks.
     #[must_use]
     pub fn disk_files(&self) -> Arc<[DiskFile]> {
         Arc::clone(&self.disk_files)
@@ -372,10 +381,15 @@ fn vsock_config(context: &DeviceContext<'_>) -> Result<Option<VsockConfig>, Devi
     }))
 }
 
-fn disk_file(block: &Block, disk: &Disk) -> Result<Option<DiskFile>, DevicesError> {
+fn disk_file(block: &Block, disk: &Disk) -> Result<DiskFile, DevicesError> {
     let path = disk.path.clone();
-    match block.written_file() {
-        Ok(file) => Ok(file.map(|file| DiskFile { path, file })),
+    match block.file() {
+        Ok(file) => Ok(DiskFile {
+            path,
+            file,
+            size_bytes: block.size_bytes(),
+            read_only: disk.read_only,
+        }),
         Err(source) => Err(BlockError::Open { path, source }.into()),
     }
 }

@@ -195,7 +195,12 @@ pub fn restore(
         events: &event_sender,
         disk_filter: filters.disk,
     };
-    let devices = Devices::restore(&context, host.console, &state.devices)?;
+    let devices = Devices::restore(
+        &context,
+        host.console,
+        &state.devices,
+        image.disks.as_deref(),
+    )?;
     let shared = Shared {
         vm: Arc::clone(&vm),
         buses: devices.buses.clone(),

@@ -92,7 +92,7 @@ fn crash_at_each_step(origin: &str, steps: &[Step]) {
     }
 }
 
-fn is_absent(error: &OpenError) -> bool {
+pub(crate) fn is_absent(error: &OpenError) -> bool {
     use OpenError::{Consumed, Missing, Unfinished};
     matches!(error, Consumed { .. } | Missing { .. } | Unfinished { .. })
 }

@@ -30,6 +30,8 @@ fn disks() -> &'static [DiskFile] {
         [DiskFile {
             path: PathBuf::from("disk.img"),
             file: tempfile::tempfile().unwrap(),
+            size_bytes: 0,
+            read_only: false,
         }]
     });
     &*DISKS

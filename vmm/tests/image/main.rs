@@ -5,8 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't continue fails")]
 
 mod crash;
+mod crash_states;
 mod failure;
 mod fixture;
+mod power_failure;
 mod refusal;
 mod round_trip;
 mod verification;

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 use rustix::io::Errno;
 
+use super::identity::{Difference, DiskIdentity, mark};
+
 /// The unit of all addresses (virtio 1.2, 5.2.4).
 pub(super) const SECTOR_BYTES: u64 = 512;
 /// Zeroes that are written repeatedly where a range can't be zeroed at once.
@@ -72,6 +74,14 @@ pub enum BlockError {
         size_bytes: u64,
         /// The size it had.
         saved_bytes: u64,
+    },
+    /// It is not as it was when the machine was saved.
+    #[error("disk {path} {difference} since the machine was suspended")]
+    Changed {
+        /// Which.
+        path: PathBuf,
+        /// How.
+        difference: Difference,
     },
     /// Another mode than when the machine was saved; the guest relies on it.
     #[error("disk {path} was attached {} and must be attached so again", if *.read_only { "read-only" } else { "writable" })]
@@ -143,12 +153,22 @@ impl Backend {
         self.read_only
     }
 
-    /// Another descriptor of the file, if it may be written to.
-    pub(super) fn written_file(&self) -> Result<Option<File>> {
+    /// Another descriptor of the file.
+    pub(super) fn file(&self) -> Result<File> {
+        self.file.try_clone()
+    }
+
+    /// What it is like now.
+    pub(super) fn identity(&self) -> Result<DiskIdentity> {
+        DiskIdentity::of(&self.file, self.size_bytes)
+    }
+
+    /// Shows whoever was saved with it that it may be written to from now on, if it may.
+    pub(super) fn mark(&self) -> Result<()> {
         if self.read_only {
-            return Ok(None);
+            return Ok(());
         }
-        self.file.try_clone().map(Some)
+        mark(&self.file)
     }
 
     /// The serial number that the guest sees.

@@ -12,6 +12,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::{Backend, BlockConfig, BlockError, SECTOR_BYTES};
+use super::identity::DiskIdentity;
 use super::request::MAX_ZERO_SECTORS;
 use super::state::BlockState;
 use super::worker::{BlockHost, Worker};
@@ -43,11 +44,16 @@ impl Block {
     /// # Errors
     /// [`BlockError`] where it is not usable.
     pub fn new(config: &BlockConfig, host: Arc<dyn BlockHost>) -> Result<Self, BlockError> {
-        Self::serving(Backend::open(config)?, config, host, false)
+        let backend = Backend::open(config)?;
+        backend.mark().map_err(|source| BlockError::Open {
+            path: config.path.clone(),
+            source,
+        })?;
+        Self::serving(backend, config, host, false)
     }
 
-    /// Opens the file that replaces a saved disk's; the path may differ, size and mode may not. The guest
-    /// sees the same serial number as before. Requests that change the disk wait until
+    /// Opens a saved disk; the path may differ, size and mode may not, and neither may the disk's `identity`,
+    /// where it is known. The guest sees the same serial number as before. Requests that change the disk wait until
     /// [`VirtioDevice::let_writes_pass`].
     ///
     /// # Errors
@@ -55,6 +61,7 @@ impl Block {
     pub fn restore(
         config: &BlockConfig,
         state: &BlockState,
+        identity: Option<&DiskIdentity>,
         host: Arc<dyn BlockHost>,
     ) -> Result<Self, BlockError> {
         let mut backend = Backend::open(config)?;
@@ -74,6 +81,15 @@ impl Block {
         }
         if backend.read_only() != read_only {
             return Err(BlockError::ModeChanged { path, read_only });
+        }
+        if let Some(saved) = identity {
+            let now = backend.identity().map_err(|source| BlockError::Open {
+                path: path.clone(),
+                source,
+            })?;
+            if let Some(difference) = saved.difference(&now) {
+                return Err(BlockError::Changed { path, difference });
+            }
         }
         backend.set_id(id);
         Self::serving(backend, config, host, true)
@@ -97,12 +113,18 @@ impl Block {
         self.worker.backend()
     }
 
-    /// Another descriptor of the file, if the guest may write to it.
+    /// Another descriptor of the file.
     ///
     /// # Errors
     /// Where the host has no descriptor left.
-    pub fn written_file(&self) -> std::io::Result<Option<File>> {
-        self.backend().written_file()
+    pub fn file(&self) -> std::io::Result<File> {
+        self.backend().file()
+    }
+
+    /// Its size.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.backend().size_bytes()
     }
 
     fn config(&self) -> [u8; CONFIG_BYTES] {

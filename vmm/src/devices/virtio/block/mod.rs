@@ -4,6 +4,7 @@
 
 mod backend;
 mod device;
+mod identity;
 mod request;
 mod state;
 mod worker;
@@ -13,5 +14,6 @@ mod tests;
 
 pub use backend::{BlockConfig, BlockError};
 pub use device::Block;
+pub use identity::{Difference, DiskIdentity, mark};
 pub use state::BlockState;
 pub use worker::BlockHost;

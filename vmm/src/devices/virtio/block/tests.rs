@@ -10,7 +10,9 @@ use proptest::prelude::{any, prop, proptest};
 use proptest::test_runner::Config;
 use tempfile::TempDir;
 
-use super::{Block, BlockConfig, BlockError, BlockHost, BlockState};
+use super::{
+    Block, BlockConfig, BlockError, BlockHost, BlockState, Difference, DiskIdentity, mark,
+};
 use crate::devices::virtio::device::{DeviceError, VirtioDevice};
 use crate::devices::virtio::testing::{
     CountedInterrupt, Descriptor, DriverQueue, MemoryBefore, activation, assert_no_harm,
@@ -72,7 +74,7 @@ fn open(path: &Path, read_only: bool) -> Result<Block, BlockError> {
 fn restore(path: &Path, read_only: bool, saved: &BlockState) -> Result<Block, BlockError> {
     let path = path.to_owned();
     let host = Arc::new(Host::default());
-    Block::restore(&BlockConfig { path, read_only }, saved, host)
+    Block::restore(&BlockConfig { path, read_only }, saved, None, host)
 }
 
 struct Fixture {
@@ -134,7 +136,7 @@ impl Fixture {
             path: path.clone(),
             read_only: false,
         };
-        let mut block = Block::restore(&config, &saved, host.clone()).unwrap();
+        let mut block = Block::restore(&config, &saved, None, host.clone()).unwrap();
         block
             .activate(activation(queue.memory(), &interrupt, queues))
             .unwrap();
@@ -341,6 +343,37 @@ fn a_restored_disk_may_have_another_path_but_no_other_size_or_mode() {
         restore(false),
         Err(BlockError::SizeChanged { .. })
     ));
+}
+
+#[test]
+fn a_disk_that_changed_while_its_machine_was_suspended_is_refused_by_name() {
+    let disk = Fixture::new(false);
+    let saved = disk.block.state();
+    let file = disk.block.file().unwrap();
+    mark(&file).unwrap();
+    let identity = DiskIdentity::of(&file, DISK_BYTES).unwrap();
+    let Fixture {
+        block,
+        path,
+        _folder,
+        ..
+    } = disk;
+    drop((block, file));
+    let host = || Arc::new(Host::default());
+    let config = BlockConfig {
+        path: path.clone(),
+        read_only: false,
+    };
+    drop(Block::restore(&config, &saved, Some(&identity), host()).unwrap());
+    // Another machine has it, and writes nothing.
+    drop(Block::new(&config, host()).unwrap());
+    let error = Block::restore(&config, &saved, Some(&identity), host()).unwrap_err();
+    let BlockError::Changed { difference, .. } = &error else {
+        panic!("{error}");
+    };
+    // Where there are no extended attributes nothing has changed but the time of opening.
+    assert_eq!(*difference, Difference::Mark);
+    assert!(error.to_string().contains(path.to_str().unwrap()));
 }
 
 #[test]
