@@ -140,6 +140,9 @@ impl From<MachineError> for ApiError {
                 plain(S::NOT_FOUND, "not_found").hint("`mctl list` shows all machines")
             }
             E::NameTaken(_) => plain(S::CONFLICT, "name_taken"),
+            E::Disk(_) => plain(S::CONFLICT, "disk").hint(
+                "a disk has one writer; that of a suspended machine is free once that is stopped",
+            ),
             E::Refused { state, .. } => {
                 plain(S::PRECONDITION_FAILED, "wrong_state").detail("state", state)
             }

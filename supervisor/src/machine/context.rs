@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 use crate::configuration::Configuration;
 use crate::images::ImageStore;
 use crate::logs::ConsoleWatcher;
+use crate::machine::disk_claims::DiskClaims;
 use crate::store::Store;
 
 /// Adoptions that may be under way for each start that may: they cost far less.
@@ -24,6 +25,8 @@ pub(crate) struct DriverContext {
     pub(crate) images: ImageStore,
     /// Notices what guests print to their consoles.
     pub(crate) consoles: ConsoleWatcher,
+    /// Who may write to which disk.
+    pub(crate) disk_claims: DiskClaims,
     /// Permits for starts and resumes: few at a time, so that each is fast.
     pub(crate) launches: Arc<Semaphore>,
     /// Permits for taking over running guests.
@@ -36,6 +39,7 @@ impl DriverContext {
         Ok(Self {
             images: ImageStore::new(configuration.state_dir.images()),
             consoles: ConsoleWatcher::new()?,
+            disk_claims: DiskClaims::default(),
             launches: Arc::new(Semaphore::new(configuration.concurrent_starts)),
             adoptions: Arc::new(Semaphore::new(
                 configuration

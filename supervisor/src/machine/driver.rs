@@ -20,6 +20,7 @@ use crate::clock;
 use crate::logs::{Collection, MachineLog};
 use crate::machine::activity::Activity;
 use crate::machine::context::DriverContext;
+use crate::machine::disk_claims::holds_disks;
 use crate::machine::error::MachineError;
 use crate::machine::handle::{Handle, LiveGuest};
 use crate::machine::request::{
@@ -136,6 +137,9 @@ impl Driver {
         (log, console): (MachineLog, Option<Collection>),
     ) -> (Self, Handle) {
         let dir = context.configuration.state_dir.machine(&record.id);
+        if holds_disks(record.state) {
+            context.disk_claims.note(&record.id, &record.config.mounts);
+        }
         let events = VecDeque::from(events);
         let activity = Activity::new();
         let (sender, inbox) = mpsc::channel(INBOX);

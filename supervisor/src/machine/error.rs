@@ -4,6 +4,7 @@ use machine_api::MachineState;
 
 use crate::guest::GuestError;
 use crate::images::ImageError;
+use crate::machine::disk_claims::DiskClaimError;
 use crate::model::admission::RefusalReason;
 use crate::model::config_check::InvalidConfig;
 use crate::store::StoreError;
@@ -66,6 +67,9 @@ pub(crate) enum MachineError {
     /// Its image can't be used.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// It cannot have one of its disks.
+    #[error(transparent)]
+    Disk(#[from] DiskClaimError),
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -7,6 +7,7 @@
 pub(crate) mod activity;
 mod bring_up;
 pub(crate) mod context;
+mod disk_claims;
 pub(crate) mod driver;
 mod error;
 mod event_loop;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use machine_api::{CheckStatus, EventRequest, EventType, MachineEvent};
 
+use crate::machine::disk_claims::holds_disks;
 use crate::machine::driver::Driver;
 use crate::machine::error::MachineError;
 use crate::machine_folder::MachineFile;
@@ -67,7 +68,7 @@ impl Driver {
             .store
             .commit("store the machine's new state", changes)
             .await?;
-        self.record = next;
+        self.take_step(next);
         self.show(Some(shown));
         self.store_machine_file().await;
         Ok(())
@@ -103,12 +104,19 @@ impl Driver {
         match self.prepare(event, details, edit) {
             Ok((next, shown, changes)) => {
                 self.commit_later("store the machine's new state", changes);
-                self.record = next;
+                self.take_step(next);
                 self.show(Some(shown));
             }
             Err(error) => {
                 tracing::error!(machine_id = self.record.id, %error, "a step is impossible");
             }
+        }
+    }
+
+    fn take_step(&mut self, next: MachineRecord) {
+        self.record = next;
+        if !holds_disks(self.record.state) {
+            self.context.disk_claims.release(&self.record.id);
         }
     }
 

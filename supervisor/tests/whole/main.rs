@@ -5,6 +5,7 @@
 mod access;
 mod adoption;
 mod crash;
+mod disks;
 mod ending;
 mod fly_clients;
 mod lifecycle;

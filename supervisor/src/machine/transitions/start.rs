@@ -11,6 +11,7 @@ use vmm_control::{ExitReason, exit_code};
 use crate::error_chain::error_chain;
 use crate::guest::GuestAddress;
 use crate::machine::bring_up::{BringUp, BringUpError, ReadyGuest, with_permit};
+use crate::machine::disk_claims::holds_disks;
 use crate::machine::driver::{Attended, Driver, Effect};
 use crate::machine::error::MachineError;
 use crate::machine::handle::LiveGuest;
@@ -69,7 +70,7 @@ impl Driver {
         let mut launch = match begun {
             Ok(launch) => launch,
             Err(error) => {
-                self.refuse_start(request, &error);
+                self.refuse_start(request, error);
                 return None;
             }
         };
@@ -115,6 +116,8 @@ impl Driver {
 
     /// Resume or boot? A boot comes with a reason if a machine that has an image is booted.
     fn choose_launch(&self, cold: bool) -> Result<(Launch, Option<String>), MachineError> {
+        let (id, mounts) = (&self.record.id, &self.record.config.mounts);
+        self.context.disk_claims.claim(id, mounts)?;
         let facts = &self.record.facts;
         // There is a reason already if a boot for it was interrupted or failed.
         let mut cold_reason = facts.cold_reason.clone();
@@ -194,11 +197,17 @@ impl Driver {
         .await
     }
 
-    fn refuse_start(&mut self, request: Option<Request>, error: &MachineError) {
-        let message = error_chain(error);
+    fn refuse_start(&mut self, request: Option<Request>, error: MachineError) {
+        if !holds_disks(self.record.state) {
+            self.context.disk_claims.release(&self.record.id);
+        }
+        let message = error_chain(&error);
         self.warn_once(&format!("could not be started: {message}"));
         if let Some(request) = request {
-            request.refuse(self.failed(message.clone()));
+            request.refuse(match error {
+                MachineError::Disk(_) => error,
+                _ => self.failed(message.clone()),
+            });
         }
         self.answer_waiters(Some(&format!("could not be started: {message}")));
     }
@@ -266,7 +275,7 @@ impl Driver {
             Err(BringUpError::Ended(exit)) if exit.reason() == Some(ExitReason::ImageUnfit) => {
                 self.kill_vmm().await;
                 let message = format!(
-                    "the image does not fit this host: {}; it is kept (a cold start boots the machine \
+                    "the image cannot be resumed here: {}; it is kept (a cold start boots the machine \
                      without it: `mctl start --cold`)",
                     exit.in_words()
                 );
