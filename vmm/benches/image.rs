@@ -210,6 +210,7 @@ fn timed_save(
         cpu: &cpu(),
         state: &[7; 64 << 10],
         disks: &[],
+        host_tsc_khz: None,
         memory,
         cancel: &AtomicBool::new(false),
     })?;

@@ -59,7 +59,7 @@ fn boot_and_run(identity: Identity, args: BootArgs, phases: Phases) -> Ending {
     let refused = |error: &dyn std::error::Error| {
         Ending::new(ExitReason::HostFailed, error_text::with_causes(error))
     };
-    let (control, host) = match host_side(&args.common) {
+    let (control, host) = match host_side(&identity, &args.common) {
         Ok(sides) => sides,
         Err(error) => return refused(error.as_ref()),
     };
@@ -83,7 +83,7 @@ fn boot_and_run(identity: Identity, args: BootArgs, phases: Phases) -> Ending {
 }
 
 fn restore_and_run(identity: Identity, args: RestoreArgs, phases: Phases) -> Ending {
-    let (control, host) = match host_side(&args.common) {
+    let (control, host) = match host_side(&identity, &args.common) {
         Ok(sides) => sides,
         Err(error) => {
             return Ending::new(
@@ -111,9 +111,12 @@ fn restore_and_run(identity: Identity, args: RestoreArgs, phases: Phases) -> End
 
 /// Prepares the process and opens what both commands need of the host.
 fn host_side(
+    identity: &Identity,
     common: &CommonArgs,
 ) -> Result<(Option<ControlListener>, HostSide), Box<dyn std::error::Error>> {
-    prepare()?;
+    let memory_error = Ending::memory_error().report(identity);
+    let exit_file = common.exit_file.as_deref();
+    prepare(exit_file.map(|path| (path, &memory_error)))?;
     let control = match (&common.control, common.control_fd) {
         (Some(path), _) => Some(ControlListener::bind(path)?),
         (None, Some(_)) => Some(ControlListener::inherited()?),

@@ -103,7 +103,7 @@ pub struct Vm {
     fd: Arc<VmFd>,
     capabilities: Capabilities,
     // The memory slots refer to it.
-    _memory: GuestMemoryMmap,
+    memory: GuestMemoryMmap,
 }
 
 /// State of the VM apart from vCPUs, devices and memory.
@@ -161,7 +161,7 @@ impl Vm {
             kvm,
             fd: Arc::new(fd),
             capabilities,
-            _memory: memory.clone(),
+            memory: memory.clone(),
         })
     }
 
@@ -169,6 +169,12 @@ impl Vm {
     #[must_use]
     pub fn capabilities(&self) -> Capabilities {
         self.capabilities
+    }
+
+    /// Guest memory.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
     }
 
     /// The KVM device, for host-wide questions.

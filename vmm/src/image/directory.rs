@@ -16,8 +16,8 @@ pub const MEMORY: &str = "memory";
 pub const SUMS: &str = "memory.sums";
 /// vCPUs and devices.
 pub const STATE: &str = "state.bin";
-/// Identities of disks.
-pub const DISKS: &str = "disks.json";
+/// What there is to say beyond the manifest.
+pub const SUPPLEMENT: &str = "supplement.json";
 /// The manifest; there is an image if it exists.
 pub const MANIFEST: &str = "manifest.json";
 /// The manifest of an image that a machine has been resumed from.

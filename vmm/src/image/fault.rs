@@ -59,7 +59,7 @@ impl OpenError {
             | Self::Contradiction { .. }
             | Self::Machine { .. }
             | Self::Generation { .. }
-            | Self::Disks { .. }
+            | Self::Supplement { .. }
             | Self::FileSize { .. }
             | Self::FileDamaged { .. }
             | Self::Header { .. }

@@ -6,7 +6,7 @@
 //! | `memory`         | a header page, then guest memory without the gap, sparse           |
 //! | `memory.sums`    | one 64-bit sum per 64 KiB of guest memory                          |
 //! | `state.bin`      | the state of vCPUs and devices; opaque here                        |
-//! | `disks.json`     | what its disks were like, if the machine has any                   |
+//! | `supplement.json`| what its disks were like, and the like; if there is anything       |
 //! | `manifest.json`  | which machine, which generation, sizes and digests of the others   |
 //!
 //! There is an image if, and only if, there is a `manifest.json`. It is the last file that a save
@@ -25,7 +25,6 @@ mod attempt;
 mod consume;
 pub mod digest;
 pub mod directory;
-mod disks;
 mod fault;
 pub mod format;
 pub mod header;
@@ -35,13 +34,14 @@ mod request;
 pub mod save;
 mod sealed_json;
 pub mod step;
+mod supplement;
 pub mod verify;
 
 pub use consume::{ConsumeError, Consumption};
-pub use disks::SavedDisks;
 pub use fault::Fault;
 pub use format::{CpuIdentity, ImageId, Manifest};
 pub use open::{Expectation, OpenError, OpenImage, open};
 pub use request::{DiskFile, SaveError, SaveRequest};
 pub use save::save;
+pub use supplement::Supplement;
 pub use verify::{BackgroundVerifier, DamagedRange, Verified, VerifyError};

@@ -11,16 +11,15 @@ use std::sync::Arc;
 use super::consume::{ConsumeError, Consumption};
 use super::digest::{Hex128, decode_sums, file_digest};
 use super::directory::{
-    CONSUMED, DISKS, DirectoryError, ImageDirectory, MANIFEST, MEMORY, STATE, SUMS, TEMPORARY,
+    CONSUMED, DirectoryError, ImageDirectory, MANIFEST, MEMORY, STATE, SUMS, SUPPLEMENT, TEMPORARY,
     UNFINISHED,
 };
-use super::disks::{MAX_DISKS_BYTES, SavedDisks, SavedDisksError};
 use super::format::{
     CpuIdentity, FileFacts, ImageId, MAX_MANIFEST_BYTES, MAX_STATE_BYTES, Manifest, ManifestError,
 };
 use super::header::{Header, HeaderError};
+use super::supplement::{MAX_SUPPLEMENT_BYTES, Supplement, SupplementError};
 use super::verify::{self, BackgroundVerifier, Verified, VerifyError};
-use crate::devices::virtio::block::DiskIdentity;
 use crate::memory::file::{CHUNK_BYTES, HEADER_BYTES, HEADER_LEN, MemoryFile};
 use crate::memory::regions::Layout;
 use crate::memory::{MachineMemory, MemoryError};
@@ -120,13 +119,13 @@ pub enum OpenError {
         /// This host's.
         host: Box<CpuIdentity>,
     },
-    /// The list of disks is damaged.
-    #[error("the list of disks {file} is refused")]
-    Disks {
+    /// The supplement is damaged.
+    #[error("the supplement {file} is refused")]
+    Supplement {
         /// Which.
         file: PathBuf,
         /// What is wrong with it.
-        source: SavedDisksError,
+        source: SupplementError,
     },
     /// A file has grown or shrunk.
     #[error("{file} has {found} bytes, and the manifest says {expected}")]
@@ -195,8 +194,8 @@ pub struct OpenImage {
     pub manifest: Manifest,
     /// `state.bin`.
     pub state: Vec<u8>,
-    /// What its disks were like; none if the image does not say.
-    pub disks: Option<Vec<DiskIdentity>>,
+    /// What it says beyond the manifest.
+    pub supplement: Option<Supplement>,
     directory: ImageDirectory,
     layout: Layout,
     memory: Arc<MemoryFile>,
@@ -210,7 +209,7 @@ pub fn open(directory: &Path, expect: &Expectation<'_>) -> Result<OpenImage, Ope
     let layout = check_sizes(&directory, &manifest)?;
     let state = read_file(&directory, STATE, &manifest.state)?;
     let sums = decode_sums(&read_file(&directory, SUMS, &manifest.memory.sums)?);
-    let disks = read_disks(&directory, manifest.image_id)?;
+    let supplement = read_supplement(&directory, manifest.image_id)?;
     let file = open_memory(&directory, &manifest, &layout)?;
     let memory = Arc::new(MemoryFile::new(
         file,
@@ -220,7 +219,7 @@ pub fn open(directory: &Path, expect: &Expectation<'_>) -> Result<OpenImage, Ope
     Ok(OpenImage {
         manifest,
         state,
-        disks,
+        supplement,
         directory,
         layout,
         memory,
@@ -270,20 +269,20 @@ fn read_manifest(directory: &ImageDirectory) -> Result<Manifest, OpenError> {
     Manifest::decode(&bytes).map_err(|source| OpenError::Manifest { file: path, source })
 }
 
-fn read_disks(
+fn read_supplement(
     directory: &ImageDirectory,
     image_id: ImageId,
-) -> Result<Option<Vec<DiskIdentity>>, OpenError> {
-    let path = directory.file(DISKS);
+) -> Result<Option<Supplement>, OpenError> {
+    let path = directory.file(SUPPLEMENT);
     let file = match open_regular(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(OpenError::Read { file: path, source }),
     };
-    let bytes = read_at_most(file, &path, MAX_DISKS_BYTES)?;
-    let saved =
-        SavedDisks::decode(&bytes).map_err(|source| OpenError::Disks { file: path, source })?;
-    Ok((saved.image_id == image_id).then_some(saved.disks))
+    let bytes = read_at_most(file, &path, MAX_SUPPLEMENT_BYTES)?;
+    let supplement = Supplement::decode(&bytes)
+        .map_err(|source| OpenError::Supplement { file: path, source })?;
+    Ok((supplement.image_id == image_id).then_some(supplement))
 }
 
 fn missing_reason(directory: &ImageDirectory) -> OpenError {

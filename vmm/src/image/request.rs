@@ -31,6 +31,8 @@ pub struct SaveRequest<'a> {
     pub state: &'a [u8],
     /// Its disks, in the order of their devices.
     pub disks: &'a [DiskFile],
+    /// Frequency of the host's time stamp counter, where it is not the guest's.
+    pub host_tsc_khz: Option<u32>,
     /// Guest memory; nothing writes to it until the save has ended.
     pub memory: &'a MachineMemory,
     /// Set by another thread to cancel the save.

@@ -20,14 +20,14 @@ use vmm_control::SuspendFigures;
 use super::attempt::{Attempt, StepObserver};
 use super::digest::{encode_sums, file_digest};
 use super::directory::{
-    CONSUMED, DISKS, ImageDirectory, MANIFEST, MEMORY, STATE, SUMS, TEMPORARY, UNFINISHED,
+    CONSUMED, ImageDirectory, MANIFEST, MEMORY, STATE, SUMS, SUPPLEMENT, TEMPORARY, UNFINISHED,
 };
-use super::disks::SavedDisks;
 use super::format::{FileFacts, ImageId, MAGIC, MAX_STATE_BYTES, Manifest, MemoryFacts, VERSION};
 use super::header::Header;
 use super::pages::{self, WritePlan};
 use super::request::{DiskFile, SaveError, SaveRequest};
 use super::step::Step;
+use super::supplement::Supplement;
 use crate::clock::monotonic_ns;
 use crate::devices::virtio::block::{DiskIdentity, mark};
 use crate::memory::Origin;
@@ -92,11 +92,11 @@ impl Save<'_> {
         let sums_file = self.write_file(Step::WriteSums, SUMS, &sums)?;
         let state_file = self.write_file(Step::WriteState, STATE, attempt.request.state)?;
         phases.end("checksum");
-        let (disks_bytes, is_new_list) = self.save_disks()?;
+        let (supplement_bytes, is_new_supplement) = self.save_supplement()?;
         attempt.step(Step::SyncMemory, MEMORY, || memory.sync_data())?;
         attempt.step(Step::SyncSums, SUMS, || sums_file.sync_all())?;
         attempt.step(Step::SyncState, STATE, || state_file.sync_all())?;
-        if is_new || is_new_list {
+        if is_new || is_new_supplement {
             attempt.step(Step::SyncNames, "", || attempt.directory.sync())?;
         }
         phases.end("sync");
@@ -105,8 +105,11 @@ impl Save<'_> {
         self.commit(&manifest)?;
         phases.end("commit");
         let memory_bytes_written = plan.bytes_to_write();
-        let other =
-            HEADER_LEN + sums.len() + attempt.request.state.len() + disks_bytes + manifest.len();
+        let other = HEADER_LEN
+            + sums.len()
+            + attempt.request.state.len()
+            + supplement_bytes
+            + manifest.len();
         Ok(SuspendFigures {
             phases: phases.list().to_vec(),
             memory_bytes_written,
@@ -117,43 +120,39 @@ impl Save<'_> {
         })
     }
 
+    /// Returns how many bytes were written, and whether the name of the file is new.
+    fn save_supplement(&self) -> Result<(usize, bool), SaveError> {
+        let supplement = Supplement {
+            image_id: self.image_id,
+            disks: self.save_disks()?,
+            host_tsc_khz: self.attempt.request.host_tsc_khz,
+        };
+        if supplement.disks.is_empty() && supplement.host_tsc_khz.is_none() {
+            return Ok((0, false));
+        }
+        let is_new = !self.attempt.directory.has(SUPPLEMENT);
+        let bytes = supplement.encode().map_err(SaveError::Manifest)?;
+        let file = self.write_file(Step::WriteSupplement, SUPPLEMENT, &bytes)?;
+        self.attempt
+            .step(Step::SyncSupplement, SUPPLEMENT, || file.sync_all())?;
+        Ok((bytes.len(), is_new))
+    }
+
     /// For the guest, a write is complete when it is in the host's page cache, and once resumed the guest
     /// does not repeat it. So the saved memory must not become durable before the guest's writes. Times and
     /// mark of a disk become durable with them, as they are compared after a power failure, too.
-    /// Returns how many bytes were written, and whether the name of the file is new.
-    fn save_disks(&self) -> Result<(usize, bool), SaveError> {
-        let disks = self.attempt.request.disks;
-        if disks.is_empty() {
-            return Ok((0, false));
-        }
-        let is_new = !self.attempt.directory.has(DISKS);
-        let mut identities = Vec::with_capacity(disks.len());
-        for DiskFile {
-            path,
-            file,
-            size_bytes,
-            read_only,
-        } in disks
-        {
-            let attempt = &self.attempt;
-            if !read_only {
+    fn save_disks(&self) -> Result<Vec<DiskIdentity>, SaveError> {
+        let attempt = &self.attempt;
+        let save = |disk: &DiskFile| {
+            let DiskFile { path, file, .. } = disk;
+            if !disk.read_only {
                 attempt.step_on(Step::MarkDisks, path, || mark(file))?;
                 attempt.step_on(Step::SyncDisks, path, || file.sync_all())?;
             }
-            let identity = DiskIdentity::of(file, *size_bytes);
-            identities.push(
-                identity.map_err(|source| SaveError::of_step(Step::MarkDisks, path, source))?,
-            );
-        }
-        let saved = SavedDisks {
-            image_id: self.image_id,
-            disks: identities,
+            DiskIdentity::of(file, disk.size_bytes)
+                .map_err(|source| SaveError::of_step(Step::MarkDisks, path, source))
         };
-        let bytes = saved.encode().map_err(SaveError::Manifest)?;
-        let file = self.write_file(Step::WriteDisks, DISKS, &bytes)?;
-        self.attempt
-            .step(Step::SyncIdentities, DISKS, || file.sync_all())?;
-        Ok((bytes.len(), is_new))
+        attempt.request.disks.iter().map(save).collect()
     }
 
     /// Makes sure that there is no image while files change, even after a loss of power.
@@ -265,7 +264,7 @@ impl Save<'_> {
     }
 
     fn allocated_bytes(&self) -> u64 {
-        [MEMORY, SUMS, STATE, DISKS, MANIFEST]
+        [MEMORY, SUMS, STATE, SUPPLEMENT, MANIFEST]
             .iter()
             .filter_map(|name| std::fs::metadata(self.attempt.directory.file(name)).ok())
             .map(|metadata| metadata.blocks() * 512)

@@ -26,10 +26,10 @@ pub enum Step {
     MarkDisks,
     /// Makes that durable, and the guest's writes, which the guest may take for durable already.
     SyncDisks,
-    /// Writes what the disks are like.
-    WriteDisks,
-    /// Makes that durable.
-    SyncIdentities,
+    /// Writes the supplement.
+    WriteSupplement,
+    /// Makes it durable.
+    SyncSupplement,
     /// Makes memory durable.
     SyncMemory,
     /// Makes the sums durable.
@@ -61,8 +61,8 @@ impl Step {
         Self::WriteState,
         Self::MarkDisks,
         Self::SyncDisks,
-        Self::WriteDisks,
-        Self::SyncIdentities,
+        Self::WriteSupplement,
+        Self::SyncSupplement,
         Self::SyncMemory,
         Self::SyncSums,
         Self::SyncState,
@@ -83,13 +83,15 @@ impl fmt::Display for Step {
             Self::WriteHeader => "write the header of",
             Self::WritePages => "write guest memory to",
             Self::PunchPages => "punch zero pages out of",
-            Self::WriteSums | Self::WriteState | Self::WriteDisks | Self::WriteManifest => "write",
+            Self::WriteSums | Self::WriteState | Self::WriteSupplement | Self::WriteManifest => {
+                "write"
+            }
             Self::MarkDisks => "mark",
             Self::SyncMemory
             | Self::SyncSums
             | Self::SyncState
             | Self::SyncDisks
-            | Self::SyncIdentities
+            | Self::SyncSupplement
             | Self::SyncManifest => "sync",
             Self::SyncNames => "sync the new files' names in",
             Self::Commit => "commit the manifest in",

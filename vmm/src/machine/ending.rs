@@ -6,6 +6,7 @@ use std::path::Path;
 use vmm_control::{ExitReason, ExitReport, exit_code};
 
 use super::configuration::Identity;
+use crate::process::unfinished;
 
 /// Why a VMM ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +25,14 @@ impl Ending {
             reason,
             message: message.into(),
         }
+    }
+
+    /// Guest memory that the host cannot provide.
+    #[must_use]
+    pub fn memory_error() -> Self {
+        let message = "the host could not provide guest memory (SIGBUS), usually for an I/O error of the \
+                       disk with the image";
+        Self::new(ExitReason::HostFailed, message)
     }
 
     /// What the process exits with.
@@ -59,11 +68,9 @@ impl Ending {
 /// # Errors
 /// Those of the file system.
 pub fn write_report(path: &Path, report: &ExitReport) -> io::Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".tmp");
-    let unfinished = Path::new(&name);
+    let unfinished = unfinished(path);
     let mut text = serde_json::to_vec(report)?;
     text.push(b'\n');
-    std::fs::write(unfinished, text)?;
+    std::fs::write(&unfinished, text)?;
     std::fs::rename(unfinished, path)
 }

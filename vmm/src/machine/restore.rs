@@ -22,6 +22,7 @@ use crate::phases::Phases;
 use crate::sandbox::SandboxError;
 use crate::sys::tsc::host_tsc;
 use crate::vcpu::msrs::{MsrError, saved_indices};
+use crate::vcpu::registers::TscMove;
 use crate::vcpu::template::CpuTemplate;
 use crate::vcpu::thread::{Shared, Start, VcpuError, VcpuThread};
 use crate::vcpu::{cpuid, features};
@@ -199,7 +200,10 @@ pub fn restore(
         &context,
         host.console,
         &state.devices,
-        image.disks.as_deref(),
+        image
+            .supplement
+            .as_ref()
+            .map(|supplement| &*supplement.disks),
     )?;
     let shared = Shared {
         vm: Arc::clone(&vm),
@@ -208,8 +212,13 @@ pub fn restore(
         observer: Arc::new(event_sender.clone()),
         filter: filters.vcpu,
     };
-    let tsc_shift = state.host_tsc.wrapping_sub(host_tsc());
-    let start = |state| Start::Restore { state, tsc_shift };
+    let supplement = image.supplement.as_ref();
+    let tsc = TscMove {
+        saved: state.host_tsc,
+        saved_host_khz: supplement.and_then(|supplement| supplement.host_tsc_khz),
+        now: host_tsc(),
+    };
+    let start = |state| Start::Restore { state, tsc };
     let starts = state.vcpus.into_iter().map(start).collect();
     let vcpus = VcpuThread::start_all(starts, &shared)?;
     vm.restore(&state.vm)?;

@@ -28,10 +28,11 @@ use crate::control::clients::{ClientId, Clients};
 use crate::devices::power::PowerRequest;
 use crate::devices::virtio::mmio::MmioTransport;
 use crate::epoll::ready_now;
-use crate::image::{BackgroundVerifier, ConsumeError, Consumption, Verified, VerifyError};
+use crate::image::{BackgroundVerifier, ConsumeError, Consumption, Fault, Verified, VerifyError};
 use crate::log;
 use crate::sandbox::{self, SandboxError, ThreadKind, confine};
 use crate::sys::fd::borrow;
+use crate::sys::memory_error::memory_error_event;
 use crate::sys::termination::termination_event;
 use crate::vcpu::thread::{Report, VcpuError};
 
@@ -39,6 +40,7 @@ const EVENTS: u64 = 0;
 const DEVICES: u64 = 1;
 const CLIENTS: u64 = 2;
 const TERMINATION: u64 = 3;
+const MEMORY_ERROR: u64 = 4;
 
 /// Why the loop could not begin or continue.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +82,10 @@ pub fn run(machine: Machine, control: Option<ControlListener>) -> Ending {
         Ending::new(ExitReason::HostFailed, error_text::with_causes(&error))
     });
     runner.broadcast(&vmm_control::Event::Exiting(ending.report(&identity)));
+    if ending == Ending::memory_error() {
+        // The thread that was hit never ends, and the process is about to.
+        std::mem::forget(runner);
+    }
     ending
 }
 
@@ -110,6 +116,7 @@ struct Runner {
     suspend: Option<SuspendInProgress>,
     epoll: OwnedFd,
     _termination: EventFd,
+    _memory_error: EventFd,
     /// The sources of devices, in an epoll of their own, so that all can be ignored at once.
     device_epoll: OwnedFd,
     sources: Vec<Source>,
@@ -147,6 +154,11 @@ impl Runner {
             source,
         })?;
         watch(&epoll, borrow(&termination), TERMINATION)?;
+        let memory_error = memory_error_event().map_err(|source| LoopError::Epoll {
+            what: "wait for memory errors",
+            source,
+        })?;
+        watch(&epoll, borrow(&memory_error), MEMORY_ERROR)?;
         let clients = Clients::new(listener).map_err(|source| LoopError::Epoll {
             what: "watch the control socket",
             source,
@@ -164,6 +176,7 @@ impl Runner {
             suspend: None,
             epoll,
             _termination: termination,
+            _memory_error: memory_error,
             device_epoll,
             sources,
             clients,
@@ -200,6 +213,7 @@ impl Runner {
                 match event.data.u64() {
                     EVENTS => {}
                     DEVICES => self.serve_devices()?,
+                    MEMORY_ERROR => return Ok(Ending::memory_error()),
                     TERMINATION => {
                         return Ok(Ending::new(ExitReason::Quit, "ended by a signal"));
                     }
@@ -234,7 +248,11 @@ impl Runner {
                 }
                 MachineEvent::Vcpu(Report::Fault { index, fault }) => {
                     let message = format!("vCPU {index}: {fault}");
-                    Some(Ending::new(ExitReason::GuestCrashed, message))
+                    let reason = match fault.is_of_host() {
+                        true => ExitReason::HostFailed,
+                        false => ExitReason::GuestCrashed,
+                    };
+                    Some(Ending::new(reason, message))
                 }
                 MachineEvent::Power(PowerRequest::Off) => {
                     let message = "the guest powered itself off";
@@ -339,6 +357,12 @@ impl Runner {
                 None
             }
             Err(VerifyError::Stopped) => None,
+            Err(error) if error.fault() == Fault::Host => {
+                // What the guest never touches may be unreadable. If it does touch it, that is noticed.
+                let text = error_text::with_causes(&error);
+                log::line(format_args!("memory is not verified: {text}"));
+                None
+            }
             Err(error) => Some(Ending::new(
                 ExitReason::ImageDamaged,
                 error_text::with_causes(&error),

@@ -82,7 +82,9 @@ impl Machine {
             .vcpus
             .iter()
             .map(VcpuThread::save)
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
+        let host_tsc_khz = vcpus.first().and_then(|vcpu| vcpu.host_tsc_khz);
+        let vcpus = vcpus.into_iter().map(|vcpu| vcpu.state).collect();
         let state = MachineState {
             host_tsc,
             vcpus,
@@ -102,6 +104,7 @@ impl Machine {
             machine,
             cpu: self.cpu.clone(),
             state,
+            host_tsc_khz,
             disks: self.devices.disk_files(),
             memory: Arc::clone(&self.memory),
             cancel: Arc::clone(&cancel),
@@ -130,6 +133,7 @@ struct Work {
     machine: serde_json::Value,
     cpu: image::CpuIdentity,
     state: Vec<u8>,
+    host_tsc_khz: Option<u32>,
     disks: Arc<[DiskFile]>,
     memory: Arc<crate::memory::MachineMemory>,
     cancel: Arc<AtomicBool>,
@@ -146,6 +150,7 @@ impl Work {
             machine: &self.machine,
             cpu: &self.cpu,
             state: &self.state,
+            host_tsc_khz: self.host_tsc_khz,
             disks: &self.disks,
             memory: &self.memory,
             cancel: &self.cancel,

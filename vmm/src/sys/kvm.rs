@@ -1,6 +1,6 @@
 //! KVM calls that kvm-ioctls marks unsafe, with the reasons why they are safe here.
 
-use kvm_bindings::{Xsave, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_EXIT_INTERNAL_ERROR, Xsave, kvm_run, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::errno;
@@ -55,6 +55,20 @@ pub(crate) fn set_xsave(
     }
     // SAFETY: KVM reads at most KVM_CAP_XSAVE2 bytes, and the buffer has at least as many.
     unsafe { vcpu.set_xsave2(xsave) }
+}
+
+/// Kind and data of an internal error; none after another exit. The words are copied before they are
+/// looked at, and their number is bounded.
+pub(crate) fn internal_error(run: &kvm_run) -> Option<(u32, Vec<u64>)> {
+    if run.exit_reason != KVM_EXIT_INTERNAL_ERROR {
+        return None;
+    }
+    // SAFETY: this member consists of integers, for which all bytes are valid, and KVM has filled it for
+    // this exit reason.
+    let internal = unsafe { run.__bindgen_anon_1.internal };
+    let words = usize::try_from(internal.ndata).unwrap_or(0);
+    let words = words.min(internal.data.len());
+    Some((internal.suberror, internal.data[..words].to_vec()))
 }
 
 /// Size of `kvm_xsave` without its flexible array.

@@ -1,9 +1,11 @@
 //! Every unsafe block of this crate, and helpers around raw descriptors.
 
+pub(crate) mod cpuid;
 pub(crate) mod fd;
 pub(crate) mod guest_write;
 pub(crate) mod kick;
 pub(crate) mod kvm;
+pub(crate) mod memory_error;
 pub(crate) mod pagemap;
 pub(crate) mod priority;
 pub(crate) mod termination;

@@ -13,8 +13,10 @@ use kvm_ioctls::Kvm;
 use vmm_sys_util::errno;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::brand;
 use super::template::CpuTemplate;
 use crate::image::CpuIdentity;
+use crate::sys::cpuid::host_leaf;
 use crate::vm::Capabilities;
 
 const LEAF1_ECX_VMX: u32 = 1 << 5;
@@ -49,7 +51,33 @@ pub fn for_vcpu(
     capabilities: Capabilities,
     template: CpuTemplate,
 ) -> Result<CpuId, errno::Error> {
-    let place = Place::new(index, vcpus);
+    let entries = for_place(
+        supported,
+        Place::new(index, vcpus),
+        capabilities,
+        template,
+        |entries| {
+            for entry in entries.iter_mut() {
+                // Encrypted memory (SEV): a guest that believes in it looks for its C-bit, and this VMM sets up
+                // none.
+                if entry.function == 0x8000_001f {
+                    clear(entry);
+                }
+            }
+            let name = [0x8000_0002, 0x8000_0003, 0x8000_0004].map(host_leaf);
+            brand::set(entries, name, template);
+        },
+    );
+    CpuId::from_entries(&entries).map_err(|_| errno::Error::new(libc::E2BIG))
+}
+
+fn for_place(
+    supported: &CpuId,
+    place: Place,
+    capabilities: Capabilities,
+    template: CpuTemplate,
+    adapt_further: impl FnOnce(&mut Vec<kvm_cpuid_entry2>),
+) -> Vec<kvm_cpuid_entry2> {
     let tiles_usable = supported.as_slice().iter().any(|entry| {
         entry.function == 0xd && entry.index == 0 && entry.eax & LEAF_D_EAX_TILES != 0
     });
@@ -63,6 +91,7 @@ pub fn for_vcpu(
     for entry in &mut entries {
         adapt(entry, place, capabilities, tiles_usable);
     }
+    adapt_further(&mut entries);
     template.apply(&mut entries);
     let highest = entries
         .iter()
@@ -74,11 +103,12 @@ pub fn for_vcpu(
     if highest >= 0x1f {
         entries.extend(place.extended_topology(0x1f));
     }
-    CpuId::from_entries(&entries).map_err(|_| errno::Error::new(libc::E2BIG))
+    entries
 }
 
 /// The processor for people: model, and a digest of the features that KVM offers, without each vCPU's place
-/// and without the paravirtual leaves. Whether an image fits is found out by `features`.
+/// and without the paravirtual leaves. Whether an image fits is found out by `features`; but version 0.1.0
+/// compares the digest, so it is made of what that version's guests see.
 ///
 /// # Errors
 /// As [`for_vcpu`].
@@ -86,13 +116,14 @@ pub fn identity(
     supported: &CpuId,
     capabilities: Capabilities,
 ) -> Result<CpuIdentity, errno::Error> {
-    let cpuid = for_vcpu(supported, 0, 1, capabilities, CpuTemplate::Host)?;
-    let leaf = |function| {
-        cpuid
-            .as_slice()
-            .iter()
-            .find(|entry| entry.function == function)
-    };
+    let entries = for_place(
+        supported,
+        Place::new(0, 1),
+        capabilities,
+        CpuTemplate::Host,
+        |_| {},
+    );
+    let leaf = |function| entries.iter().find(|entry| entry.function == function);
     let vendor: Vec<u8> = leaf(0)
         .map(|entry| {
             [entry.ebx, entry.edx, entry.ecx]
@@ -102,7 +133,7 @@ pub fn identity(
         .unwrap_or_default();
     let signature = leaf(1).map_or(0, |entry| entry.eax);
     let mut features = Vec::new();
-    for entry in cpuid.as_slice() {
+    for entry in &entries {
         if !PARAVIRTUAL_LEAVES.contains(&entry.function) && !CACHE_LEAVES.contains(&entry.function)
         {
             let words = [
@@ -369,6 +400,12 @@ mod tests {
         };
         assert_eq!(core(0x10, 0), core(0x20, 0));
         assert_ne!(core(0x10, 0), core(0x10, 1));
+    }
+
+    #[test]
+    fn guests_do_not_believe_in_encrypted_memory() {
+        let host = [leaf(0x8000_001f, 0, [0xf, 0x33, 0x1fd, 1])];
+        assert_eq!(seen(&host, 0, 1, 0x8000_001f, 0), [0; 4]);
     }
 
     #[test]

@@ -45,8 +45,8 @@ pub enum Fault {
         /// Guest-physical.
         address: u64,
     },
-    /// KVM_RUN itself failed.
-    #[error("KVM_RUN failed with errno {errno}")]
+    /// KVM_RUN itself failed; EFAULT means that guest memory could not be read or written.
+    #[error("KVM_RUN failed: {}", std::io::Error::from_raw_os_error(*.errno))]
     Run {
         /// The kernel's error number.
         errno: i32,
@@ -57,6 +57,25 @@ pub enum Fault {
         /// Debug name of the exit.
         name: String,
     },
+}
+
+impl Fault {
+    /// Whether the host has failed, and the guest has done nothing wrong: it could not get at the guest's
+    /// memory, or has none left for KVM.
+    #[must_use]
+    pub fn is_of_host(&self) -> bool {
+        match self {
+            Self::MemoryFault { .. } => true,
+            Self::Run { errno } => matches!(
+                *errno,
+                libc::EFAULT | libc::EIO | libc::ENOMEM | libc::EHWPOISON
+            ),
+            Self::TripleFault
+            | Self::Internal
+            | Self::EntryRefused { .. }
+            | Self::Unexpected { .. } => false,
+        }
+    }
 }
 
 /// Serves one exit.
@@ -80,4 +99,28 @@ pub fn serve_exit(exit: VcpuExit<'_>, buses: &Buses) -> Next {
         }
     }
     Next::Enter
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_host_cannot_provide_is_no_crash_of_the_guest() {
+        assert!(
+            Fault::Run {
+                errno: libc::EFAULT
+            }
+            .is_of_host()
+        );
+        assert!(Fault::MemoryFault { address: 0 }.is_of_host());
+        assert!(
+            !Fault::Run {
+                errno: libc::EINVAL
+            }
+            .is_of_host()
+        );
+        assert!(!Fault::TripleFault.is_of_host());
+        assert!(!Fault::Internal.is_of_host());
+    }
 }

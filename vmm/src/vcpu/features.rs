@@ -56,6 +56,8 @@ const fn rules(function: u32, index: u32) -> [Rule; 4] {
         (0x4000_0000, _) => [AtMost, Equal, Equal, Equal],
         (0x4000_0001, _) => [Flags, Ignore, Ignore, Ignore],
         (0x4000_0002..=0x4fff_ffff, _) => [Ignore, Ignore, Ignore, Ignore],
+        // Memory encryption: no guest has it; programs before this one passed the leaf on.
+        (0x8000_001f, _) => [Ignore, Ignore, Ignore, Ignore],
         (0x8000_0000, _) => [AtMost, Ignore, Ignore, Ignore],
         (0x8000_0001, _) => [Ignore, Ignore, Flags, Flags],
         // The brand.

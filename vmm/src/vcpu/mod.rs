@@ -3,7 +3,9 @@
 //!
 //! They reach devices only through the buses.
 
+mod brand;
 pub mod cpuid;
+pub mod diagnosis;
 pub mod exits;
 mod feature_names;
 pub mod features;
@@ -12,3 +14,4 @@ pub mod msrs;
 pub mod registers;
 pub mod template;
 pub mod thread;
+pub mod tsc;

@@ -34,6 +34,15 @@ const MACHINE_CHECK_CONTROL: (u32, usize, u32) = (0x400, 4, 32);
 /// guest memory. Only the guest may ask for that; writing one at a restore would change its memory.
 const KVM_WALL_CLOCKS: [u32; 2] = [0x11, 0x4b56_4d00];
 
+/// Registers of Hyper-V's interface (Linux, include/hyperv/hvgdk_mini.h). KVM lists them for every VM,
+/// and our guests have no such interface (`cpuid`).
+const HYPER_V: RangeInclusive<u32> = 0x4000_0000..=0x4000_01ff;
+/// Intel SDM vol. 4, table 2-2. Bit 0 enables fast strings, as firmware does. Without it Linux believes
+/// that `rep movsb` is slow (arch/x86/kernel/cpu/intel.c, `early_init_intel`). On AMD processors KVM keeps
+/// the value and nothing reads it.
+const IA32_MISC_ENABLE: u32 = 0x1a0;
+const FAST_STRINGS: u64 = 1;
+
 /// Why registers could not be restored.
 #[derive(Debug, thiserror::Error)]
 pub enum MsrError {
@@ -64,8 +73,20 @@ pub fn saved_indices(kvm: &Kvm) -> Result<Vec<u32>, MsrError> {
         call: "KVM_GET_MSR_INDEX_LIST",
         source,
     })?;
-    let wanted = |index: &u32| *index != IA32_APIC_BASE && !KVM_WALL_CLOCKS.contains(index);
-    let mut indices: Vec<u32> = list.as_slice().iter().copied().filter(wanted).collect();
+    Ok(to_save(list.as_slice()))
+}
+
+fn is_state(index: u32) -> bool {
+    index != IA32_APIC_BASE && !KVM_WALL_CLOCKS.contains(&index) && !HYPER_V.contains(&index)
+}
+
+/// The registers of KVM's list that hold state of a guest, and those that KVM has without listing them.
+fn to_save(list: &[u32]) -> Vec<u32> {
+    let mut indices: Vec<u32> = list
+        .iter()
+        .copied()
+        .filter(|index| is_state(*index))
+        .collect();
     let (first, step, banks) = MACHINE_CHECK_CONTROL;
     let controls = (first..)
         .step_by(step)
@@ -82,7 +103,42 @@ pub fn saved_indices(kvm: &Kvm) -> Result<Vec<u32>, MsrError> {
     if had_deadline {
         indices.push(IA32_TSC_DEADLINE);
     }
-    Ok(indices)
+    indices
+}
+
+/// Those of saved registers that are written at a restore. An image may have others, from a program that
+/// saved more.
+pub fn restorable(saved: &[kvm_msr_entry]) -> Vec<kvm_msr_entry> {
+    let state = |entry: &&kvm_msr_entry| is_state(entry.index);
+    saved.iter().filter(state).copied().collect()
+}
+
+/// Sets a deadline of zero to the counter's value, so that the timer fires at once. Zero is also what KVM
+/// reports of a timer that has expired and whose interrupt it has not injected yet, which would be lost;
+/// a guest that has no timer armed ignores an interrupt too many, and without deadline mode KVM ignores
+/// the register.
+pub fn fire_expired_deadline(entries: &mut [kvm_msr_entry]) {
+    let counter = entries.iter().find(|entry| entry.index == IA32_TSC);
+    let Some(now) = counter.map(|entry| entry.data) else {
+        return;
+    };
+    for entry in entries {
+        if entry.index == IA32_TSC_DEADLINE && entry.data == 0 {
+            entry.data = now;
+        }
+    }
+}
+
+/// Lets a new vCPU have fast strings.
+///
+/// # Errors
+/// [`MsrError`].
+pub fn enable_fast_strings(vcpu: &VcpuFd) -> Result<(), MsrError> {
+    let Some(mut entry) = read(vcpu, &[IA32_MISC_ENABLE])?.first().copied() else {
+        return Ok(());
+    };
+    entry.data |= FAST_STRINGS;
+    write(vcpu, &[entry])
 }
 
 /// Reads registers, in order. Leaves out those that this vCPU doesn't have: the list is host-wide, while
@@ -156,4 +212,73 @@ fn list(entries: &[kvm_msr_entry]) -> Result<Msrs, MsrError> {
         call: "allocating a register list",
         source: errno::Error::new(libc::ENOMEM),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(index: u32, data: u64) -> kvm_msr_entry {
+        kvm_msr_entry {
+            index,
+            data,
+            ..kvm_msr_entry::default()
+        }
+    }
+
+    /// Part of what KVM of Linux 6.12 lists.
+    const LISTED: [u32; 12] = [
+        0x174,
+        0x175,
+        0x176,
+        0x10,
+        0x1b,
+        0x4b56_4d00,
+        0x4b56_4d01,
+        0x4000_0000,
+        0x4000_0001,
+        0x4000_0020,
+        0x6e0,
+        0x1a0,
+    ];
+
+    #[test]
+    fn hyper_v_and_wall_clocks_are_no_state_of_a_guest() {
+        let saved = to_save(&LISTED);
+        for index in [
+            0x4000_0000,
+            0x4000_0001,
+            0x4000_0020,
+            0x11,
+            0x4b56_4d00,
+            0x1b,
+        ] {
+            assert!(!saved.contains(&index), "{index:#x}");
+        }
+        for index in [0x10, 0x174, 0x1a0, 0x4b56_4d01, 0x277, 0x2ff] {
+            assert!(saved.contains(&index), "{index:#x}");
+        }
+        assert_eq!(saved.last(), Some(&IA32_TSC_DEADLINE), "after the counter");
+    }
+
+    #[test]
+    fn what_another_program_saved_of_hyper_v_is_not_written() {
+        let written = restorable(&[entry(0x10, 1), entry(0x4000_0020, 7), entry(0x6e0, 2)]);
+        let indices: Vec<u32> = written.iter().map(|entry| entry.index).collect();
+        assert_eq!(indices, [0x10, 0x6e0]);
+    }
+
+    #[test]
+    fn an_expired_timer_fires_and_an_armed_one_keeps_its_deadline() {
+        let deadline = |value| {
+            let mut entries = [entry(IA32_TSC, 500), entry(IA32_TSC_DEADLINE, value)];
+            fire_expired_deadline(&mut entries);
+            entries[1].data
+        };
+        assert_eq!(deadline(0), 500);
+        assert_eq!(deadline(700), 700);
+        let mut without_counter = [entry(IA32_TSC_DEADLINE, 0)];
+        fire_expired_deadline(&mut without_counter);
+        assert_eq!(without_counter[0].data, 0);
+    }
 }

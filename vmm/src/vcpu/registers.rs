@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use vmm_sys_util::errno;
 
 use super::msrs::{self, IA32_TSC, MsrError};
+use super::tsc::{HostCounter, Scaling, continued_offset, is_unscaled};
 use crate::sys::kvm::{set_xsave, xsave2};
 use crate::sys::tsc::{set_tsc_offset, tsc_offset};
 use crate::vm::Capabilities;
@@ -136,18 +137,30 @@ fn save_xsave(vcpu: &VcpuFd, xsave2_bytes: usize) -> Result<Xsave, RegistersErro
     })
 }
 
-/// Writes saved state, on the vCPU's own thread, before it ever ran. `tsc_shift` is the host's counter
-/// at the save minus the host's counter at the restore, wrapping.
+/// The hosts of a guest's time stamp counter: the one that it ran on, and the one that it goes on on.
+#[derive(Debug, Clone, Copy)]
+pub struct TscMove {
+    /// The former host's counter when the vCPUs had halted.
+    pub saved: u64,
+    /// The former host's frequency; none if it was the guest's.
+    pub saved_host_khz: Option<u32>,
+    /// This host's counter at one moment of the restore, the same for all vCPUs.
+    pub now: u64,
+}
+
+/// Writes saved state, on the vCPU's own thread, before it ever ran.
 ///
 /// # Errors
 /// [`RegistersError`].
 pub fn restore(
     vcpu: &VcpuFd,
     state: &VcpuState,
-    tsc_shift: u64,
+    tsc: TscMove,
     capabilities: Capabilities,
 ) -> Result<(), RegistersError> {
     let cpuid = state.cpuid()?;
+    // A new vCPU runs at the host's frequency.
+    let host_khz = vcpu.get_tsc_khz().ok();
     vcpu.set_cpuid2(&cpuid).map_err(call("KVM_SET_CPUID2"))?;
     restore_tsc_frequency(vcpu, state.tsc_khz, capabilities)?;
     vcpu.set_mp_state(state.mp_state)
@@ -161,33 +174,46 @@ pub fn restore(
         .map_err(call("KVM_SET_DEBUGREGS"))?;
     vcpu.set_lapic(&state.lapic)
         .map_err(call("KVM_SET_LAPIC"))?;
-    if continue_tsc(vcpu, state, tsc_shift) {
-        let others = |entry: &&kvm_msr_entry| entry.index != IA32_TSC;
-        let others: Vec<_> = state.msrs.iter().filter(others).copied().collect();
-        msrs::write(vcpu, &others)?;
-    } else {
-        msrs::write(vcpu, &state.msrs)?;
+    let mut msrs = msrs::restorable(&state.msrs);
+    msrs::fire_expired_deadline(&mut msrs);
+    if continue_tsc(vcpu, state, tsc, host_khz) {
+        msrs.retain(|entry| entry.index != IA32_TSC);
     }
+    msrs::write(vcpu, &msrs)?;
     vcpu.set_vcpu_events(&state.events)
         .map_err(call("KVM_SET_VCPU_EVENTS"))
 }
 
 /// Lets the guest's TSC continue from its value when the host's was read at the save, as vcpu.rst (4.1)
-/// advises: by offset, with the same shift for all vCPUs, so that they stay synchronised. False where that
-/// is not possible; then the register is written like others. That is second choice because of a flaw:
-/// KVM takes a value within a second of the new VM's own counter for an attempt to synchronise and
-/// ignores it (arch/x86/kvm/x86.c, `kvm_synchronize_tsc`), so that a guest suspended in its first second
-/// would see its counter jump back.
-fn continue_tsc(vcpu: &VcpuFd, state: &VcpuState, shift: u64) -> bool {
-    let same_frequency = state.tsc_khz.is_some() && vcpu.get_tsc_khz().ok() == state.tsc_khz;
-    match state.tsc_offset {
-        Some(offset) if same_frequency => set_tsc_offset(vcpu, offset.wrapping_add(shift)).is_ok(),
-        _ => false,
-    }
+/// advises: by offset, from the same two counters for all vCPUs, so that they stay synchronised. False
+/// where that is not possible; then the register is written like others. That is second choice because
+/// of a flaw: KVM takes a value within a second of the new VM's own counter for an attempt to synchronise
+/// and ignores it (arch/x86/kvm/x86.c, `kvm_synchronize_tsc`), so that a guest suspended in its first
+/// second would see its counter jump back.
+fn continue_tsc(vcpu: &VcpuFd, state: &VcpuState, tsc: TscMove, host_khz: Option<u32>) -> bool {
+    let (Some(guest_khz), Some(offset), Some(host_khz)) =
+        (state.tsc_khz, state.tsc_offset, host_khz)
+    else {
+        return false;
+    };
+    let saved = HostCounter {
+        value: tsc.saved,
+        khz: tsc.saved_host_khz.unwrap_or(guest_khz),
+    };
+    let now = HostCounter {
+        value: tsc.now,
+        khz: host_khz,
+    };
+    let scaling = state.scaling();
+    set_tsc_offset(
+        vcpu,
+        continued_offset(scaling, guest_khz, offset, saved, now),
+    )
+    .is_ok()
 }
 
-/// Keeps the guest's TSC frequency. Hosts differ by a few parts per million at each boot; Linux itself
-/// tolerates 250 (arch/x86/kvm/x86.c, `tsc_tolerance_ppm`), below which KVM doesn't scale.
+/// Keeps the guest's TSC frequency. Hosts differ by a few parts per million at each boot, which is
+/// tolerated.
 fn restore_tsc_frequency(
     vcpu: &VcpuFd,
     saved: Option<u32>,
@@ -202,8 +228,7 @@ fn restore_tsc_frequency(
     if capabilities.tsc_control {
         return vcpu.set_tsc_khz(saved).map_err(call("KVM_SET_TSC_KHZ"));
     }
-    let tolerated_khz = u64::from(host) * 250 / 1_000_000;
-    if u64::from(saved.abs_diff(host)) <= tolerated_khz {
+    if is_unscaled(saved, host) {
         return Ok(());
     }
     Err(RegistersError::TscFrequency { saved, host })
@@ -214,6 +239,20 @@ impl VcpuState {
     #[must_use]
     pub fn seen(&self) -> &[kvm_cpuid_entry2] {
         &self.cpuid
+    }
+
+    /// The guest's TSC frequency, where KVM has one.
+    #[must_use]
+    pub fn tsc_khz(&self) -> Option<u32> {
+        self.tsc_khz
+    }
+
+    /// How KVM scales on processors of the guest's vendor.
+    fn scaling(&self) -> Scaling {
+        match self.cpuid.iter().find(|leaf| leaf.function == 0) {
+            Some(leaf) if leaf.ebx == u32::from_le_bytes(*b"Auth") => Scaling::Amd,
+            _ => Scaling::Intel,
+        }
     }
 
     /// The processor that the guest saw.
@@ -255,6 +294,7 @@ pub fn boot(
         ..kvm_msr_entry::default()
     };
     msrs::write(vcpu, &[mtrr])?;
+    msrs::enable_fast_strings(vcpu)?;
     // Virtual wire mode, as firmware leaves it (MultiProcessor Specification 1.4, 3.6.2.2).
     let mut lapic = vcpu.get_lapic().map_err(call("KVM_GET_LAPIC"))?;
     set_lapic_register(&mut lapic, LAPIC_LVT_LINT0, DELIVERY_EXTINT);

@@ -24,9 +24,11 @@ use kvm_ioctls::VcpuFd;
 use seccompiler::BpfProgram;
 use vmm_sys_util::signal::Killable;
 
+use super::diagnosis::Diagnosis;
 use super::exits::{Buses, Fault, Next, serve_exit};
-use super::registers::{self, EntryState, RegistersError, VcpuState};
+use super::registers::{self, EntryState, RegistersError, TscMove, VcpuState};
 use crate::clock::monotonic_ns;
+use crate::log;
 use crate::sandbox::{SandboxError, confine};
 use crate::sys::kick::{KickTarget, kick_signal};
 use crate::vm::{Capabilities, Vm, VmError};
@@ -51,8 +53,8 @@ pub enum Start {
     Restore {
         /// Its saved state.
         state: Box<VcpuState>,
-        /// Host's counter at the save minus that at the restore, wrapping; the same for all vCPUs.
-        tsc_shift: u64,
+        /// The same for all vCPUs.
+        tsc: TscMove,
     },
 }
 
@@ -149,10 +151,19 @@ const START: u64 = 0;
 #[derive(Debug)]
 enum Answer {
     Started,
-    Saved(Box<VcpuState>),
+    Saved(SavedVcpu),
     Failed(RegistersError),
     NotCreated(VmError),
     NotConfined(SandboxError),
+}
+
+/// A vCPU's state, and what a restore needs to know about its host.
+#[derive(Debug)]
+pub struct SavedVcpu {
+    /// Its state.
+    pub state: Box<VcpuState>,
+    /// Frequency of this host's time stamp counter, where it is not the guest's.
+    pub host_tsc_khz: Option<u32>,
 }
 
 /// A handle of a vCPU's thread.
@@ -247,12 +258,12 @@ impl VcpuThread {
     ///
     /// # Errors
     /// [`VcpuError`].
-    pub fn save(&self) -> Result<Box<VcpuState>, VcpuError> {
+    pub fn save(&self) -> Result<SavedVcpu, VcpuError> {
         const COMMAND: &str = "give its state";
         let number = self.last_number.fetch_add(1, Ordering::Relaxed) + 1;
         self.send(Command::Save { number })?;
         match self.answer(number, COMMAND)? {
-            Answer::Saved(state) => Ok(state),
+            Answer::Saved(saved) => Ok(saved),
             _ => Err(VcpuError::Silent {
                 index: self.index,
                 command: COMMAND,
@@ -328,6 +339,8 @@ impl VcpuLoop {
             Ok(fd) => fd,
             Err(error) => return self.reply(START, Answer::NotCreated(error)),
         };
+        // A new vCPU runs at the host's frequency.
+        let host_tsc_khz = fd.get_tsc_khz().ok();
         let cpuid = match configure(&fd, start, self.shared.vm.capabilities()) {
             Ok(cpuid) => cpuid,
             Err(error) => return self.reply(START, Answer::Failed(error)),
@@ -352,7 +365,7 @@ impl VcpuLoop {
                     }
                     self.run(&mut target)
                 }
-                Mode::Paused => self.wait(&mut target, &cpuid),
+                Mode::Paused => self.wait(&mut target, &cpuid, host_tsc_khz),
                 Mode::Finished => return,
             };
         }
@@ -375,6 +388,8 @@ impl VcpuLoop {
                 }
             }
             if let Err(fault) = self.run_to_kick(target) {
+                let diagnosis = Diagnosis::of(target.vcpu(), self.shared.vm.memory());
+                log::line(format_args!("vCPU {}: {fault}: {diagnosis}", self.index));
                 self.shared.observer.report(Report::Fault {
                     index: self.index,
                     fault,
@@ -417,7 +432,7 @@ impl VcpuLoop {
     }
 
     /// Waits for a command while halted.
-    fn wait(&self, target: &mut KickTarget, cpuid: &CpuId) -> Mode {
+    fn wait(&self, target: &mut KickTarget, cpuid: &CpuId, host_tsc_khz: Option<u32>) -> Mode {
         loop {
             match self.commands.recv() {
                 Ok(Command::Run) => return Mode::Running,
@@ -432,7 +447,10 @@ impl VcpuLoop {
                     let saved =
                         registers::save(target.vcpu(), cpuid, msr_indices, vm.capabilities());
                     let answer = match saved {
-                        Ok(state) => Answer::Saved(Box::new(state)),
+                        Ok(state) => Answer::Saved(SavedVcpu {
+                            host_tsc_khz: host_tsc_khz.filter(|khz| Some(*khz) != state.tsc_khz()),
+                            state: Box::new(state),
+                        }),
                         Err(error) => Answer::Failed(error),
                     };
                     self.reply(number, answer);
@@ -458,8 +476,8 @@ fn configure(
             registers::boot(fd, &cpuid, entry.as_deref())?;
             Ok(cpuid)
         }
-        Start::Restore { state, tsc_shift } => {
-            registers::restore(fd, &state, tsc_shift, capabilities)?;
+        Start::Restore { state, tsc } => {
+            registers::restore(fd, &state, tsc, capabilities)?;
             state.cpuid()
         }
     }

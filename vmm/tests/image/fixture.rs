@@ -110,6 +110,7 @@ impl Subject {
             cpu: cpu(),
             state: b"state of vCPUs and devices",
             disks: disks(),
+            host_tsc_khz: None,
             memory: &self.memory,
             cancel,
         }

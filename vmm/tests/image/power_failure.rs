@@ -213,7 +213,7 @@ fn what_is_synced(step: Step) -> Synced {
         Step::SyncMemory => Synced::File("memory"),
         Step::SyncSums => Synced::File("memory.sums"),
         Step::SyncState => Synced::File("state.bin"),
-        Step::SyncIdentities => Synced::File("disks.json"),
+        Step::SyncSupplement => Synced::File("supplement.json"),
         Step::SyncManifest => Synced::File("manifest.tmp"),
         Step::SyncDisks => Synced::Disk,
         _ => Synced::Nothing,
@@ -247,7 +247,7 @@ fn judge(directory: &Path, disk: &Content, truth: &Truth) -> Result<(), String> 
     let guest = opened.map().unwrap().guest;
     guest.read_slice(&mut page, GuestAddress(0)).unwrap();
     assert_eq!(page, memory[..PAGE]);
-    if opened.disks.is_none() {
+    if opened.supplement.is_none() {
         return Err("the image opens, and does not know its disk".to_owned());
     }
     if disk != saved_disk {
