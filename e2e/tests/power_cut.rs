@@ -1,5 +1,6 @@
-//! What a guest was told is on its disk is there after a power cut: a promise that a killed process
-//! proves nothing about, as the page cache outlives processes.
+//! What a guest was told is on its disk is there after a power cut, and a guest that is suspended and
+//! resumed meanwhile goes on from there: old memory never runs over a newer disk. Promises that a killed
+//! process proves nothing about, as the page cache outlives processes.
 //!
 //! A supervisor runs on the virtual KVM host's disk, and on it a machine that writes to its own disk.
 //! Needs QEMU and, the first time, the network for Debian's packages; without `mmdebstrap` or QEMU
@@ -35,6 +36,11 @@ const CUTS: u32 = 3;
 /// So many more records the guest gets acknowledged before a cut.
 const RECORDS: u64 = 25;
 
+/// So many between two cuts of a machine that is suspended and resumed: its cycles take a second or two.
+const RECORDS_OVER_CYCLES: std::ops::Range<u64> = 5..40;
+/// Cuts of such a machine: few of them hit a resume before it is durable.
+const CUTS_OVER_CYCLES: u32 = 5;
+
 /// The guest's main process. It says how many records it finds, then appends one after the other: it
 /// acknowledges one when the kernel has told it that the record is on the disk.
 const WRITER: &str = r#"
@@ -51,7 +57,10 @@ const WRITER: &str = r#"
     done"#;
 
 fn main() -> ExitCode {
-    let all = trials![acknowledged_writes_of_a_guest_survive_power_cuts];
+    let all = trials![
+        acknowledged_writes_of_a_guest_survive_power_cuts,
+        old_memory_never_runs_over_a_newer_disk,
+    ];
     let no_qemu = qemu::check_installed().err().map(|error| error.to_string());
     let no_debian = debian::check_installed()
         .err()
@@ -60,8 +69,17 @@ fn main() -> ExitCode {
     trials::run(&Arguments::from_args(), all).exit_code()
 }
 
-/// Runs inside. The machine is made the first time; the next time it is there, and is started.
-fn script() -> String {
+/// Suspends and resumes the machine for ever. What fails since the machine is in between is tried again.
+const CYCLES: &str = "
+        while :; do
+            mctl suspend writer >&2
+            mctl start writer >&2
+            sleep 0.5
+        done &";
+
+/// Runs inside. The machine is made the first time; the next time it is there, and is started. Then
+/// come `cycles`.
+fn script(cycles: &str) -> String {
     format!(
         r#"set -eu
         export MCTL_HOST=unix://{INSIDE_STATE_DIR}/api.sock
@@ -79,12 +97,13 @@ fn script() -> String {
         else
             mctl start writer
         fi
+        {cycles}
         mctl logs --follow --since 1s writer"#,
         writer = WRITER.replace('\'', r"'\''"),
     )
 }
 
-fn start(folder: &Path) -> (VirtualHost, Output) {
+fn start(folder: &Path, cycles: &str) -> (VirtualHost, Output) {
     let images = format!("{INSIDE_STATE_DIR}/images");
     let (sender, receiver) = mpsc::channel();
     let packages = ["postgresql".to_owned()];
@@ -108,7 +127,9 @@ fn start(folder: &Path) -> (VirtualHost, Output) {
             memory_disks: Vec::new(),
         }),
         run: Run::Command {
-            argv: ["/bin/sh", "-c", &script()].map(str::to_owned).to_vec(),
+            argv: ["/bin/sh", "-c", &script(cycles)]
+                .map(str::to_owned)
+                .to_vec(),
             env: Vec::new(),
             stdout: Some(sender),
             export: None,
@@ -130,27 +151,67 @@ struct Output {
 }
 
 impl Output {
-    /// The number at the end of the next line that has `word`.
-    fn next_number(&mut self, word: &str) -> u64 {
+    /// The word of `words` that the next line with one of them has, and the number at its end.
+    fn next(&mut self, words: &[&'static str]) -> (&'static str, u64) {
         let deadline = Instant::now() + DEADLINE;
         loop {
             while let Some((line, rest)) = self.unread.split_once('\n') {
                 let (line, rest) = (line.to_owned(), rest.to_owned());
                 self.unread = rest;
-                if line.contains(word) {
+                if let Some(word) = words.iter().find(|word| line.contains(**word)) {
                     let number = line.rsplit(' ').next().unwrap();
-                    return number
-                        .parse()
-                        .unwrap_or_else(|_| panic!("no number in {line:?}"));
+                    let number = number.parse();
+                    return (
+                        word,
+                        number.unwrap_or_else(|_| panic!("no number in {line:?}")),
+                    );
                 }
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let piece = self
                 .pieces
                 .recv_timeout(left)
-                .unwrap_or_else(|error| panic!("no line with {word:?} from the guest: {error}"));
+                .unwrap_or_else(|error| panic!("no line with {words:?} from the guest: {error}"));
             self.unread.push_str(str::from_utf8(&piece).unwrap());
         }
+    }
+
+    fn next_number(&mut self, word: &'static str) -> u64 {
+        self.next(&[word]).1
+    }
+}
+
+fn old_memory_never_runs_over_a_newer_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut acknowledged = 0;
+    for cut in 1..=CUTS_OVER_CYCLES + 1 {
+        let (host, mut output) = start(folder.path(), CYCLES);
+        // A guest that was resumed says nothing of what it finds; it goes on.
+        let (word, number) = output.next(&["found", "acknowledged"]);
+        println!("boot {cut}: {word} {number}, and {acknowledged} were acknowledged");
+        assert!(
+            number >= acknowledged + u64::from(word == "acknowledged"),
+            "records are lost, or written again"
+        );
+        let begin = number;
+        if cut > CUTS_OVER_CYCLES {
+            host.shutdown().unwrap();
+            return;
+        }
+        acknowledged = acknowledged.max(number);
+        let records = rand::random_range(RECORDS_OVER_CYCLES);
+        while acknowledged < begin + records {
+            let (word, number) = output.next(&["found", "acknowledged"]);
+            assert!(word == "acknowledged", "the guest was booted again");
+            assert!(
+                number == acknowledged + 1 || number == begin + 1,
+                "{number}"
+            );
+            acknowledged = number;
+        }
+        let seed = rand::random();
+        println!("power cut {cut} after {acknowledged} loses the sectors of the seed {seed}");
+        host.cut_power(Loss::Random { seed }).unwrap();
     }
 }
 
@@ -159,7 +220,7 @@ fn acknowledged_writes_of_a_guest_survive_power_cuts() {
     let mut acknowledged = 0;
     for cut in 1..=CUTS + 1 {
         let begin = Instant::now();
-        let (host, mut output) = start(folder.path());
+        let (host, mut output) = start(folder.path(), "");
         let found = output.next_number("found");
         println!(
             "boot {cut}: {found} records found, {acknowledged} acknowledged, after {:.1} s",

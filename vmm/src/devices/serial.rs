@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -16,12 +17,32 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::bus::BusDevice;
 use crate::epoll::NO_WAIT;
 
-/// Where console output goes.
+/// Longest output that is held back for the rest of its line.
+const HELD_BYTES: usize = 1024;
+/// Most bytes on disk that nobody has read and released. Beyond it output is dropped.
+const UNREAD_BYTES: u64 = 64 << 20;
+/// How often that is looked at, in bytes of output.
+const LOOK_BYTES: u64 = 1 << 20;
+
+/// Is told once output waits for the rest of its line, so that it can be written in a while; called from
+/// vCPU threads, for each byte that waits.
+pub trait ConsoleListener: Send + Sync + std::fmt::Debug {
+    /// See [`SerialPort::flush`].
+    fn output_waits(&self);
+}
+
+/// Where console output goes, a line at a time.
 #[derive(Debug)]
 pub struct ConsoleOutput {
     file: File,
     /// A regular file never blocks a writer. A pipe or terminal may, and must not stop a vCPU.
     may_block: bool,
+    held: Vec<u8>,
+    listener: Option<Arc<dyn ConsoleListener>>,
+    /// Since the file was looked at.
+    written: u64,
+    /// Dropped since, as the file is too large.
+    dropped: u64,
 }
 
 impl ConsoleOutput {
@@ -31,26 +52,90 @@ impl ConsoleOutput {
     /// Where the kind of the file can't be determined.
     pub fn new(file: File) -> io::Result<Self> {
         let may_block = !file.metadata()?.is_file();
-        Ok(Self { file, may_block })
+        Ok(Self {
+            file,
+            may_block,
+            held: Vec::with_capacity(HELD_BYTES),
+            listener: None,
+            // A former VMM may have filled it.
+            written: LOOK_BYTES,
+            dropped: 0,
+        })
+    }
+
+    /// Tells `listener` when output waits.
+    pub fn set_listener(&mut self, listener: Arc<dyn ConsoleListener>) {
+        self.listener = Some(listener);
     }
 
     fn is_writable(&self) -> bool {
         let mut fds = [PollFd::from_borrowed_fd(self.file.as_fd(), PollFlags::OUT)];
         matches!(poll(&mut fds, Some(&NO_WAIT)), Ok(1))
     }
+
+    /// Whether there is room for more. A file of which nobody reads and releases the beginning stays as
+    /// large as it is, and says how much was dropped when there is room again.
+    fn has_room(&mut self, bytes: u64) -> bool {
+        if self.may_block {
+            // Dropped if a slow reader has no room for it.
+            return self.is_writable();
+        }
+        self.written += bytes;
+        if self.written >= LOOK_BYTES {
+            self.written = 0;
+            let allocated = self.file.metadata().map_or(0, |facts| facts.blocks() * 512);
+            if allocated >= UNREAD_BYTES {
+                self.dropped += bytes;
+                // Looked at again with the next output.
+                self.written = LOOK_BYTES;
+                return false;
+            }
+        }
+        if self.dropped > 0 {
+            let dropped = std::mem::take(&mut self.dropped);
+            let note = format!("\n[{dropped} bytes of console output were dropped]\n");
+            let _ = self.file.write_all(note.as_bytes());
+        }
+        true
+    }
+
+    /// Writes what is held. On a full disk it is lost.
+    fn write_held(&mut self) {
+        if self.held.is_empty() {
+            return;
+        }
+        if self.has_room(self.held.len() as u64) {
+            let _ = self.file.write_all(&self.held);
+        }
+        self.held.clear();
+    }
 }
 
 impl Write for ConsoleOutput {
-    /// Drops the output if a slow reader has no room for it.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.may_block && !self.is_writable() {
-            return Ok(bytes.len());
+        for byte in bytes {
+            self.held.push(*byte);
+            if *byte == b'\n' || self.held.len() >= HELD_BYTES {
+                self.write_held();
+            }
         }
-        self.file.write(bytes)
+        if !self.held.is_empty()
+            && let Some(listener) = &self.listener
+        {
+            listener.output_waits();
+        }
+        Ok(bytes.len())
     }
 
+    /// The registers ask for this after each byte: see [`SerialPort::flush`].
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+impl Drop for ConsoleOutput {
+    fn drop(&mut self) {
+        self.write_held();
     }
 }
 
@@ -128,6 +213,15 @@ impl SerialPort {
         })
     }
 
+    /// Writes output that waits for the rest of its line.
+    pub fn flush(&self) {
+        let mut registers = self
+            .registers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        registers.writer_mut().write_held();
+    }
+
     /// The port's state.
     #[must_use]
     pub fn save(&self) -> SavedSerial {
@@ -191,10 +285,61 @@ mod tests {
         let port = port(&file);
         port.write(0, b"hello ");
         port.write(0, b"w");
+        port.flush();
         let mut text = String::new();
         file.rewind().unwrap();
         file.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello w");
+    }
+
+    #[derive(Debug, Default)]
+    struct Waits(std::sync::atomic::AtomicUsize);
+
+    impl ConsoleListener for Waits {
+        fn output_waits(&self) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_line_is_written_at_its_end_and_the_begin_of_one_when_it_is_flushed() {
+        let file = tempfile::tempfile().unwrap();
+        let waits = Arc::new(Waits::default());
+        let mut output = ConsoleOutput::new(file.try_clone().unwrap()).unwrap();
+        output.set_listener(waits.clone());
+        let line = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let port = SerialPort::new(line, output);
+        let length = || file.metadata().unwrap().len();
+        port.write(0, b"log");
+        assert_eq!(length(), 0);
+        assert!(waits.0.load(std::sync::atomic::Ordering::SeqCst) > 0);
+        port.write(0, b"in\n");
+        assert_eq!(length(), 6);
+        port.write(0, b"password: ");
+        port.flush();
+        assert_eq!(length(), 16);
+        port.write(0, &[b'x'; HELD_BYTES]);
+        assert_eq!(length(), 16 + HELD_BYTES as u64, "no line is longer");
+    }
+
+    #[test]
+    fn a_console_that_nobody_reads_stops_growing_and_says_what_was_dropped() {
+        let mut file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        use rustix::fs::FallocateFlags;
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, UNREAD_BYTES).unwrap();
+        let port = port(&file);
+        port.write(0, b"lost\n");
+        // The supervisor reads, and gives the blocks back.
+        let punch = FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE;
+        rustix::fs::fallocate(&file, punch, 0, UNREAD_BYTES).unwrap();
+        port.write(0, b"kept\n");
+        let mut text = [0; 47];
+        file.rewind().unwrap();
+        file.read_exact(&mut text).unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&text),
+            "\n[5 bytes of console output were dropped]\nkept\n"
+        );
     }
 
     #[test]

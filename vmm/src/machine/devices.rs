@@ -164,7 +164,11 @@ impl Devices {
     ///
     /// # Errors
     /// [`DevicesError`].
-    pub fn new(context: &DeviceContext<'_>, console: ConsoleOutput) -> Result<Self, DevicesError> {
+    pub fn new(
+        context: &DeviceContext<'_>,
+        mut console: ConsoleOutput,
+    ) -> Result<Self, DevicesError> {
+        console.set_listener(Arc::new(context.events.clone()));
         let mut devices: Vec<Box<dyn SavedDevice>> = Vec::new();
         let mut vsock_counters = None;
         if let Some(config) = vsock_config(context)? {
@@ -202,10 +206,11 @@ impl Devices {
     /// [`DevicesError`].
     pub fn restore(
         context: &DeviceContext<'_>,
-        console: ConsoleOutput,
+        mut console: ConsoleOutput,
         saved: &SavedDevices,
         identities: Option<&[DiskIdentity]>,
     ) -> Result<Self, DevicesError> {
+        console.set_listener(Arc::new(context.events.clone()));
         let mut vsock_counters = None;
         let mut disks = context.configuration.disks.iter();
         let mut disk_files = Vec::new();
@@ -337,6 +342,11 @@ impl Devices {
         }
     }
 
+    /// Writes console output that waits for the rest of its line.
+    pub fn flush_console(&self) {
+        self.serial.flush();
+    }
+
     /// Its disks.
     #[must_use]
     pub fn disk_files(&self) -> Arc<[DiskFile]> {
@@ -346,6 +356,8 @@ impl Devices {
     /// The state of all devices. vCPUs are halted and no device is being served.
     #[must_use]
     pub fn save(&self) -> SavedDevices {
+        // The next VMM has another buffer.
+        self.serial.flush();
         SavedDevices {
             serial: self.serial.save(),
             transports: self

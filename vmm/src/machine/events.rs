@@ -1,6 +1,7 @@
 //! The queue of events that reach a machine's loop from its other threads.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use vmm_control::SuspendFigures;
@@ -8,6 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::clock::monotonic_ns;
 use crate::devices::power::{PowerListener, PowerRequest};
+use crate::devices::serial::ConsoleListener;
 use crate::devices::virtio::vsock::VsockObserver;
 use crate::image::{ConsumeError, SaveError, Verified, VerifyError};
 use crate::sys::fd::new_event;
@@ -30,6 +32,8 @@ pub enum MachineEvent {
         /// As in `BlockHost`.
         round: u64,
     },
+    /// Console output waits for more of its line; see [`EventSender::console_is_served`].
+    ConsoleWaits,
     /// That the image was used is durable, or can't be made so.
     ConsumptionSynced(Result<(), ConsumeError>),
     /// The background check of memory has ended.
@@ -43,6 +47,10 @@ pub enum MachineEvent {
 pub struct EventSender {
     channel: Sender<MachineEvent>,
     wake: Arc<EventFd>,
+    /// The guest has asked for power-off or reset: it may do so in a loop, and the first is obeyed.
+    power_asked: Arc<AtomicBool>,
+    /// That console output waits was told, and it has not been written since.
+    console_told: Arc<AtomicBool>,
 }
 
 /// The queue.
@@ -67,6 +75,8 @@ pub fn queue() -> std::io::Result<(EventSender, EventQueue)> {
         EventSender {
             channel: sender,
             wake,
+            power_asked: Arc::default(),
+            console_told: Arc::default(),
         },
         queue,
     ))
@@ -78,6 +88,13 @@ impl EventSender {
         // Both fail only if the loop has ended.
         let _ = self.channel.send(event);
         let _ = self.wake.write(1);
+    }
+}
+
+impl EventSender {
+    /// Console output that waits from now on is told again.
+    pub fn console_is_served(&self) {
+        self.console_told.store(false, Ordering::Relaxed);
     }
 }
 
@@ -103,7 +120,17 @@ impl VcpuObserver for EventSender {
 
 impl PowerListener for EventSender {
     fn power_requested(&self, request: PowerRequest) {
-        self.send(MachineEvent::Power(request));
+        if !self.power_asked.swap(true, Ordering::Relaxed) {
+            self.send(MachineEvent::Power(request));
+        }
+    }
+}
+
+impl ConsoleListener for EventSender {
+    fn output_waits(&self) {
+        if !self.console_told.swap(true, Ordering::Relaxed) {
+            self.send(MachineEvent::ConsoleWaits);
+        }
     }
 }
 
@@ -112,5 +139,29 @@ impl VsockObserver for EventSender {
         self.send(MachineEvent::ResetAcknowledged {
             at_ns: monotonic_ns(),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_asks_for_power_off_in_a_loop_fills_nothing() {
+        let (sender, events) = queue().unwrap();
+        for _ in 0..1000 {
+            sender.power_requested(PowerRequest::Reset);
+            sender.power_requested(PowerRequest::Off);
+            sender.output_waits();
+        }
+        assert!(matches!(
+            events.next(),
+            Some(MachineEvent::Power(PowerRequest::Reset))
+        ));
+        assert!(matches!(events.next(), Some(MachineEvent::ConsoleWaits)));
+        assert!(events.next().is_none());
+        sender.console_is_served();
+        sender.output_waits();
+        assert!(events.next().is_some());
     }
 }

@@ -36,6 +36,9 @@ use crate::sys::memory_error::memory_error_event;
 use crate::sys::termination::termination_event;
 use crate::vcpu::thread::{Report, VcpuError};
 
+/// How long console output may wait for the rest of its line.
+const CONSOLE_WAIT: Duration = Duration::from_millis(100);
+
 const EVENTS: u64 = 0;
 const DEVICES: u64 = 1;
 const CLIENTS: u64 = 2;
@@ -81,6 +84,7 @@ pub fn run(machine: Machine, control: Option<ControlListener>) -> Ending {
     let ending = runner.serve().unwrap_or_else(|error| {
         Ending::new(ExitReason::HostFailed, error_text::with_causes(&error))
     });
+    runner.machine.devices.flush_console();
     runner.broadcast(&vmm_control::Event::Exiting(ending.report(&identity)));
     if ending == Ending::memory_error() {
         // The thread that was hit never ends, and the process is about to.
@@ -114,6 +118,8 @@ struct Runner {
     halts: u64,
     halt: Option<HaltInProgress>,
     suspend: Option<SuspendInProgress>,
+    /// When console output is written that waits for the rest of its line.
+    console_due: Option<Instant>,
     epoll: OwnedFd,
     _termination: EventFd,
     _memory_error: EventFd,
@@ -174,6 +180,7 @@ impl Runner {
             halts: 0,
             halt: None,
             suspend: None,
+            console_due: None,
             epoll,
             _termination: termination,
             _memory_error: memory_error,
@@ -266,6 +273,10 @@ impl Runner {
                     self.reset_acknowledged_ns = Some(at_ns);
                     let event = vmm_control::Event::ResetAcknowledged;
                     self.broadcast_at(at_ns, &event);
+                    None
+                }
+                MachineEvent::ConsoleWaits => {
+                    self.console_due = Some(Instant::now() + CONSOLE_WAIT);
                     None
                 }
                 MachineEvent::Verified(outcome) => self.note_verification(outcome),
@@ -406,19 +417,27 @@ impl Runner {
             .map_err(failed("change which events are waited for"))
     }
 
-    /// The time until the next deadline, which is none if nothing has one. What has missed its deadline is
-    /// given up.
+    /// The time until the next deadline, which is none if nothing has one. What is due is done.
     fn time_left(&mut self) -> Result<Option<Timespec>, LoopError> {
-        let Some(halt) = &self.halt else {
-            return Ok(None);
+        let now = Instant::now();
+        if self.console_due.is_some_and(|due| due <= now) {
+            self.console_due = None;
+            // Before it is written, so that what waits after that is told.
+            self.machine.event_sender.console_is_served();
+            self.machine.devices.flush_console();
+        }
+        let halt = match self.halt.as_ref().map(|halt| halt.time_left(now)) {
+            Some(None) => {
+                self.give_halt_up()?;
+                None
+            }
+            left => left.flatten(),
         };
-        let Some(left) = halt.time_left(Instant::now()) else {
-            self.give_halt_up()?;
-            return Ok(None);
-        };
+        let console = self.console_due.map(|due| due.duration_since(now));
+        let next = [halt, console].into_iter().flatten().min();
         // Rounded up, so that the deadline has passed after the wait.
-        let left = left + Duration::from_millis(1);
-        Ok(Timespec::try_from(left).ok())
+        let next = next.map(|left| left + Duration::from_millis(1));
+        Ok(next.and_then(|left| Timespec::try_from(left).ok()))
     }
 
     fn reply(&mut self, client: ClientId, id: u64, reply: Reply) {

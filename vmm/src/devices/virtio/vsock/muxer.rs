@@ -223,8 +223,8 @@ impl<S: HostStream> Muxer<S> {
         self.resets.len() >= MAX_WAITING_RESETS
     }
 
-    /// The next packet for the guest, its payload at the front of `payload`. Connections take
-    /// turns.
+    /// The next packet for the guest, its payload at the front of `payload`. Connections take turns; each
+    /// has at most one per call, as one with data for which there is no room has a turn again at once.
     pub(super) fn next_packet(&mut self, payload: &mut [u8], now: Instant) -> Option<Header> {
         if let Some(reset) = self.resets.pop_front() {
             let header = Header::to_guest(reset.pair, Op::Reset);
@@ -233,7 +233,8 @@ impl<S: HostStream> Muxer<S> {
                 ..header
             });
         }
-        while self.gate_open {
+        let turns = if self.gate_open { self.ready.len() } else { 0 };
+        for _ in 0..turns {
             let (pair, token) = self.ready.pop_front()?;
             let Some(entry) = self
                 .connections

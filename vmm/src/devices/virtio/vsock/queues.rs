@@ -98,37 +98,41 @@ impl Queues {
     pub(super) fn push_packet(
         &mut self,
         payload: &mut [u8],
-        fill: impl FnOnce(&mut [u8]) -> Option<Header>,
+        mut fill: impl FnMut(&mut [u8]) -> Option<Header>,
     ) -> Result<bool, DeviceError> {
-        let (chain, room) = loop {
+        // A driver that adds useless buffers while they are given back has to notify.
+        for _ in 0..self.queues[usize::from(RX)].size() {
             let Some(chain) = pop(&mut self.queues, RX, &self.memory)? else {
                 return Ok(false);
             };
-            if let Some(room) = payload_capacity(&self.memory, &chain) {
-                break (chain, room);
-            }
-            // Too small for a header. The driver gets it back, empty.
-            self.used = true;
+            let capacity = payload_capacity(&self.memory, &chain);
+            let room = capacity.unwrap_or(0).min(payload.len());
+            let header = capacity.and_then(|_| fill(&mut payload[..room]));
             let head = chain.head_index();
-            self.queues[usize::from(RX)]
-                .add_used(&self.memory, head, 0)
-                .map_err(|source| DeviceError::Queue { index: RX, source })?;
-        };
-        let room = room.min(payload.len());
-        let Some(header) = fill(&mut payload[..room]) else {
-            self.queues[usize::from(RX)].go_to_previous_position();
-            return Ok(false);
-        };
-        let head = chain.head_index();
-        let bytes = usize::try_from(header.payload_bytes).unwrap_or(0).min(room);
-        let written = write_packet(&self.memory, chain, header, &payload[..bytes]).unwrap_or(0);
-        self.add_used(RX, head, written)?;
-        Ok(true)
+            if let Some(header) = header {
+                let bytes = usize::try_from(header.payload_bytes).unwrap_or(0).min(room);
+                let written = write_packet(&self.memory, chain, header, &payload[..bytes]);
+                self.add_used(RX, head, written.unwrap_or(0))?;
+                return Ok(true);
+            }
+            if room > 0 {
+                // There is no packet after all.
+                self.queues[usize::from(RX)].go_to_previous_position();
+                return Ok(false);
+            }
+            // Too small for a header, or for a packet with data. The driver gets it back, empty.
+            self.add_used(RX, head, 0)?;
+        }
+        Ok(false)
     }
 
-    /// Puts a transport reset into the event queue; false where the guest has no buffer there.
+    /// Puts a transport reset into the event queue; false where the guest has no buffer there that is
+    /// large enough.
     pub(super) fn push_transport_reset(&mut self) -> Result<bool, DeviceError> {
-        while let Some(mut chain) = pop(&mut self.queues, EVENT, &self.memory)? {
+        for _ in 0..self.queues[usize::from(EVENT)].size() {
+            let Some(mut chain) = pop(&mut self.queues, EVENT, &self.memory)? else {
+                break;
+            };
             let head = chain.head_index();
             let written = chain
                 .find(|buffer| buffer.is_write_only() && buffer.len() >= TRANSPORT_RESET_BYTES)

@@ -252,3 +252,36 @@ fn clients_that_say_nothing_are_bounded_and_do_not_keep_others_out_for_long() {
     bench.serve_until_idle();
     let _usable = bench.established(1024);
 }
+
+#[test]
+fn rx_buffers_without_room_for_data_are_given_back_and_stop_nothing() {
+    let mut bench = Bench::without_driver(Options::default());
+    for _ in 0..4 {
+        bench.rx.give_space(HEADER_BYTES.try_into().unwrap());
+    }
+    bench.fill_events();
+    bench.activate();
+    let mut client = bench.connect(1024);
+    let mut request = None;
+    bench.serve_until("the request", |bench| {
+        request = bench.rx.pop_used();
+        request.is_some()
+    });
+    let request = request.unwrap();
+    let header = Header::from_bytes(request.bytes[..HEADER_BYTES].try_into().unwrap());
+    let pair = Pair {
+        local: header.source_port,
+        peer: header.destination_port,
+    };
+    bench.send(pair, Op::Response);
+    bench.serve_until_idle();
+    client.write_all(b"data").unwrap();
+    // Without a bound this never returns.
+    bench.serve_until_idle();
+    while let Some(used) = bench.rx.pop_used() {
+        assert!(used.bytes.len() <= HEADER_BYTES, "{used:?}");
+    }
+    bench.fill_rx();
+    bench.vsock.serve_queue(RX).unwrap();
+    assert_eq!(bench.expect(Op::Data).payload, b"data");
+}
