@@ -70,8 +70,6 @@ pub(crate) struct Driver {
     pub(super) unsaved: Unsaved,
     /// What the file in its folder says, as far as this driver has written it.
     pub(super) machine_file: Option<MachineFile>,
-    /// When it became started.
-    pub(super) started_at: Option<Instant>,
     /// The newest events, newest first.
     pub(super) events: VecDeque<MachineEvent>,
     /// Results of its checks.
@@ -166,7 +164,6 @@ impl Driver {
             retry: None,
             unsaved: Unsaved::new(),
             machine_file: None,
-            started_at: None,
             events,
             checks: Vec::new(),
             inbox,
@@ -410,6 +407,5 @@ impl Driver {
         self.checks.clear();
         self.session = None;
         self.control = None;
-        self.started_at = None;
     }
 }

@@ -6,7 +6,7 @@ use crate::model::state::State;
 use crate::{clock, ids};
 
 /// Who caused an event.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Source {
     /// A request of a user.
     User,

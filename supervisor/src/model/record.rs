@@ -1,9 +1,12 @@
 //! Machines and API tokens as the database has them.
 
+use std::time::Duration;
+
 use machine_api::{Attempt, ImageRef, MachineConfig, PublishedPort, StartKind, TokenScope};
 use serde::{Deserialize, Serialize};
 
 use crate::model::process_identity::ProcessIdentity;
+use crate::model::restart_policy::{self, Autostart};
 use crate::model::state::State;
 use crate::{clock, ids};
 
@@ -81,6 +84,14 @@ pub(crate) struct Facts {
     pub(crate) stop_requested: bool,
     /// Restarts in a row by the restart policy.
     pub(crate) restarts: u32,
+    /// When it became started last, in milliseconds since 1970.
+    pub(crate) started_at_ms: Option<i64>,
+    /// When it ended last, or could not be started.
+    pub(crate) ended_at_ms: Option<i64>,
+    /// Runs in a row that ended by themselves soon after their start, or did not come about.
+    pub(crate) short_runs: u32,
+    /// Its image was damaged, which was found while it ran: somebody has to look at it.
+    pub(crate) broken: bool,
     /// How the last start went.
     pub(crate) last_start: Option<StartKind>,
     /// Readiness attempts of the last start or resume.
@@ -119,6 +130,26 @@ pub(crate) struct LeaseFact {
 }
 
 impl Facts {
+    /// How long it has run, by the host's clock, which also counts what no supervisor saw.
+    pub(crate) fn ran_for(&self, now_ms: i64) -> Option<Duration> {
+        since(self.started_at_ms, now_ms)
+    }
+
+    /// Records an end that nobody asked for, or a start that failed.
+    pub(crate) fn record_end(&mut self, ran: Option<Duration>, now_ms: i64) {
+        self.short_runs = match restart_policy::is_stable(ran) {
+            true => 0,
+            false => self.short_runs.saturating_add(1),
+        };
+        self.ended_at_ms = Some(now_ms);
+    }
+
+    /// Whether a connection to one of its ports may start it now.
+    pub(crate) fn autostart(&self, now_ms: i64) -> Autostart {
+        let ended = since(self.ended_at_ms, now_ms);
+        restart_policy::autostart(self.short_runs, ended, self.broken)
+    }
+
     /// The lease in force, if there is one.
     pub(crate) fn lease_in_force(&self, now_ms: i64) -> Option<&LeaseFact> {
         self.lease
@@ -139,6 +170,12 @@ impl Facts {
              in generation {since})"
         ));
     }
+}
+
+/// None also where the host's clock was set back.
+fn since(then_ms: Option<i64>, now_ms: i64) -> Option<Duration> {
+    let elapsed = now_ms.checked_sub(then_ms?)?;
+    Some(Duration::from_millis(u64::try_from(elapsed).ok()?))
 }
 
 /// An API token as the database has it.
@@ -178,6 +215,28 @@ mod tests {
             ImageRef::default(),
         );
         assert!(is_name(&record.name), "{}", record.name);
+    }
+
+    #[test]
+    fn a_run_is_measured_by_the_hosts_clock_over_restarts_of_supervisor_and_host() {
+        let mut facts = Facts {
+            started_at_ms: Some(1_000),
+            short_runs: 3,
+            ..Facts::default()
+        };
+        assert_eq!(facts.ran_for(61_001), Some(Duration::from_millis(60_001)));
+        facts.record_end(facts.ran_for(61_001), 61_001);
+        assert_eq!((facts.short_runs, facts.ended_at_ms), (0, Some(61_001)));
+        assert_eq!(facts.autostart(61_001), Autostart::Now);
+        facts.started_at_ms = Some(62_000);
+        facts.record_end(facts.ran_for(62_500), 62_500);
+        assert_eq!(facts.short_runs, 1);
+        assert!(matches!(facts.autostart(62_500), Autostart::After(_)));
+        assert_eq!(facts.autostart(99_000), Autostart::Now);
+        // The host's clock was set back.
+        assert_eq!(facts.ran_for(5), None);
+        facts.record_end(facts.ran_for(5), 5);
+        assert_eq!(facts.short_runs, 2);
     }
 
     #[test]

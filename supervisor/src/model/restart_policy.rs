@@ -13,13 +13,45 @@ const MOST_RETRIES: u32 = 10;
 /// After a run of this length restarts are counted from zero again.
 const STABLE: Duration = Duration::from_secs(60);
 
+/// Wait before the first autostart after a short run; doubles up to the longest wait.
+const AUTOSTART_FIRST: Duration = Duration::from_secs(1);
+
+/// Whether a machine that has run for `ran` since its last start did not end soon.
+pub(crate) fn is_stable(ran: Option<Duration>) -> bool {
+    ran.is_some_and(|ran| ran > STABLE)
+}
+
+/// Whether a connection starts a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Autostart {
+    /// At once.
+    Now,
+    /// Not before this time has passed: its last runs were short.
+    After(Duration),
+    /// It does not, until a user has started it.
+    Never,
+}
+
+/// Whether a connection starts a machine that ended so long ago, after so many short runs in a row.
+pub(crate) fn autostart(short_runs: u32, ended: Option<Duration>, broken: bool) -> Autostart {
+    if broken {
+        return Autostart::Never;
+    }
+    let Some(doublings) = short_runs.checked_sub(1) else {
+        return Autostart::Now;
+    };
+    let wait = AUTOSTART_FIRST
+        .saturating_mul(1 << doublings.min(16))
+        .min(RESTART_MOST);
+    match wait.checked_sub(ended.unwrap_or_default()) {
+        Some(left) if !left.is_zero() => Autostart::After(left),
+        _ => Autostart::Now,
+    }
+}
+
 /// Restarts in a row before an end, of a machine that has run for `ran` since its last start.
 pub(crate) fn restarts_in_a_row(restarts: u32, ran: Option<Duration>) -> u32 {
-    if ran.is_some_and(|ran| ran > STABLE) {
-        0
-    } else {
-        restarts
-    }
+    if is_stable(ran) { 0 } else { restarts }
 }
 
 /// Wait until the restart policy starts a machine again; none if it does not. `clean` means that
@@ -77,6 +109,32 @@ mod tests {
             [restarts(OnFailure, false), restarts(OnFailure, true)],
             [true, false]
         );
+    }
+
+    #[test]
+    fn a_run_that_lasted_begins_the_count_anew() {
+        let minutes = |minutes: u64| Some(Duration::from_secs(60 * minutes));
+        assert_eq!(restarts_in_a_row(4, minutes(2)), 0);
+        assert_eq!(restarts_in_a_row(4, minutes(0)), 4);
+        assert_eq!(restarts_in_a_row(4, None), 4);
+    }
+
+    #[test]
+    fn connections_start_a_machine_that_ends_soon_less_and_less_often() {
+        let at_once = Some(Duration::ZERO);
+        assert_eq!(autostart(0, at_once, false), Autostart::Now);
+        let waits: Vec<_> = (1..9)
+            .map(|runs| match autostart(runs, at_once, false) {
+                Autostart::After(wait) => wait,
+                other => panic!("{other:?} after {runs} short runs"),
+            })
+            .collect();
+        assert_eq!(waits[0], AUTOSTART_FIRST);
+        assert!(waits.is_sorted());
+        assert_eq!(waits[7], RESTART_MOST);
+        assert_eq!(autostart(1, Some(AUTOSTART_FIRST), false), Autostart::Now);
+        assert_eq!(autostart(9, Some(RESTART_MOST), false), Autostart::Now);
+        assert_eq!(autostart(0, None, true), Autostart::Never);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! - `refuse-image`: no image is restored.
 //! - `rst=N`: after a restore it refuses the first N connections to the guest.
 //! - `deaf`: the guest does not answer. A file `deaf` in the machine's directory has the same effect.
+//! - A file `fail-boots` in the state directory: every boot fails, as if the host had no KVM.
 //! - A file `slow-disk` in the machine's directory: as long as it is there, it is not durable that the image
 //!   of a restored guest was used.
 //! - `stubborn`: the main process does not end on SIGINT.
@@ -51,6 +52,25 @@ fn main() {
     let generation: u64 = flag("--generation").parse().expect("a generation");
     let machine_id = flag("--machine-id");
     let exit_file = PathBuf::from(flag("--exit-file"));
+    let end = |reason, message| -> ! {
+        let report = ExitReport {
+            machine_id: machine_id.clone(),
+            generation,
+            reason,
+            message,
+        };
+        let _ = fs::write(&exit_file, serde_json::to_vec(&report).unwrap());
+        use vmm_control::exit_code;
+        std::process::exit(match reason {
+            ExitReason::ImageRefused => exit_code::IMAGE_REFUSED,
+            ExitReason::ImageUnfit => exit_code::IMAGE_UNFIT,
+            _ => exit_code::HOST_REFUSED,
+        });
+    };
+    let state_dir = exit_file.ancestors().nth(3).unwrap();
+    if verb == "boot" && state_dir.join("fail-boots").exists() {
+        end(ExitReason::HostFailed, "cannot open /dev/kvm".to_owned());
+    }
     let guest = match verb.as_str() {
         "boot" => GuestState {
             boot_id: format!("boot-{generation}"),
@@ -59,21 +79,7 @@ fn main() {
         },
         _ => match image::restore(Path::new(&flag("--image")), &flag("--expect-generation")) {
             Ok(guest) => guest,
-            Err((reason, message)) => {
-                let report = ExitReport {
-                    machine_id,
-                    generation,
-                    reason,
-                    message,
-                };
-                let _ = fs::write(exit_file, serde_json::to_vec(&report).unwrap());
-                use vmm_control::exit_code;
-                std::process::exit(match reason {
-                    ExitReason::ImageRefused => exit_code::IMAGE_REFUSED,
-                    ExitReason::ImageUnfit => exit_code::IMAGE_UNFIT,
-                    _ => exit_code::HOST_REFUSED,
-                });
-            }
+            Err((reason, message)) => end(reason, message),
         },
     };
     let host_socket = UnixListener::bind(flag("--vsock-socket")).expect("the vsock socket");

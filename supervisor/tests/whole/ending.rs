@@ -113,6 +113,56 @@ fn a_machine_that_keeps_failing_is_given_up_and_stays_stopped_until_it_is_starte
     fail_twice();
 }
 
+/// Creates a machine whose first boot fails, as all boots do until the returned file is removed.
+fn create_unbootable(stage: &Stage, config: &Value) -> (String, std::path::PathBuf) {
+    let file = stage.state().join("fail-boots");
+    std::fs::write(&file, "").unwrap();
+    let body = json!({"config": config, "skip_launch": true});
+    let (status, machine) = stage.call("POST", MACHINES, Some(body));
+    assert_eq!(status, 200, "{machine}");
+    let id = machine["id"].as_str().unwrap().to_owned();
+    stage.call("POST", &format!("{MACHINES}/{id}/start?wait=true"), None);
+    (id, file)
+}
+
+#[test]
+fn a_failed_first_boot_is_retried_by_the_restart_policy() {
+    let stage = Stage::new();
+    let config = json!({"restart": {"policy": "on-failure"}});
+    let (id, file) = create_unbootable(&stage, &config);
+    wait_for_event(&stage, &id, "cannot open /dev/kvm");
+    std::fs::remove_file(file).unwrap();
+    stage.wait_for(&id, "started");
+}
+
+#[test]
+fn a_machine_that_never_boots_is_given_up() {
+    let stage = Stage::new();
+    let policy = json!({"policy": "on-failure", "max_retries": 2});
+    let (id, _) = create_unbootable(&stage, &json!({"restart": policy}));
+    wait_for_event(&stage, &id, "given up after 2 restarts");
+    assert_eq!(stage.ask("GET", &id, "", None)["state"], "failed");
+}
+
+#[test]
+fn a_connection_starts_a_machine_whose_first_boot_failed() {
+    let stage = Stage::new();
+    let port = free_port();
+    let service = json!({"internal_port": 80, "ports": [{"port": port}], "autostart": true});
+    let config = json!({"services": [service], "restart": {"policy": "no"}});
+    let (id, file) = create_unbootable(&stage, &config);
+    assert_eq!(stage.wait_for(&id, "failed")["state"], "failed");
+    std::fs::remove_file(file).unwrap();
+    let begun = std::time::Instant::now();
+    assert_eq!(
+        crate::published_ports::echo(connect(port), "hello"),
+        "hello"
+    );
+    // It had failed just before, so the connection was held for a moment.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(30));
+    assert_eq!(stage.ask("GET", &id, "", None)["state"], "started");
+}
+
 #[test]
 fn an_ephemeral_machine_is_removed_when_it_ends() {
     let stage = Stage::new();

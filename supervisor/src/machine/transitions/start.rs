@@ -6,6 +6,7 @@
 //! without its memory is for its user to decide.
 
 use machine_api::{Attempt, EventType, Operation, StartKind, Timing};
+use tokio::time::Instant;
 use vmm_control::{ExitReason, exit_code};
 
 use crate::error_chain::error_chain;
@@ -21,6 +22,7 @@ use crate::machine::request::Request;
 use crate::machine::session::GuestSession;
 use crate::machine_folder::{remove_image, set_image_aside};
 use crate::model::event::{EventDetails, Source};
+use crate::model::restart_policy::{is_given_up, restart_wait};
 use crate::model::state::Event;
 use crate::model::timing::Trace;
 use crate::model::view;
@@ -185,10 +187,14 @@ impl Driver {
             facts.stop_requested = false;
             facts.destroy_due = false;
             facts.cold_reason = cold_reason;
+            facts.broken = false;
             if asked_by.is_some() {
-                // Not a restart by policy, so restarts are counted from zero again.
-                facts.restarts = 0;
                 facts.restart_due = false;
+            }
+            if asked_by == Some(Source::User) {
+                // Neither by policy nor for a connection, so both count from zero again.
+                facts.restarts = 0;
+                facts.short_runs = 0;
             }
             if boots {
                 record.image_generation = None;
@@ -340,6 +346,7 @@ impl Driver {
             facts.image_unusable = None;
             facts.cold_reason = None;
             facts.restart_due = false;
+            facts.started_at_ms = Some(clock::realtime_ms());
             facts.last_start = Some(start);
             facts.readiness = attempts;
             facts.record_leaks(older, record.generation);
@@ -378,7 +385,6 @@ impl Driver {
         self.control = Some(guest.control);
         self.session = Some(session);
         self.activity.restart_idle_time();
-        self.started_at = Some(tokio::time::Instant::now());
     }
 
     /// Where guest-init is reached.
@@ -414,6 +420,15 @@ impl Driver {
         } else {
             Event::StartFailed
         };
+        let restarts = self.record.facts.restarts;
+        let config = &self.record.config;
+        // A suspended machine keeps what it has until somebody needs it.
+        let wait = restart_wait(config, false, restarts).filter(|_| !intact);
+        let message = if !intact && is_given_up(config, false, restarts) {
+            format!("{message}; given up after {restarts} restarts")
+        } else {
+            message
+        };
         let details = EventDetails {
             timing: Some(timing),
             message: Some(message.clone()),
@@ -421,12 +436,17 @@ impl Driver {
         };
         self.transition_then_store(event, details, |record| {
             record.vmm = None;
-            record.facts.readiness = attempts;
+            let facts = &mut record.facts;
+            facts.readiness = attempts;
+            facts.record_end(None, clock::realtime_ms());
+            facts.restart_due = wait.is_some();
+            facts.restarts += u32::from(wait.is_some());
             if !intact {
                 record.image_generation = None;
             }
         });
         self.answer_waiters(Some(&message));
+        self.restart_at = wait.map(|wait| Instant::now() + wait);
     }
 }
 

@@ -52,7 +52,8 @@ impl Driver {
             Some(session) => session.main_exit(MAIN_EXIT_LIMIT).await,
             None => None,
         };
-        let ran = self.started_at.map(|started| started.elapsed());
+        let now_ms = clock::realtime_ms();
+        let ran = self.record.facts.ran_for(now_ms);
         self.kill_vmm().await;
         let clean = match main {
             Some(main) => main.code == Some(0),
@@ -86,6 +87,8 @@ impl Driver {
         self.transition_then_store(end, details, |record| {
             record.vmm = None;
             let facts = &mut record.facts;
+            facts.record_end(ran, now_ms);
+            facts.broken = damaged;
             facts.restart_due = wait.is_some();
             facts.restarts = restarts + u32::from(wait.is_some());
             facts.destroy_due = wait.is_none() && record.config.auto_destroy && !damaged;

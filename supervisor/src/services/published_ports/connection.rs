@@ -8,11 +8,14 @@ use tokio::io::{AsyncWriteExt, copy};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::clock;
 use crate::guest::{GuestError, GuestStream};
 use crate::machine::handle::LiveGuest;
-use crate::machine::request::{Command, Until};
+use crate::machine::request::{Command, LeaseCheck, Until};
 use crate::machine::{Handle, MachineError};
 use crate::model::machine_checks;
+use crate::model::record::MachineRecord;
+use crate::model::restart_policy::Autostart;
 
 /// How long a connection is held while its machine starts.
 const HOLD: Duration = Duration::from_secs(180);
@@ -137,17 +140,33 @@ async fn ready(
         }
         let state = machine.state;
         let wakes = match state {
-            MachineState::Suspended | MachineState::Suspending => autostart,
-            MachineState::Stopped | MachineState::Created => autostart,
-            MachineState::Destroyed | MachineState::Destroying | MachineState::Failed => {
-                return Ok(None);
-            }
+            MachineState::Suspended
+            | MachineState::Suspending
+            | MachineState::Stopped
+            | MachineState::Created
+            | MachineState::Failed => autostart,
+            MachineState::Destroyed | MachineState::Destroying => return Ok(None),
             MachineState::Starting
             | MachineState::Started
             | MachineState::Stopping
             | MachineState::Restarting
             | MachineState::Updating => false,
         };
+        if wakes {
+            let allowed = |record: &MachineRecord| Ok(record.facts.autostart(clock::realtime_ms()));
+            match handle.read(LeaseCheck::Skip, allowed).await? {
+                Autostart::Now => {}
+                Autostart::Never => return Ok(None),
+                Autostart::After(wait) => {
+                    // Somebody else may start it meanwhile.
+                    let changed = timeout(wait.min(left), changed).await;
+                    if wait >= left || changed == Ok(false) {
+                        return Ok(None);
+                    }
+                    continue;
+                }
+            }
+        }
         if wakes {
             let start =
                 handle.request_by_supervisor(Command::Start { cold: false }, Until::Completed);
@@ -159,7 +178,10 @@ async fn ready(
             }
         } else if matches!(
             state,
-            MachineState::Suspended | MachineState::Stopped | MachineState::Created
+            MachineState::Suspended
+                | MachineState::Stopped
+                | MachineState::Created
+                | MachineState::Failed
         ) || !matches!(timeout(left, changed).await, Ok(true))
         {
             return Ok(None);
