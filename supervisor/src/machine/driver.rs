@@ -198,14 +198,17 @@ impl Driver {
     /// Stores the transition of a stop or a destroy that ends the transition under way, before it
     /// does so. If it cannot be stored it is refused, and the transition under way goes on.
     async fn begin_interrupting(&mut self, mut request: Request) -> Option<Request> {
-        let event = match request.command {
-            Command::Stop(_) => Event::StopBegun,
-            Command::Destroy { .. } => Event::DestroyBegun,
+        let (event, stop) = match request.command {
+            Command::Stop(stop) => (Event::StopBegun, Some(stop)),
+            Command::Destroy { .. } => (Event::DestroyBegun, None),
             _ => return Some(request),
         };
         let previous = self.record.state;
         let details = EventDetails::caused_by(request.source());
-        let begun = self.transition(event, details, MachineRecord::cancel_restart);
+        let begun = self.transition(event, details, |record| {
+            record.cancel_restart();
+            record.facts.ending = Some(stop.into());
+        });
         match begun.await {
             Ok(()) => {
                 request.begun_from = Some(previous);

@@ -7,6 +7,7 @@ use crate::images::ImageError;
 use crate::machine::disk_claims::DiskClaimError;
 use crate::model::admission::RefusalReason;
 use crate::model::config_check::InvalidConfig;
+use crate::model::record::LeaseRefusal;
 use crate::store::StoreError;
 
 /// What a request can fail with; `api` maps each to a status.
@@ -131,4 +132,17 @@ pub(crate) enum MachineError {
     /// The supervisor is shutting down.
     #[error("the supervisor is shutting down")]
     ShuttingDown,
+}
+
+impl MachineError {
+    /// Why a lease of the machine `id` was not given.
+    pub(crate) fn of_lease(id: &str, refusal: LeaseRefusal) -> Self {
+        match refusal {
+            LeaseRefusal::Held { expires_at_s } => Self::LeaseHeld {
+                id: id.to_owned(),
+                expires_at_s,
+            },
+            LeaseRefusal::Unknown => Self::NoLease(id.to_owned()),
+        }
+    }
 }

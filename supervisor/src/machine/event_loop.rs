@@ -25,6 +25,10 @@ impl Driver {
             self.follow_up(interrupt).await;
         }
         self.store_machine_file().await;
+        if self.record.facts.start_due && self.record.state == State::Created {
+            let interrupt = Box::pin(self.start_first()).await;
+            self.follow_up(interrupt).await;
+        }
         while self.record.state != State::Destroyed {
             self.plan_retry();
             self.plan_another_restart();

@@ -19,6 +19,8 @@ pub(crate) enum FoundVmm {
     Ended {
         /// The image that there is.
         image: LeftImage,
+        /// Its guest has powered itself off.
+        powered_off: bool,
     },
 }
 
@@ -53,7 +55,8 @@ impl FoundVmm {
                 let report = read_exit_report(&dir.exit_report(), &record.id, record.generation);
                 let reason = report.map(|report| report.reason);
                 let image = left_image(record, dir, reason)?;
-                Ok(Self::Ended { image })
+                let powered_off = reason == Some(ExitReason::GuestPowerOff);
+                Ok(Self::Ended { image, powered_off })
             }
         }
     }

@@ -17,7 +17,7 @@ use crate::machine::error::MachineError;
 use crate::machine::found_vmm::FoundVmm;
 use crate::machine::handle::Handle;
 use crate::machine_folder::MachineFile;
-use crate::model::record::{MachineRecord, is_name};
+use crate::model::record::{LeaseWanted, MachineRecord, is_name};
 use crate::model::{config_check, event, view};
 use crate::paths::create_private_dir;
 use crate::store::{Change, StoreError};
@@ -54,21 +54,29 @@ impl Registry {
         &self.context
     }
 
-    /// Stores a new machine and gives it a driver. Does not start it.
+    /// Stores a new machine as a whole, with its first lease and all that the request asks for, and gives it a
+    /// driver, which starts it unless told otherwise. Returns the nonce of the lease.
     pub(crate) async fn create(
         &self,
         app: &str,
         request: CreateMachine,
-    ) -> Result<Handle, MachineError> {
+        lease: Option<LeaseWanted>,
+    ) -> Result<(Handle, Option<String>), MachineError> {
         config_check::check(&request.config)?;
         if let Some(name) = &request.name {
             self.check_name(name, None)?;
         }
         let image = self.context.images.find(&request.config.image)?;
-        let record = MachineRecord::new(app, request.name, request.config, image.reference);
+        let mut record = MachineRecord::new(app, request.name, request.config, image.reference);
+        record.facts.cordoned = request.skip_service_registration;
+        record.facts.start_due = !request.skip_launch;
+        let lease = lease.map(|lease| record.take_lease(lease, clock::realtime_ms()).cloned());
+        let lease = lease.transpose();
+        let lease = lease.map_err(|refusal| MachineError::of_lease(&record.id, refusal))?;
         // In a task of its own: otherwise a client that goes away would leave it half created.
         let created = tokio::spawn(self.clone().create_from(record));
-        created.await.map_err(|_| MachineError::ShuttingDown)?
+        let handle = created.await.map_err(|_| MachineError::ShuttingDown)??;
+        Ok((handle, lease.map(|lease| lease.nonce)))
     }
 
     async fn create_from(self, record: MachineRecord) -> Result<Handle, MachineError> {

@@ -8,7 +8,7 @@ use crate::machine::error::MachineError;
 use crate::model::admission::CommandKind;
 use crate::model::event::Source;
 use crate::model::graceful_stop::GracefulStop;
-use crate::model::record::MachineRecord;
+use crate::model::record::{LeaseWanted, MachineRecord};
 use crate::model::state::State;
 use crate::model::timing::Trace;
 
@@ -83,6 +83,10 @@ pub(crate) struct Update {
     pub(crate) current_version: Option<String>,
     /// Leave it stopped instead of starting it.
     pub(crate) skip_launch: bool,
+    /// Take a lease with it.
+    pub(crate) lease: Option<LeaseWanted>,
+    /// Cordon it.
+    pub(crate) cordon: bool,
 }
 
 /// Who asks for a transition.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use machine_api::{MachineConfig, StopConfig};
+use serde::{Deserialize, Serialize};
 
 use crate::duration;
 
@@ -43,6 +44,43 @@ impl GracefulStop {
     /// What the configuration wants; none if that is invalid.
     pub(crate) fn configured(config: &MachineConfig) -> Option<Self> {
         Self::resolve(None, None, config.stop_config.as_ref()).ok()
+    }
+}
+
+/// How a transition ends the guest, as it is stored with the transition: another supervisor may have to do
+/// it, and the configuration may be another one by then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "how", rename_all = "snake_case")]
+pub(crate) enum GuestEnd {
+    /// Ask the main process to end.
+    Ask {
+        /// Signal number.
+        signal: i32,
+        /// Time until it is killed, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// Kill it at once.
+    Kill,
+}
+
+impl From<Option<GracefulStop>> for GuestEnd {
+    fn from(stop: Option<GracefulStop>) -> Self {
+        stop.map_or(Self::Kill, |stop| Self::Ask {
+            signal: stop.signal,
+            timeout_ms: u64::try_from(stop.timeout.as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+}
+
+impl From<GuestEnd> for Option<GracefulStop> {
+    fn from(end: GuestEnd) -> Self {
+        match end {
+            GuestEnd::Kill => None,
+            GuestEnd::Ask { signal, timeout_ms } => Some(GracefulStop {
+                signal,
+                timeout: Duration::from_millis(timeout_ms),
+            }),
+        }
     }
 }
 
@@ -112,6 +150,19 @@ mod tests {
         }
         assert_eq!(signal_number("SIGNONE"), None);
         assert_eq!(signal_number("65"), None);
+    }
+
+    #[test]
+    fn how_a_guest_is_ended_survives_its_storage() {
+        let ask = GracefulStop {
+            signal: 15,
+            timeout: Duration::from_millis(1500),
+        };
+        for stop in [Some(ask), None] {
+            let stored = serde_json::to_string(&GuestEnd::from(stop)).unwrap();
+            let read: GuestEnd = serde_json::from_str(&stored).unwrap();
+            assert_eq!(Option::<GracefulStop>::from(read), stop);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use machine_api::{Attempt, ImageRef, MachineConfig, PublishedPort, StartKind, TokenScope};
 use serde::{Deserialize, Serialize};
 
+use crate::model::graceful_stop::GuestEnd;
 use crate::model::process_identity::ProcessIdentity;
 use crate::model::restart_policy::{self, Autostart};
 use crate::model::state::State;
@@ -67,6 +68,30 @@ impl MachineRecord {
         }
     }
 
+    /// Takes a lease, or refreshes the one that the request names.
+    pub(crate) fn take_lease(
+        &mut self,
+        wanted: LeaseWanted,
+        now_ms: i64,
+    ) -> Result<&LeaseFact, LeaseRefusal> {
+        let refreshed = match self.facts.lease_in_force(now_ms) {
+            Some(lease) if wanted.nonce.as_ref() == Some(&lease.nonce) => Some(lease.nonce.clone()),
+            Some(lease) => {
+                return Err(LeaseRefusal::Held {
+                    expires_at_s: lease.expires_at_ms / 1_000,
+                });
+            }
+            None if wanted.nonce.is_some() => return Err(LeaseRefusal::Unknown),
+            None => None,
+        };
+        Ok(self.facts.lease.insert(LeaseFact {
+            nonce: refreshed.unwrap_or_else(ids::new_ulid),
+            expires_at_ms: now_ms + i64::from(wanted.ttl_s) * 1_000,
+            description: wanted.description,
+            version: self.instance_id.clone(),
+        }))
+    }
+
     /// Notes that somebody wants the machine to be stopped: the restart policy no longer applies.
     pub(crate) fn cancel_restart(&mut self) {
         self.facts.stop_requested = true;
@@ -104,6 +129,10 @@ pub(crate) struct Facts {
     pub(crate) warnings: Vec<String>,
     /// The lease taken last; it may have expired.
     pub(crate) lease: Option<LeaseFact>,
+    /// It was created to be started, which has not begun yet.
+    pub(crate) start_due: bool,
+    /// How the stop, restart or update under way ends its guest.
+    pub(crate) ending: Option<GuestEnd>,
     /// The update under way leaves it stopped.
     pub(crate) skip_launch: bool,
     /// Its VMM ended and the restart policy will start it again.
@@ -114,6 +143,29 @@ pub(crate) struct Facts {
     pub(crate) published: Vec<PublishedPort>,
     /// First generation in which leaked sockets were seen, as long as there are some.
     pub(crate) leaking_since: Option<u64>,
+}
+
+/// A lease that somebody wants.
+#[derive(Debug, Clone)]
+pub(crate) struct LeaseWanted {
+    /// For so many seconds.
+    pub(crate) ttl_s: u32,
+    /// For people.
+    pub(crate) description: String,
+    /// The nonce of the lease that is refreshed; none for a new one.
+    pub(crate) nonce: Option<String>,
+}
+
+/// Why somebody does not get a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LeaseRefusal {
+    /// Another one is in force.
+    Held {
+        /// Seconds since 1970.
+        expires_at_s: i64,
+    },
+    /// The one that is to be refreshed is not in force.
+    Unknown,
 }
 
 /// A lease as it is stored.

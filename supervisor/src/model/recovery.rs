@@ -31,6 +31,8 @@ pub(crate) enum Recovery {
     Start,
     /// Record that its VMM ended.
     RecordEnd,
+    /// Record that it was started, and that its VMM ended.
+    RecordShortRun,
     /// Continue suspending.
     Suspend,
     /// Its image is whole: it is suspended.
@@ -52,8 +54,9 @@ pub(crate) enum Recovery {
     Destroy,
 }
 
-/// Decides by the stored state, whether its VMM is `alive`, and which image there is if not.
-pub(crate) fn recovery(state: State, alive: bool, image: LeftImage) -> Recovery {
+/// Decides by the stored state, whether its VMM is `alive`, and, if not, which image there is and whether
+/// the guest has `powered_off` by itself: then it has done what it was started for.
+pub(crate) fn recovery(state: State, alive: bool, image: LeftImage, powered_off: bool) -> Recovery {
     match (state, alive) {
         (State::Created | State::Suspended | State::Stopped | State::Failed, false)
         | (State::Destroyed, false) => Recovery::Nothing,
@@ -62,6 +65,7 @@ pub(crate) fn recovery(state: State, alive: bool, image: LeftImage) -> Recovery 
             true,
         ) => Recovery::Kill,
         (State::Starting | State::Started, true) => Recovery::Adopt,
+        (State::Starting, false) if powered_off => Recovery::RecordShortRun,
         (State::Starting, false) => Recovery::Start,
         (State::Suspending, true) => Recovery::Suspend,
         (State::Started | State::Suspending, false) => match image {
@@ -85,11 +89,11 @@ mod tests {
 
     #[test]
     fn every_state_with_and_without_a_vmm_has_its_recovery() {
-        let alive = State::ALL.map(|state| recovery(state, true, LeftImage::None));
-        let gone = State::ALL.map(|state| recovery(state, false, LeftImage::None));
+        let alive = State::ALL.map(|state| recovery(state, true, LeftImage::None, false));
+        let gone = State::ALL.map(|state| recovery(state, false, LeftImage::None, false));
         use Recovery::{
-            Adopt, Destroy, Kill, Nothing, RecordEnd, Restart, Start, Stop, Suspend, Suspended,
-            SuspendedAgain, Update,
+            Adopt, Destroy, Kill, Nothing, RecordEnd, RecordShortRun, Restart, Start, Stop,
+            Suspend, Suspended, SuspendedAgain, Update,
         };
         assert_eq!(
             alive,
@@ -114,8 +118,20 @@ mod tests {
                     }
                     _ => without,
                 };
-                assert_eq!(recovery(state, false, image), expected, "{}", state.name());
+                assert_eq!(
+                    recovery(state, false, image, false),
+                    expected,
+                    "{}",
+                    state.name()
+                );
             }
+        }
+        for (state, without) in State::ALL.into_iter().zip(gone) {
+            let expected = match state {
+                State::Starting => RecordShortRun,
+                _ => without,
+            };
+            assert_eq!(recovery(state, false, LeftImage::None, true), expected);
         }
     }
 }

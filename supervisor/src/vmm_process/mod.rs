@@ -114,6 +114,11 @@ impl VmmExit {
         self.report.as_ref().map(|report| report.reason)
     }
 
+    /// The guest has powered itself off.
+    pub(crate) fn is_power_off(&self) -> bool {
+        self.reason() == Some(ExitReason::GuestPowerOff)
+    }
+
     /// One sentence for events.
     pub(crate) fn in_words(&self) -> String {
         match (&self.report, self.signal, self.code) {

@@ -134,18 +134,95 @@ fn a_create_interrupted_before_it_is_stored_leaves_nothing() {
 }
 
 #[test]
-fn a_create_interrupted_after_it_is_stored_leaves_the_machine() {
+fn a_create_interrupted_after_it_is_stored_is_carried_out_whole() {
     let mut stage = Stage::new();
     stage.restart_with_fail_point("create.stored");
-    stage.crash_during("POST", MACHINES, Some(json!({"config": {}})));
+    let body = json!({"config": {}, "lease_ttl": 600, "skip_service_registration": true});
+    stage.crash_during("POST", MACHINES, Some(body));
     let (_, list) = stage.call("GET", MACHINES, None);
-    assert_eq!(
-        (list.as_array().unwrap().len(), &list[0]["state"]),
-        (1, &json!("created"))
-    );
+    assert_eq!(list.as_array().unwrap().len(), 1);
     let id = list[0]["id"].as_str().unwrap();
-    poll("the machine's file", || {
-        let file = stage.machine_dir(id).join("machine.json");
-        file.exists().then_some(())
+    let machine = stage.wait_for(id, "started");
+    assert_eq!(machine["cordoned"], true);
+    let (status, answer) = stage.call("POST", &format!("{MACHINES}/{id}/stop"), None);
+    assert_eq!(
+        (status, &answer["status"]),
+        (409, &json!("lease_held")),
+        "its lease is in force: {answer}"
+    );
+    assert!(stage.machine_dir(id).join("machine.json").exists());
+}
+
+#[test]
+fn a_create_that_shall_not_start_is_not_started_after_a_crash_either() {
+    let mut stage = Stage::new();
+    stage.restart_with_fail_point("create.stored");
+    let body = json!({"config": {}, "skip_launch": true});
+    stage.crash_during("POST", MACHINES, Some(body));
+    let (_, list) = stage.call("GET", MACHINES, None);
+    assert_eq!(list[0]["state"], "created");
+}
+
+/// What the last VMM of a machine says about its end.
+fn exit_report(stage: &Stage, id: &str) -> String {
+    std::fs::read_to_string(stage.machine_dir(id).join("exit.json")).unwrap()
+}
+
+#[test]
+fn a_stop_keeps_its_own_signal_over_a_crash() {
+    let mut stage = Stage::new();
+    let id = stage.start_machine("");
+    stage.wait_for_database(&id);
+    stage.restart_with_fail_point("stop.stored");
+    assert_eq!(stage.exec(&id).0, 200);
+    let stop = json!({"signal": "SIGTERM", "timeout": "30s"});
+    stage.crash_during("POST", &format!("{MACHINES}/{id}/stop"), Some(stop));
+    stage.wait_for(&id, "stopped");
+    let report = exit_report(&stage, &id);
+    assert!(report.contains("on signal 15"), "{report}");
+}
+
+#[test]
+fn an_update_ends_the_guest_as_its_old_configuration_says() {
+    for crash in [false, true] {
+        let mut stage = Stage::new();
+        let mut config = crate::support::config_with("");
+        config["stop_config"] = json!({"signal": "SIGTERM"});
+        let id = stage.start_machine_of(&config);
+        stage.wait_for_database(&id);
+        config["stop_config"] = json!({"signal": "SIGUSR1"});
+        let body = Some(json!({"config": config, "skip_launch": true}));
+        if crash {
+            stage.restart_with_fail_point("update.stored");
+            assert_eq!(stage.exec(&id).0, 200);
+            stage.crash_during("POST", &format!("{MACHINES}/{id}"), body);
+        } else {
+            stage.ask("POST", &id, "", body);
+        }
+        stage.wait_for(&id, "stopped");
+        let report = exit_report(&stage, &id);
+        assert!(report.contains("on signal 15"), "crash {crash}: {report}");
+    }
+}
+
+#[test]
+fn a_job_that_was_finished_before_it_was_seen_to_run_is_not_run_again() {
+    let mut stage = Stage::new();
+    stage.restart_with_fail_point("start.ready");
+    let body = json!({"config": crate::support::config_with("")});
+    let _connection = stage.send("POST", MACHINES, Some(body));
+    let vmm = poll("the VMM", || stage.vmms().into_iter().next());
+    let id = vmm.machine.clone();
+    stage.wait_for_crash();
+    vmm.kill().unwrap();
+    poll("the end of the VMM", || {
+        stage.vmms().is_empty().then_some(())
     });
+    let report = json!({"machine_id": id, "generation": 1, "reason": "guest_power_off",
+        "message": "the guest powered itself off"});
+    std::fs::write(stage.machine_dir(&id).join("exit.json"), report.to_string()).unwrap();
+    stage.start(&[]);
+    let machine = stage.wait_for(&id, "stopped");
+    assert_eq!(machine["generation"], 1, "there was no second launch");
+    assert_eq!(stage.vmms().len(), 0);
 }

@@ -118,10 +118,15 @@ impl Stage {
         stream
     }
 
-    /// Waits until the supervisor has died, and starts the next one.
-    pub(crate) fn restart_after_crash(&mut self) {
+    /// Waits until the supervisor has died.
+    pub(crate) fn wait_for_crash(&mut self) {
         let mut supervisor = self.supervisor.take().unwrap();
         poll("the crash", || supervisor.try_wait().unwrap());
+    }
+
+    /// Waits until the supervisor has died, and starts the next one.
+    pub(crate) fn restart_after_crash(&mut self) {
+        self.wait_for_crash();
         self.start(&[]);
     }
 

@@ -10,10 +10,10 @@ use machine_api::{
 
 use crate::api::error::ApiError;
 use crate::api::request::extract::{Nonce, OptionalBody, Params, Scope, Target};
+use crate::clock;
 use crate::machine::request::LeaseCheck;
 use crate::machine::{Handle, MachineError};
-use crate::model::record::{LeaseFact, MachineRecord};
-use crate::{clock, ids};
+use crate::model::record::{LeaseFact, LeaseWanted, MachineRecord};
 
 /// Seconds of a lease whose request gives none.
 const TTL_S: u32 = 60;
@@ -41,11 +41,27 @@ fn success(data: Lease) -> Json<LeaseResponse> {
     })
 }
 
-/// The time of a lease that is requested with a create or an update; none if it is zero.
-pub(crate) fn requested_ttl(ttl_s: Option<u32>) -> Result<Option<u32>, ApiError> {
+/// The lease that is requested with a create or an update; none if its time is zero.
+pub(crate) fn requested(
+    ttl_s: Option<u32>,
+    nonce: Option<String>,
+) -> Result<Option<LeaseWanted>, ApiError> {
     let wanted = ttl_s.filter(|ttl_s| *ttl_s > 0);
     check_ttl(wanted.unwrap_or(TTL_S)).map_err(|error| error.about("lease_ttl"))?;
-    Ok(wanted)
+    Ok(wanted.map(|ttl_s| LeaseWanted {
+        ttl_s,
+        description: String::new(),
+        nonce,
+    }))
+}
+
+/// The nonce of the lease in force, for whoever has just taken it.
+pub(crate) async fn nonce_of(handle: &Handle) -> Result<Option<String>, ApiError> {
+    let read = handle.read(LeaseCheck::Skip, |record| {
+        let lease = record.facts.lease_in_force(clock::realtime_ms());
+        Ok(lease.map(|lease| lease.nonce.clone()))
+    });
+    Ok(read.await?)
 }
 
 fn check_ttl(ttl_s: u32) -> Result<(), ApiError> {
@@ -58,7 +74,7 @@ fn check_ttl(ttl_s: u32) -> Result<(), ApiError> {
 }
 
 /// Acquires a lease, or refreshes the one of `nonce`.
-pub(crate) async fn acquire_for(
+async fn acquire_for(
     handle: &Handle,
     ttl_s: Option<u32>,
     description: String,
@@ -66,28 +82,16 @@ pub(crate) async fn acquire_for(
 ) -> Result<Lease, ApiError> {
     let ttl_s = ttl_s.unwrap_or(TTL_S);
     check_ttl(ttl_s)?;
+    let wanted = LeaseWanted {
+        ttl_s,
+        description,
+        nonce,
+    };
     let acquire = move |record: &mut MachineRecord| {
-        let now_ms = clock::realtime_ms();
-        let refreshed = match record.facts.lease_in_force(now_ms) {
-            Some(lease) if nonce.as_ref() == Some(&lease.nonce) => Some(lease.nonce.clone()),
-            Some(lease) => {
-                return Err(MachineError::LeaseHeld {
-                    id: record.id.clone(),
-                    expires_at_s: lease.expires_at_ms / 1_000,
-                });
-            }
-            None if nonce.is_some() => return Err(MachineError::NoLease(record.id.clone())),
-            None => None,
-        };
-        let lease = LeaseFact {
-            nonce: refreshed.unwrap_or_else(ids::new_ulid),
-            expires_at_ms: now_ms + i64::from(ttl_s) * 1_000,
-            description,
-            version: record.instance_id.clone(),
-        };
-        let acquired = shown(&lease, true);
-        record.facts.lease = Some(lease);
-        Ok((acquired, None))
+        let id = record.id.clone();
+        let lease = record.take_lease(wanted, clock::realtime_ms());
+        let lease = lease.map_err(|refusal| MachineError::of_lease(&id, refusal))?;
+        Ok((shown(lease, true), None))
     };
     Ok(handle.edit(LeaseCheck::Skip, acquire).await?)
 }

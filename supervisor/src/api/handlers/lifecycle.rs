@@ -136,7 +136,7 @@ pub(crate) async fn uncordon(
 }
 
 /// Excludes a machine from new connections, or ends that.
-pub(crate) async fn set_cordoned(
+async fn set_cordoned(
     handle: &Handle,
     nonce: Option<String>,
     cordoned: bool,

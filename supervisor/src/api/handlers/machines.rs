@@ -9,7 +9,6 @@ use machine_api::{CreateMachine, ErrorBody, Machine, MachineState, Ok as Done, U
 use crate::api::Api;
 use crate::api::error::ApiError;
 use crate::api::handlers::lease;
-use crate::api::handlers::lifecycle::set_cordoned;
 use crate::api::request::extract::{App, ConfiguredBody, Nonce, Params, Target, is_set};
 use crate::api::request::normalise::normalise;
 use crate::machine::MachineError;
@@ -26,22 +25,14 @@ pub(crate) async fn create(
     ConfiguredBody(mut request): ConfiguredBody<CreateMachine>,
 ) -> Result<Json<Machine>, ApiError> {
     normalise(&mut request.config)?;
-    let skip_launch = request.skip_launch;
-    let cordoned = request.skip_service_registration;
-    let ttl = lease::requested_ttl(request.lease_ttl)?;
-    let handle = api
+    let lease = lease::requested(request.lease_ttl, None)?;
+    let starts = !request.skip_launch;
+    let (handle, nonce) = api
         .registry
-        .create(machine_api::DEFAULT_APP, request)
+        .create(machine_api::DEFAULT_APP, request, lease)
         .await?;
-    if cordoned {
-        set_cordoned(&handle, None, true).await?;
-    }
-    let lease = match ttl {
-        Some(ttl) => Some(lease::acquire_for(&handle, Some(ttl), String::new(), None).await?),
-        None => None,
-    };
-    let nonce = lease.map(|lease| lease.nonce);
-    if !skip_launch {
+    if starts {
+        // Its driver starts it in any case; this answers once that has begun, or says why it does not.
         handle
             .request(
                 Command::Start { cold: false },
@@ -134,28 +125,25 @@ pub(crate) async fn update(
     if let Some(name) = &request.name {
         api.registry.check_name(name, Some(handle.id()))?;
     }
-    let nonce = match lease::requested_ttl(request.lease_ttl)? {
-        Some(ttl) => {
-            let lease = lease::acquire_for(&handle, Some(ttl), String::new(), nonce).await?;
-            Some(lease.nonce)
-        }
-        None => nonce,
-    };
-    let shown = request.lease_ttl.and(nonce.clone());
-    if request.skip_service_registration {
-        set_cordoned(&handle, nonce.clone(), true).await?;
-    }
+    let lease = lease::requested(request.lease_ttl, nonce.clone())?;
+    let leases = lease.is_some();
     let update = Update {
         config: request.config,
         name: request.name,
         current_version: request.current_version,
         skip_launch: request.skip_launch,
+        lease,
+        cordon: request.skip_service_registration,
     };
     handle
         .request(Command::Update(Box::new(update)), Until::Admitted, nonce)
         .await?;
+    let nonce = match leases {
+        true => lease::nonce_of(&handle).await?,
+        false => None,
+    };
     Ok(Json(Machine {
-        nonce: shown,
+        nonce,
         ..Machine::clone(&handle.view())
     }))
 }

@@ -95,6 +95,10 @@ impl Driver {
     async fn respond_to_adopted_end(&mut self, exit: VmmExit) -> Option<Request> {
         if self.record.state == State::Starting {
             self.vmm = None;
+            if exit.is_power_off() {
+                let resumed = self.record.image_generation.is_some();
+                return self.record_short_run(exit, resumed).await;
+            }
             return self.start(Trace::begin(), None).await;
         }
         if let LeftImage::Earlier { generation } = self.left_image(&exit) {

@@ -24,6 +24,14 @@ const ASK_PAUSE: Duration = Duration::from_millis(100);
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(10);
 
 impl Driver {
+    /// How the transition under way was told to end the guest, by this supervisor or an earlier one.
+    pub(super) fn planned_stop(&self) -> Option<GracefulStop> {
+        match self.record.facts.ending {
+            Some(end) => end.into(),
+            None => GracefulStop::configured(&self.record.config),
+        }
+    }
+
     /// Asks the guest to power off, waits for the end of its VMM, and kills it after a deadline;
     /// without `stop` it is killed at once. Returns a request that interrupts this. If that is a
     /// stop, the guest goes on powering off, and the stop asks it again with its own limits.

@@ -27,6 +27,7 @@ impl Driver {
         let details = EventDetails::caused_by(request.source());
         let begun = self.transition(Event::RestartBegun, details, |record| {
             record.facts.restarts = 0;
+            record.facts.ending = Some(stop.into());
         });
         if let Err(error) = begun.await {
             request.refuse(error);

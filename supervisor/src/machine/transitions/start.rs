@@ -39,6 +39,8 @@ enum Launched {
     Failed { message: String },
     /// The supervisor is out of something; the guest may be ready.
     Unreachable { message: String },
+    /// It ended by itself before anybody could see that it was ready.
+    Ended(VmmExit),
     /// A request interrupted it.
     Interrupted(Request),
 }
@@ -53,15 +55,31 @@ impl Driver {
         self.start_as(false, trace, request).await
     }
 
+    /// Starts a machine that was created to be started.
+    pub(in crate::machine) async fn start_first(&mut self) -> Option<Request> {
+        self.start_asked_by(Some(Source::User), false, Trace::begin(), None)
+            .await
+    }
+
     /// As [`Self::start`]; `cold` boots the machine even if it has an image.
     pub(in crate::machine) async fn start_as(
         &mut self,
+        cold: bool,
+        trace: Trace,
+        request: Option<Request>,
+    ) -> Option<Request> {
+        let asked_by = request.as_ref().map(Request::source);
+        self.start_asked_by(asked_by, cold, trace, request).await
+    }
+
+    async fn start_asked_by(
+        &mut self,
+        asked_by: Option<Source>,
         cold: bool,
         mut trace: Trace,
         request: Option<Request>,
     ) -> Option<Request> {
         let previous = self.record.state;
-        let asked_by = request.as_ref().map(Request::source);
         let begun = match self.choose_launch(cold) {
             Ok((launch, cold_reason)) => {
                 let begun = self.begin_start(asked_by, &launch, cold_reason);
@@ -102,6 +120,7 @@ impl Driver {
                     self.fail_start(message, resumed, &trace, attempts);
                     return None;
                 }
+                Launched::Ended(exit) => return self.record_short_run(exit, resumed).await,
                 Launched::Unreachable { message } => {
                     // Killing the VMM would lose what its image held; the start is retried.
                     self.warn_once(&format!("cannot be reached: {message}; it is tried again"));
@@ -188,6 +207,8 @@ impl Driver {
             facts.destroy_due = false;
             facts.cold_reason = cold_reason;
             facts.broken = false;
+            facts.start_due = false;
+            facts.ending = None;
             if asked_by.is_some() {
                 facts.restart_due = false;
             }
@@ -206,6 +227,9 @@ impl Driver {
     fn refuse_start(&mut self, request: Option<Request>, error: MachineError) {
         if !holds_disks(self.record.state) {
             self.context.disk_claims.release(&self.record.id);
+        }
+        if std::mem::take(&mut self.record.facts.start_due) {
+            self.store_record_later();
         }
         let message = error_chain(&error);
         self.warn_once(&format!("could not be started: {message}"));
@@ -275,6 +299,7 @@ impl Driver {
                     reason: exit.in_words(),
                 }
             }
+            Err(BringUpError::Ended(exit)) if exit.is_power_off() => Launched::Ended(exit),
             Err(error) if error.is_exhaustion() => Launched::Unreachable {
                 message: error_chain(&error),
             },
@@ -357,6 +382,30 @@ impl Driver {
             self.add_event(EventType::Warning, message);
         }
         self.answer_waiters(None);
+    }
+
+    /// The guest has powered itself off before it was seen to be ready: it has done what it was started for,
+    /// and that must not be done again.
+    pub(in crate::machine) async fn record_short_run(
+        &mut self,
+        exit: VmmExit,
+        resumed: bool,
+    ) -> Option<Request> {
+        let start = match resumed {
+            true => StartKind::Resumed,
+            false => StartKind::Booted,
+        };
+        let details = EventDetails {
+            start: Some(start.clone()),
+            ..EventDetails::default()
+        };
+        self.transition_then_store(Event::Ready, details, |record| {
+            record.image_generation = None;
+            record.facts.started_at_ms = Some(clock::realtime_ms());
+            record.facts.last_start = Some(start);
+        });
+        self.answer_waiters(None);
+        Box::pin(self.respond_to_vmm_end(exit)).await
     }
 
     /// Begins the long-lived connections and lets others use the guest.

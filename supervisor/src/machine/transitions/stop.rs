@@ -8,7 +8,6 @@ use crate::machine::driver::Driver;
 use crate::machine::request::Request;
 use crate::model::event::EventDetails;
 use crate::model::graceful_stop::GracefulStop;
-use crate::model::record::MachineRecord;
 use crate::model::state::Event;
 use crate::model::timing::Trace;
 
@@ -24,7 +23,10 @@ impl Driver {
         let previous = begun_from.unwrap_or(self.record.state);
         if begun_from.is_none() {
             let details = EventDetails::caused_by(Request::source_of(request.as_ref()));
-            let begun = self.transition(Event::StopBegun, details, MachineRecord::cancel_restart);
+            let begun = self.transition(Event::StopBegun, details, |record| {
+                record.cancel_restart();
+                record.facts.ending = Some(Some(stop).into());
+            });
             if let Err(error) = begun.await {
                 if let Some(request) = request {
                     request.refuse(error);
@@ -58,6 +60,7 @@ impl Driver {
         };
         self.transition_then_store(Event::Halted, details, |record| {
             record.vmm = None;
+            record.facts.ending = None;
             record.facts.destroy_due = record.config.auto_destroy;
         });
         self.answer_waiters(None);

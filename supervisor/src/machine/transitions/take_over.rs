@@ -7,7 +7,6 @@ use crate::machine::driver::Driver;
 use crate::machine::found_vmm::FoundVmm;
 use crate::machine::request::Request;
 use crate::model::event::EventDetails;
-use crate::model::graceful_stop::GracefulStop;
 use crate::model::recovery::{LeftImage, Recovery, recovery};
 use crate::model::timing::Trace;
 use crate::vmm_process::{VmmExit, read_exit_report, remove_sockets};
@@ -19,17 +18,17 @@ const IMAGE_IS_BACK: &str = "the host failed before it was durable that the imag
 impl Driver {
     /// Continues from what was found.
     pub(in crate::machine) async fn take_over(&mut self, found: FoundVmm) -> Option<Request> {
-        let (vmm, image) = match found {
-            FoundVmm::Alive(vmm) => (Some(vmm), LeftImage::None),
-            FoundVmm::Ended { image } => {
+        let (vmm, image, powered_off) = match found {
+            FoundVmm::Alive(vmm) => (Some(vmm), LeftImage::None, false),
+            FoundVmm::Ended { image, powered_off } => {
                 remove_sockets(&self.dir);
-                (None, image)
+                (None, image, powered_off)
             }
         };
-        let recovery = recovery(self.record.state, vmm.is_some(), image);
+        let recovery = recovery(self.record.state, vmm.is_some(), image, powered_off);
         self.record.vmm = vmm.as_ref().map(|vmm| vmm.identity().clone());
         self.vmm = vmm;
-        let stop = GracefulStop::configured(&self.record.config);
+        let stop = self.planned_stop();
         match recovery {
             Recovery::Nothing => {
                 self.continue_restart();
@@ -42,7 +41,14 @@ impl Driver {
             }
             Recovery::Adopt => self.adopt().await,
             Recovery::Start => self.start(Trace::begin(), None).await,
-            Recovery::RecordEnd => self.record_unseen_end().await,
+            Recovery::RecordEnd => {
+                let exit = self.unseen_end();
+                self.respond_to_vmm_end(exit).await
+            }
+            Recovery::RecordShortRun => {
+                let resumed = self.record.image_generation.is_some();
+                self.record_short_run(self.unseen_end(), resumed).await
+            }
             Recovery::Suspend => self.adopt_suspending().await,
             Recovery::Suspended => {
                 self.record_unseen_suspend();
@@ -74,15 +80,13 @@ impl Driver {
         self.store_record_later();
     }
 
-    /// The VMM ended while no supervisor was there.
-    async fn record_unseen_end(&mut self) -> Option<Request> {
+    /// The end of a VMM while no supervisor was there.
+    fn unseen_end(&self) -> VmmExit {
         let path = self.dir.exit_report();
-        let report = read_exit_report(&path, &self.record.id, self.record.generation);
-        self.respond_to_vmm_end(VmmExit {
-            report,
+        VmmExit {
+            report: read_exit_report(&path, &self.record.id, self.record.generation),
             ..VmmExit::unseen()
-        })
-        .await
+        }
     }
 
     /// A suspend was completed while no supervisor was there, or after it had been given up.

@@ -8,9 +8,10 @@ use crate::machine::error::MachineError;
 use crate::machine::request::{Command, Request, Update};
 use crate::model::event::EventDetails;
 use crate::model::graceful_stop::GracefulStop;
+use crate::model::record::{LeaseFact, LeaseWanted};
 use crate::model::state::Event;
 use crate::model::timing::Trace;
-use crate::{fail_point, ids};
+use crate::{clock, fail_point, ids};
 
 impl Driver {
     /// Gives the machine a new version.
@@ -24,16 +25,22 @@ impl Driver {
         };
         let (checked, skip_launch) = (self.check_update(update), update.skip_launch);
         let (config, name) = (update.config.clone(), update.name.clone());
-        let image = match checked {
-            Ok(image) => image,
+        let (lease, cordon) = (update.lease.clone(), update.cordon);
+        let (image, lease) = match checked.and_then(|image| Ok((image, self.lease(lease)?))) {
+            Ok(checked) => checked,
             Err(error) => {
                 request.refuse(error);
                 return None;
             }
         };
+        // The guest that ends was made by the configuration that ends.
+        let stop = GracefulStop::configured(&self.record.config);
         let previous = self.record.state;
         let details = EventDetails::caused_by(request.source());
         let begun = self.transition(Event::UpdateBegun, details, |record| {
+            record.facts.ending = Some(stop.into());
+            record.facts.lease = lease.or(record.facts.lease.take());
+            record.facts.cordoned |= cordon;
             record.config = config;
             record.image_ref = image;
             record.name = name.unwrap_or_else(|| record.name.clone());
@@ -55,8 +62,7 @@ impl Driver {
 
     /// From `updating` to `stopped` or `started`.
     pub(super) async fn carry_out_update(&mut self, trace: &mut Trace) -> Option<Request> {
-        let stop = GracefulStop::configured(&self.record.config);
-        if let Some(request) = self.end_guest(stop, trace).await {
+        if let Some(request) = self.end_guest(self.planned_stop(), trace).await {
             return Some(request);
         }
         if let Err(error) = self.remove_image() {
@@ -70,9 +76,24 @@ impl Driver {
             kind: Some(EventType::Update),
             ..EventDetails::default()
         };
-        self.transition_then_store(Event::Halted, details, |record| record.vmm = None);
+        self.transition_then_store(Event::Halted, details, |record| {
+            record.vmm = None;
+            record.facts.ending = None;
+        });
         self.answer_waiters(None);
         None
+    }
+
+    /// The lease that is wanted, as it will be.
+    fn lease(&self, wanted: Option<LeaseWanted>) -> Result<Option<LeaseFact>, MachineError> {
+        let Some(wanted) = wanted else {
+            return Ok(None);
+        };
+        let mut record = self.record.clone();
+        let lease = record.take_lease(wanted, clock::realtime_ms()).cloned();
+        lease
+            .map(Some)
+            .map_err(|refusal| MachineError::of_lease(&self.record.id, refusal))
     }
 
     fn check_update(&self, update: &Update) -> Result<ImageRef, MachineError> {
