@@ -67,11 +67,13 @@ fn greeting() {
         state: RunState::Running,
         phases: vec![phase()],
         reset_acknowledged_ns: None,
+        consumption_durable: false,
     };
     let mut golden = json!({
         "message": "hello", "version": 1, "machine_id": "m1", "generation": 3, "pid": 42,
         "state": "running",
         "phases": [{"name": "image_open", "start_ns": 10, "end_ns": 20}],
+        "consumption_durable": false,
     });
     assert_golden(&Message::Hello(hello.clone()), &golden);
     hello.reset_acknowledged_ns = Some(99);
@@ -210,6 +212,10 @@ fn events() {
     assert_golden(
         &event(Event::ResetAcknowledged),
         &golden(json!({"type": "reset_acknowledged"})),
+    );
+    assert_golden(
+        &event(Event::ConsumptionDurable),
+        &golden(json!({"type": "consumption_durable"})),
     );
     assert_golden(
         &event(Event::Verified { bytes: 1, ms: 2 }),
