@@ -106,7 +106,9 @@ async fn run(configuration: Configuration) -> anyhow::Result<()> {
     let known = store.tokens().await?;
     let tokens = api::Tokens::load(configuration.bootstrap_token_file.as_deref(), known)?;
     let context = DriverContext::new(configuration, store).context("cannot watch consoles")?;
-    let registry = Registry::new(Arc::new(context), services::attach);
+    let context = Arc::new(context);
+    context.clone().ask_vmm_program();
+    let registry = Registry::new(context, services::attach);
     services::reconcile::reconcile(&registry).await?;
     let mut terminated = signal(SignalKind::terminate()).context("cannot await SIGTERM")?;
     let mut interrupted = signal(SignalKind::interrupt()).context("cannot await SIGINT")?;

@@ -13,7 +13,7 @@ use crate::vcpu::template::CpuTemplate;
 #[derive(Debug, Parser)]
 #[command(name = "mctl-vmm", version)]
 pub struct CommandLine {
-    /// Boot or restore.
+    /// Boot, restore, or tell.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -25,6 +25,8 @@ pub enum Command {
     Boot(BootArgs),
     /// Restore a machine from its image and continue it
     Restore(RestoreArgs),
+    /// Print the versions of its protocol and of its images as JSON, and exit
+    Protocols,
 }
 
 /// Flags of `boot`.

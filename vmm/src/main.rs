@@ -19,7 +19,7 @@ use vmm::machine::restore::{RestoreSource, restore};
 use vmm::machine::run::run;
 use vmm::phases::Phases;
 use vmm::process::{PreparationError, prepare};
-use vmm_control::ExitReason;
+use vmm_control::{ExitReason, Protocols};
 
 /// The address without `--vsock-cid`. It has to be unique among the machines of one VMM, which has one.
 const DEFAULT_VSOCK_CID: u32 = 3;
@@ -30,6 +30,7 @@ fn main() -> ExitCode {
     let common = match &command {
         Command::Boot(args) => &args.common,
         Command::Restore(args) => &args.common,
+        Command::Protocols => return print_protocols(),
     };
     let identity = Identity {
         machine_id: common.machine_id.clone(),
@@ -40,8 +41,24 @@ fn main() -> ExitCode {
     let ending = match command {
         Command::Boot(args) => boot_and_run(identity.clone(), args, phases),
         Command::Restore(args) => restore_and_run(identity.clone(), args, phases),
+        Command::Protocols => return print_protocols(),
     };
     finish(&identity, &ending, exit_file)
+}
+
+#[expect(clippy::print_stdout, reason = "the answer to a question")]
+fn print_protocols() -> ExitCode {
+    let protocols = Protocols {
+        control: vmm_control::VERSION,
+        image: vmm::image::format::VERSION,
+    };
+    match serde_json::to_string(&protocols) {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(_) => ExitCode::FAILURE,
+    }
 }
 
 fn finish(identity: &Identity, ending: &Ending, exit_file: Option<PathBuf>) -> ExitCode {

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 use crate::configuration::Configuration;
+use crate::error_chain::error_chain;
 use crate::images::ImageStore;
 use crate::logs::ConsoleWatcher;
 use crate::machine::disk_claims::DiskClaims;
 use crate::store::Store;
+use crate::vmm_process::VmmProgram;
 
 /// Adoptions that may be under way for each start that may: they cost far less.
 const ADOPTIONS_PER_START: usize = 8;
@@ -25,6 +27,8 @@ pub(crate) struct DriverContext {
     pub(crate) images: ImageStore,
     /// Notices what guests print to their consoles.
     pub(crate) consoles: ConsoleWatcher,
+    /// The VMM program.
+    pub(crate) vmm_program: VmmProgram,
     /// Who may write to which disk.
     pub(crate) disk_claims: DiskClaims,
     /// Permits for starts and resumes: few at a time, so that each is fast.
@@ -39,6 +43,7 @@ impl DriverContext {
         Ok(Self {
             images: ImageStore::new(configuration.state_dir.images()),
             consoles: ConsoleWatcher::new()?,
+            vmm_program: VmmProgram::new(configuration.vmm.clone()),
             disk_claims: DiskClaims::default(),
             launches: Arc::new(Semaphore::new(configuration.concurrent_starts)),
             adoptions: Arc::new(Semaphore::new(
@@ -50,5 +55,18 @@ impl DriverContext {
             store,
             configuration,
         })
+    }
+
+    /// Asks the VMM program for its protocol, so that the first start does not wait for the answer. A start
+    /// is told what is wrong with it.
+    pub(crate) fn ask_vmm_program(self: Arc<Self>) {
+        tokio::spawn(async move {
+            if let Err(error) = self.vmm_program.check().await {
+                tracing::warn!(
+                    error = error_chain(&error),
+                    "the VMM program cannot be used"
+                );
+            }
+        });
     }
 }

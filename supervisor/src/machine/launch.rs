@@ -76,7 +76,7 @@ pub(crate) fn launch_spec(
         words.flag("--disk", format!("{}{suffix}", mount.volume));
     }
     LaunchSpec {
-        program: context.configuration.vmm.clone(),
+        program: context.vmm_program.path().to_owned(),
         arguments: words.0,
         machine_id: record.id.clone(),
         generation: record.generation,

@@ -134,7 +134,7 @@ fn tell_unlisted(registry: &Registry) {
             );
         }
         Err(error) => {
-            tracing::error!(%error, "cannot look for machines that the database does not know")
+            tracing::error!(%error, "cannot look for machines that the database does not know");
         }
     }
 }

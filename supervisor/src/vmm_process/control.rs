@@ -67,7 +67,8 @@ pub(crate) struct Reports {
     pub(crate) closed: bool,
 }
 
-type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Reply>>>>;
+/// Requests that wait for their replies; none once the connection is over, as no reply will come.
+type Waiting = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Reply>>>>>;
 
 /// A connection to a VMM; cheap to clone, closed with the last clone.
 #[derive(Debug, Clone)]
@@ -106,7 +107,7 @@ impl Control {
         let (sender, reports) = watch::channel(Reports::default());
         let (gate, output_gate) = watch::channel(false);
         let (lines, queue) = mpsc::unbounded_channel();
-        let waiting = Waiting::default();
+        let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
         let reader =
             tokio::spawn(read_messages(read, sender, gate, waiting.clone())).abort_handle();
         tokio::spawn(write_lines(write, queue));
@@ -124,7 +125,7 @@ impl Control {
         let hello = control
             .wait_for("greet", limit, |reports| reports.hello.clone())
             .await?;
-        let known = hello.version == vmm_control::VERSION;
+        let known = vmm_control::speaks(hello.version);
         if !known || hello.machine_id != machine_id || hello.generation != generation {
             let Hello {
                 machine_id,
@@ -183,7 +184,10 @@ impl Control {
             *next
         };
         let (sender, receiver) = oneshot::channel();
-        lock(&self.connection.waiting).insert(id, sender);
+        match &mut *lock(&self.connection.waiting) {
+            Some(waiting) => waiting.insert(id, sender),
+            None => return Err(ControlError::Closed),
+        };
         let mut line = serde_json::to_vec(&Request { id, body }).expect("requests are plain JSON");
         line.push(b'\n');
         self.connection
@@ -191,7 +195,9 @@ impl Control {
             .send(line)
             .map_err(|_| ControlError::Closed)?;
         let answer = timeout(limit, receiver).await;
-        lock(&self.connection.waiting).remove(&id);
+        if let Some(waiting) = &mut *lock(&self.connection.waiting) {
+            waiting.remove(&id);
+        }
         match answer {
             Ok(Ok(Reply::Failed { kind, message })) => Err(ControlError::Failed { kind, message }),
             Ok(Ok(reply)) => Ok(reply),
@@ -237,8 +243,8 @@ async fn read_messages(
             }
         }
     }
-    // Ends the waits for replies: none will come.
-    lock(&waiting).clear();
+    // Ends the waits for replies, and refuses further ones.
+    *lock(&waiting) = None;
     reports.send_modify(|reports| reports.closed = true);
 }
 
@@ -263,7 +269,10 @@ fn publish(
             reports.hello = Some(hello);
         }),
         Message::Reply { id, reply } => {
-            if let Some(sender) = lock(waiting).remove(&id) {
+            let sender = lock(waiting)
+                .as_mut()
+                .and_then(|waiting| waiting.remove(&id));
+            if let Some(sender) = sender {
                 let _ = sender.send(reply);
             }
         }
@@ -281,7 +290,84 @@ fn publish(
                 tracing::debug!(bytes, ms, "memory of a resumed machine is verified");
             }
             // The end of the process counts; the report is read from its file.
-            Event::Exiting(_) => {}
+            Event::Exiting(_) | Event::Unknown => {}
         },
+        Message::Unknown => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    /// A VMM that greets, says `lines` and closes the connection when told so.
+    async fn connect(
+        lines: &'static str,
+    ) -> (Control, oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
+        let folder = tempfile::tempdir_in("/tmp").unwrap();
+        let path = folder.path().join("c.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (close, closed) = oneshot::channel();
+        let vmm = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let hello = r#"{"message": "hello", "version": 1, "machine_id": "m1", "generation": 3,
+                "pid": 4, "state": "running", "phases": [], "consumption_durable": false}"#;
+            let text = format!("{}\n{lines}", hello.replace('\n', ""));
+            stream.write_all(text.as_bytes()).await.unwrap();
+            let _ = closed.await;
+        });
+        let control = Control::connect(&path, "m1", 3, LIMIT).await.unwrap();
+        (control, close, vmm)
+    }
+
+    #[tokio::test]
+    async fn events_of_a_later_version_are_skipped() {
+        let (control, _close, _vmm) = connect(
+            "{\"message\": \"event\", \"at_ns\": 1, \"event\": {\"type\": \"danced\"}}\n\
+             {\"message\": \"poem\"}\n\
+             {\"message\": \"event\", \"at_ns\": 7, \"event\": {\"type\": \"reset_acknowledged\"}}\n",
+        )
+        .await;
+        let reset = control.wait_for("reset", LIMIT, |reports| reports.reset_acknowledged_ns);
+        assert_eq!(reset.await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn the_gate_for_output_opens_when_the_vmm_says_so() {
+        let (control, _close, _vmm) = connect("").await;
+        assert!(!*control.output_gate().borrow());
+        let (control, _close, _vmm) = connect(
+            "{\"message\": \"event\", \"at_ns\": 1, \"event\": {\"type\": \"consumption_durable\"}}\n",
+        )
+        .await;
+        let mut gate = control.output_gate();
+        timeout(LIMIT, gate.wait_for(|open| *open))
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_closed_connection_fails_requests_at_once() {
+        let (control, close, vmm) = connect("").await;
+        let asked = control.clone();
+        let waiting = tokio::spawn(async move {
+            asked
+                .request("count", RequestBody::Counters, Duration::from_secs(3600))
+                .await
+        });
+        tokio::task::yield_now().await;
+        close.send(()).unwrap();
+        vmm.await.unwrap();
+        let ended = timeout(LIMIT, waiting).await.unwrap().unwrap();
+        assert!(matches!(ended, Err(ControlError::Closed)), "{ended:?}");
+        let limit = Duration::from_secs(3600);
+        let later = control.request("count", RequestBody::Counters, limit);
+        let later = timeout(LIMIT, later).await.unwrap();
+        assert!(matches!(later, Err(ControlError::Closed)), "{later:?}");
     }
 }

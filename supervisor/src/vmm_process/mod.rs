@@ -6,6 +6,7 @@
 
 mod control;
 mod identity;
+mod program;
 mod usage;
 
 use std::collections::HashMap;
@@ -29,6 +30,7 @@ use crate::exhaustion;
 use crate::model::process_identity::ProcessIdentity;
 use crate::paths::MachineDir;
 pub(crate) use control::{Control, ControlError};
+pub(crate) use program::VmmProgram;
 pub(crate) use usage::VmmUsage;
 
 /// Size at which the log of the VMMs is rotated before a launch; one older file is kept.
@@ -425,7 +427,7 @@ mod tests {
 
     #[test]
     fn a_vmm_is_known_by_its_command_line() {
-        let line = b"mctl-vmm\0restore\0--generation\07\0--exit-file\0/s/machines/a/exit.json\0";
+        let line = b"mctl-vmm\0restore\0--generation\x007\0--exit-file\0/s/machines/a/exit.json\0";
         let expected = Named {
             report: PathBuf::from("/s/machines/a/exit.json"),
             generation: 7,

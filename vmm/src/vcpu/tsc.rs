@@ -38,7 +38,7 @@ impl Scaling {
         }
         let bits = self.fraction_bits();
         let ratio = (u128::from(guest_khz) << bits) / u128::from(host.khz);
-        low_64(u128::from(host.value) * ratio >> bits)
+        low_64((u128::from(host.value) * ratio) >> bits)
     }
 }
 
@@ -151,11 +151,11 @@ mod tests {
         // The ratios are 2^48 * 10 / 13 and 2^32 * 10 / 13, rounded down.
         assert_eq!(
             Scaling::Intel.scaled(host, 2_000_000),
-            low_64(u128::from(host.value) * 216_519_212_854_350 >> 48)
+            low_64((u128::from(host.value) * 216_519_212_854_350) >> 48)
         );
         assert_eq!(
             Scaling::Amd.scaled(host, 2_000_000),
-            low_64(u128::from(host.value) * 3_303_820_996 >> 32)
+            low_64((u128::from(host.value) * 3_303_820_996) >> 32)
         );
     }
 

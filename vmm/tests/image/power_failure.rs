@@ -99,7 +99,7 @@ impl Life {
         let disk = Content::read(self.file(), None);
         let saved = (subject.generation, subject.model[..PAGE].to_vec(), disk);
         self.note("save begins", Synced::Nothing, |truth| {
-            truth.saved.push(saved)
+            truth.saved.push(saved);
         });
         let previous = RefCell::new(None);
         let observer = |step: Step| {

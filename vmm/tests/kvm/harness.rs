@@ -403,7 +403,7 @@ impl Control {
             match self.message().expect("the connection stays open") {
                 Message::Reply { id, reply } if id == wanted => return reply,
                 Message::Event { event, .. } => self.events.push(event),
-                Message::Reply { .. } | Message::Hello(_) => {}
+                Message::Reply { .. } | Message::Hello(_) | Message::Unknown => {}
             }
         }
     }

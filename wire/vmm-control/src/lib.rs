@@ -9,13 +9,24 @@
 mod message;
 mod report;
 
-pub use message::{Event, Hello, Message, Reply, Request, RequestBody, RunState};
+pub use message::{Event, Hello, Message, Protocols, Reply, Request, RequestBody, RunState};
 pub use report::{
     CollidedPair, ConnectionCounts, ExitReason, ExitReport, Phase, SuspendFigures, VsockCounters,
 };
 
-/// Version of this protocol, in [`Hello`].
+/// Version of this protocol, in [`Hello`]. Raised when a sender of the version before would be
+/// misunderstood; what is only added leaves it as it is: readers ignore fields, events and messages that
+/// they do not know.
 pub const VERSION: u32 = 1;
+
+/// The oldest version that this crate's types still read: that of the release before.
+pub const OLDEST_VERSION: u32 = 1;
+
+/// Whether a VMM of that version is understood.
+#[must_use]
+pub const fn speaks(version: u32) -> bool {
+    OLDEST_VERSION <= version && version <= VERSION
+}
 
 /// Longest line that either end accepts, in bytes.
 pub const MAX_LINE_BYTES: usize = 1 << 20;

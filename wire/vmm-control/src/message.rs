@@ -60,6 +60,19 @@ pub enum Message {
         /// What.
         event: Event,
     },
+    /// One that this version does not know; to be skipped.
+    #[serde(other)]
+    Unknown,
+}
+
+/// What a VMM program answers to `mctl-vmm protocols`, before anything is entrusted to it. A program that
+/// does not know the question speaks version 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Protocols {
+    /// Its [`crate::VERSION`].
+    pub control: u32,
+    /// The format of images that it writes.
+    pub image: u32,
 }
 
 /// The identity of a VMM, and the state of its machine.
@@ -146,4 +159,7 @@ pub enum Event {
     },
     /// The process ends; also written to `--exit-file`.
     Exiting(ExitReport),
+    /// One that this version does not know; to be skipped.
+    #[serde(other)]
+    Unknown,
 }

@@ -262,3 +262,24 @@ fn exit_reasons() {
     ]);
     assert_golden(&reasons, &golden);
 }
+
+#[test]
+fn what_a_later_version_adds_is_skipped() {
+    let unknown = [
+        json!({"message": "event", "at_ns": 1, "event": {"type": "danced", "steps": 3}}),
+        json!({"message": "poem", "verses": ["a", "b"]}),
+    ];
+    let [event, message] = unknown.map(|json| serde_json::from_value::<Message>(json).unwrap());
+    let Message::Event { event, .. } = event else {
+        panic!("{event:?}");
+    };
+    assert_eq!((event, message), (Event::Unknown, Message::Unknown));
+    let mut hello = json!({"message": "hello", "version": 1, "machine_id": "m1", "generation": 3,
+        "pid": 42, "state": "running", "phases": [], "mood": "good"});
+    serde_json::from_value::<Message>(hello.clone()).unwrap();
+    // A VMM that says nothing about its image makes no promise, so nothing waits for it.
+    let Message::Hello(read) = serde_json::from_value(hello.take()).unwrap() else {
+        panic!("no hello");
+    };
+    assert!(read.consumption_durable);
+}

@@ -267,6 +267,11 @@ impl Driver {
                 };
             }
         }
+        if let Err(error) = context.vmm_program.check().await {
+            return Launched::Failed {
+                message: error_chain(&error),
+            };
+        }
         let spec = launch_spec(&context, &self.record, &self.dir, launch);
         let spawned_ns = clock::monotonic_ns();
         let vmm = match VmmProcess::spawn(&spec) {
