@@ -8,6 +8,7 @@ mod destroy;
 mod end_guest;
 mod restart;
 mod start;
+mod start_end;
 mod stop;
 mod suspend;
 mod take_over;
