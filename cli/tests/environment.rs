@@ -167,6 +167,8 @@ fn every_command_has_an_example_in_its_help() {
         "bench",
         "report",
         "doctor",
+        "adopt",
+        "set-aside",
         "config",
         "completion",
         "man",
@@ -174,7 +176,12 @@ fn every_command_has_an_example_in_its_help() {
     let help = |command: &str| ran(bare(&[command, "--help"]).output().unwrap()).out;
     let without: Vec<&str> = commands
         .into_iter()
-        .filter(|command| !help(command).contains("Example:\n  "))
+        .filter(|command| {
+            let help = help(command);
+            !["Example:\n  ", "Examples:\n  "]
+                .iter()
+                .any(|words| help.contains(words))
+        })
         .collect();
     assert!(without.is_empty(), "{without:?}");
 }
