@@ -121,6 +121,7 @@ const DEVICES: &[i64] = &[
     libc::SYS_epoll_wait,
     libc::SYS_eventfd2,
     libc::SYS_fcntl,
+    libc::SYS_fstat,
     libc::SYS_getsockopt,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
@@ -150,7 +151,6 @@ const FILES: &[i64] = &[
     libc::SYS_fgetxattr,
     libc::SYS_flock,
     libc::SYS_fsetxattr,
-    libc::SYS_fstat,
     libc::SYS_fstatfs,
     libc::SYS_ftruncate,
     libc::SYS_lstat,
@@ -253,6 +253,24 @@ mod tests {
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn a_vcpu_thread_writes_the_console() {
+        use std::io::Write;
+        let filter = compile(ThreadKind::Vcpu, DENIED).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let length = file.try_clone().unwrap();
+        let mut console = crate::devices::serial::ConsoleOutput::new(file).unwrap();
+        std::thread::spawn(move || {
+            confine(&filter).unwrap();
+            // The first line looks at the size of the file.
+            console.write_all(b"login:\n").unwrap();
+            assert!(console.sees_the_size_of_its_file());
+        })
+        .join()
+        .unwrap();
+        assert_eq!(length.metadata().unwrap().len(), 7);
     }
 
     #[test]
