@@ -16,7 +16,6 @@ use crate::machine::driver::Driver;
 use crate::machine::error::MachineError;
 use crate::machine::found_vmm::FoundVmm;
 use crate::machine::handle::Handle;
-use crate::machine_folder::MachineFile;
 use crate::model::record::{LeaseWanted, MachineRecord, is_name};
 use crate::model::{config_check, event, view};
 use crate::paths::create_private_dir;
@@ -109,9 +108,7 @@ impl Registry {
         let files = |what| move |source| MachineError::Files { what, source };
         let dir = self.context.configuration.state_dir.machine(&record.id);
         create_private_dir(dir.root()).map_err(files("create the machine's directory"))?;
-        MachineFile::of(record)
-            .store(&dir)
-            .map_err(files("write the machine's file"))?;
+        // Its driver writes the machine's file, which may wait for space on a full disk.
         Driver::new(self.context.clone(), record.clone(), vec![launch])
             .map_err(files("open the machine's log and watch its console"))
     }

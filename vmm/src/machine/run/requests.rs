@@ -217,6 +217,8 @@ impl Runner {
         let Some(HaltInProgress { asked, purpose, .. }) = self.halt.take() else {
             return Ok(());
         };
+        // What the guest has printed is seen, as it prints no more.
+        self.machine.devices.flush_console();
         let (state, _) = apply(self.state, Input::Halted);
         match purpose {
             Purpose::Pause => {
