@@ -196,6 +196,13 @@ impl Facts {
         self.ended_at_ms = Some(now_ms);
     }
 
+    /// Records whether the restart policy starts it again after a `wait`; `restarts` counts those in a row so
+    /// far.
+    pub(crate) fn plan_restart(&mut self, restarts: u32, wait: Option<Duration>) {
+        self.restart_due = wait.is_some();
+        self.restarts = restarts + u32::from(wait.is_some());
+    }
+
     /// Whether a connection to one of its ports may start it now.
     pub(crate) fn autostart(&self, now_ms: i64) -> Autostart {
         let ended = since(self.ended_at_ms, now_ms);

@@ -10,7 +10,7 @@ use crate::exhaustion;
 use crate::machine::Registry;
 use crate::machine::driver::Driver;
 use crate::machine::found_vmm::FoundVmm;
-use crate::machine_folder::{Contents, MachineFile};
+use crate::machine_folder::{Contents, MachineFile, remove_folder};
 use crate::model::event;
 use crate::model::record::MachineRecord;
 use crate::model::state::State;
@@ -77,11 +77,8 @@ fn remove_destroyed_folders(registry: &Registry) {
             .configuration
             .state_dir
             .machine(handle.id());
-        match std::fs::remove_dir_all(dir.root()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(machine_id = handle.id(), %error, "cannot remove a folder");
-            }
-            _ => {}
+        if let Err(error) = remove_folder(&dir) {
+            tracing::warn!(machine_id = handle.id(), %error, "cannot remove a folder");
         }
     }
 }

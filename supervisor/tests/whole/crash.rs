@@ -215,9 +215,7 @@ fn a_job_that_was_finished_before_it_was_seen_to_run_is_not_run_again() {
     let id = vmm.machine.clone();
     stage.wait_for_crash();
     vmm.kill().unwrap();
-    poll("the end of the VMM", || {
-        stage.vmms().is_empty().then_some(())
-    });
+    stage.wait_for_the_end_of_vmms();
     let report = json!({"machine_id": id, "generation": 1, "reason": "guest_power_off",
         "message": "the guest powered itself off"});
     std::fs::write(stage.machine_dir(&id).join("exit.json"), report.to_string()).unwrap();

@@ -57,9 +57,7 @@ fn a_machine_whose_resume_was_not_durable_is_resumed_again() {
     stage.wait_for_database(&id);
     stage.kill();
     stage.vmm(&id).unwrap().kill().unwrap();
-    poll("the end of the VMM", || {
-        stage.vmms().is_empty().then_some(())
-    });
+    stage.wait_for_the_end_of_vmms();
     put_image_back(&stage, &id);
     fs::remove_file(stage.machine_dir(&id).join("slow-disk")).unwrap();
     stage.start(&[]);
@@ -92,9 +90,7 @@ fn a_suspend_is_complete_with_its_image_though_the_exit_report_is_lost() {
     stage.restart_with_fail_point("suspend.ended");
     assert_eq!(stage.exec(&id).0, 200);
     let _connection = stage.send("POST", &format!("{MACHINES}/{id}/suspend"), None);
-    poll("the end of the VMM", || {
-        stage.vmms().is_empty().then_some(())
-    });
+    stage.wait_for_the_end_of_vmms();
     fs::remove_file(stage.machine_dir(&id).join("exit.json")).unwrap();
     stage.restart_after_crash();
     stage.wait_for(&id, "suspended");

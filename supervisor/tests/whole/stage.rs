@@ -178,6 +178,13 @@ impl Stage {
         vmms(&self.state())
     }
 
+    /// Waits until no VMM is left.
+    pub(crate) fn wait_for_the_end_of_vmms(&self) {
+        poll("the end of the VMM", || {
+            self.vmms().is_empty().then_some(())
+        });
+    }
+
     /// The machine's VMM, if it has one.
     pub(crate) fn vmm(&self, id: &str) -> Option<Vmm> {
         self.vmms().into_iter().find(|vmm| vmm.machine == id)

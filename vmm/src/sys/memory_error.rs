@@ -14,6 +14,8 @@ use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::register_signal_handler;
 
+use super::{fd, in_handler};
+
 /// Offset of `si_addr` in `siginfo_t` (Linux, include/uapi/asm-generic/siginfo.h: `_sigfault` begins at
 /// 16 with it).
 const SI_ADDRESS_OFFSET: usize = 16;
@@ -56,7 +58,7 @@ pub(crate) fn install_handler(last_words: Option<LastWords>) -> Result<(), errno
 /// # Errors
 /// Where the host gives no descriptor.
 pub(crate) fn memory_error_event() -> std::io::Result<EventFd> {
-    let event = super::fd::new_event()?;
+    let event = fd::new_event()?;
     let handler_event = event.try_clone()?;
     WAKE.store(handler_event.as_raw_fd(), Ordering::SeqCst);
     // The handler may run until the end of the process.
@@ -73,12 +75,12 @@ extern "C" fn on_memory_error(_signal: c_int, info: *mut siginfo_t, _context: *m
     let address = unsafe { field.read() };
     let mut line = *b"the host cannot provide memory at 0x0000000000000000 (SIGBUS)\n";
     write_hexadecimal(&mut line[36..52], address);
-    write(libc::STDERR_FILENO, &line);
+    in_handler::write(libc::STDERR_FILENO, &line);
     let wake = WAKE.load(Ordering::SeqCst);
     if wake >= 0
         && rustix::thread::gettid().as_raw_nonzero().get() != LOOP_THREAD.load(Ordering::SeqCst)
     {
-        write(wake, &1_u64.to_ne_bytes());
+        in_handler::write(wake, &1_u64.to_ne_bytes());
         loop {
             // SAFETY: waits for nothing, without descriptors; async-signal-safe.
             unsafe { libc::poll(std::ptr::null_mut(), 0, -1) };
@@ -87,8 +89,7 @@ extern "C" fn on_memory_error(_signal: c_int, info: *mut siginfo_t, _context: *m
     if let Some(Some(last_words)) = LAST_WORDS.get() {
         leave_report(last_words);
     }
-    // SAFETY: ends the process without running any more of its code; async-signal-safe.
-    unsafe { libc::_exit(EXIT_CODE) };
+    in_handler::exit(EXIT_CODE);
 }
 
 fn leave_report(last_words: &LastWords) {
@@ -98,14 +99,9 @@ fn leave_report(last_words: &LastWords) {
     if file < 0 {
         return;
     }
-    write(file, &last_words.text);
+    in_handler::write(file, &last_words.text);
     // SAFETY: two live, terminated strings; async-signal-safe.
     unsafe { libc::rename(last_words.unfinished.as_ptr(), last_words.path.as_ptr()) };
-}
-
-fn write(descriptor: c_int, bytes: &[u8]) {
-    // SAFETY: writes from a live buffer of that length; write is async-signal-safe.
-    unsafe { libc::write(descriptor, bytes.as_ptr().cast(), bytes.len()) };
 }
 
 /// Writes a number with leading zeroes, without an allocation.
@@ -158,7 +154,7 @@ mod tests {
         let event = memory_error_event().unwrap();
         std::thread::spawn(touch_missing_page);
         let mut fds = [rustix::event::PollFd::from_borrowed_fd(
-            super::super::fd::borrow(&event),
+            fd::borrow(&event),
             rustix::event::PollFlags::IN,
         )];
         let limit = rustix::event::Timespec {

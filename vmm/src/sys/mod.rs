@@ -3,6 +3,7 @@
 pub(crate) mod cpuid;
 pub(crate) mod fd;
 pub(crate) mod guest_write;
+mod in_handler;
 pub(crate) mod kick;
 pub(crate) mod kvm;
 pub(crate) mod memory_error;

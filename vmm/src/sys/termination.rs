@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::register_signal_handler;
 
 use super::fd::new_event;
+use super::in_handler;
 
 /// The descriptor that the handler writes to; it stays open until the process ends.
 static WAKE: AtomicI32 = AtomicI32::new(-1);
@@ -32,7 +33,5 @@ pub(crate) fn termination_event() -> io::Result<EventFd> {
 }
 
 extern "C" fn on_termination(_signal: c_int, _info: *mut siginfo_t, _context: *mut c_void) {
-    let one = 1_u64.to_ne_bytes();
-    // SAFETY: writes from a live buffer of that length; write is async-signal-safe.
-    unsafe { libc::write(WAKE.load(Ordering::SeqCst), one.as_ptr().cast(), one.len()) };
+    in_handler::write(WAKE.load(Ordering::SeqCst), &1_u64.to_ne_bytes());
 }

@@ -6,6 +6,8 @@ use libc::siginfo_t;
 use vmm_sys_util::errno;
 use vmm_sys_util::signal::register_signal_handler;
 
+use super::in_handler;
+
 /// Offset of `si_syscall` in `siginfo_t` (Linux, include/uapi/asm-generic/siginfo.h: `_sigsys` begins
 /// at 16 with a pointer). libc has no accessor for it.
 const SI_SYSCALL_OFFSET: usize = 24;
@@ -29,10 +31,8 @@ extern "C" fn on_violation(_signal: c_int, info: *mut siginfo_t, _context: *mut 
     let call = unsafe { field.read() };
     let mut line = *b"the sandbox forbids system call       , which ends this process\n";
     write_number(&mut line[32..38], call.unsigned_abs());
-    // SAFETY: writes from a live buffer of that length; write is async-signal-safe.
-    unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
-    // SAFETY: ends the process without running any more of its code; async-signal-safe.
-    unsafe { libc::_exit(EXIT_CODE) };
+    in_handler::write(libc::STDERR_FILENO, &line);
+    in_handler::exit(EXIT_CODE);
 }
 
 /// Writes a number right-aligned, without an allocation.

@@ -4,6 +4,7 @@
 
 use kvm_bindings::kvm_cpuid_entry2;
 
+use super::leaf_register::leaf;
 use super::template::CpuTemplate;
 
 /// The leaves with the name.
@@ -30,16 +31,8 @@ pub(super) fn set(entries: &mut Vec<kvm_cpuid_entry2>, host: [[u32; 4]; 3], temp
         }
     };
     entries.retain(|entry| !LEAVES.contains(&entry.function));
-    for (function, [eax, ebx, ecx, edx]) in LEAVES.into_iter().zip(registers) {
-        entries.push(kvm_cpuid_entry2 {
-            function,
-            eax,
-            ebx,
-            ecx,
-            edx,
-            ..kvm_cpuid_entry2::default()
-        });
-    }
+    let leaves = LEAVES.into_iter().zip(registers);
+    entries.extend(leaves.map(|(function, registers)| leaf(function, 0, registers)));
 }
 
 fn encode(name: &str) -> [[u32; 4]; 3] {
@@ -74,17 +67,11 @@ mod tests {
     }
 
     fn entries(vendor: [u8; 4]) -> Vec<kvm_cpuid_entry2> {
-        let leaf = |function, eax, ebx| kvm_cpuid_entry2 {
-            function,
-            eax,
-            ebx,
-            ..kvm_cpuid_entry2::default()
-        };
         vec![
-            leaf(0, 0xd, u32::from_le_bytes(vendor)),
-            leaf(0x8000_0000, 0x8000_001e, 0),
+            leaf(0, 0, [0xd, u32::from_le_bytes(vendor), 0, 0]),
+            leaf(0x8000_0000, 0, [0x8000_001e, 0, 0, 0]),
             // As KVM offers it: nothing.
-            leaf(0x8000_0002, 0, 0),
+            leaf(0x8000_0002, 0, [0; 4]),
         ]
     }
 

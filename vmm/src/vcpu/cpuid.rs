@@ -313,6 +313,7 @@ fn clear(entry: &mut kvm_cpuid_entry2) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vcpu::leaf_register::leaf;
 
     const CAPABILITIES: Capabilities = Capabilities {
         xsave2_bytes: 0,
@@ -320,19 +321,6 @@ mod tests {
         tsc_deadline: true,
         kvmclock_ctrl: true,
     };
-
-    fn leaf(function: u32, index: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
-        let [eax, ebx, ecx, edx] = registers;
-        kvm_cpuid_entry2 {
-            function,
-            index,
-            eax,
-            ebx,
-            ecx,
-            edx,
-            ..kvm_cpuid_entry2::default()
-        }
-    }
 
     fn seen(host: &[kvm_cpuid_entry2], index: u8, vcpus: u8, function: u32, sub: u32) -> [u32; 4] {
         let host = CpuId::from_entries(host).unwrap();

@@ -173,19 +173,7 @@ fn find(entries: &[kvm_cpuid_entry2], function: u32, index: u32) -> Option<&kvm_
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn leaf(function: u32, index: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
-        let [eax, ebx, ecx, edx] = registers;
-        kvm_cpuid_entry2 {
-            function,
-            index,
-            eax,
-            ebx,
-            ecx,
-            edx,
-            ..kvm_cpuid_entry2::default()
-        }
-    }
+    use crate::vcpu::leaf_register::leaf;
 
     fn told(seen: &[kvm_cpuid_entry2], offered: &[kvm_cpuid_entry2]) -> String {
         in_words(&missing(seen, offered))

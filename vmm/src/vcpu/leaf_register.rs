@@ -1,6 +1,19 @@
-//! The four registers in which CPUID answers.
+//! The four registers in which CPUID answers, and the leaf that holds them.
 
 use kvm_bindings::kvm_cpuid_entry2;
+
+/// A leaf with EAX, EBX, ECX and EDX.
+pub(super) fn leaf(function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
+    kvm_cpuid_entry2 {
+        function,
+        index,
+        eax,
+        ebx,
+        ecx,
+        edx,
+        ..kvm_cpuid_entry2::default()
+    }
+}
 
 /// A register of a CPUID leaf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,5 @@
-//! Virtual processors: their features (`cpuid`, `template`, `features`), their state (`registers`, `msrs`), the thread that runs
-//! each (`thread`) and the service of exits from the guest (`exits`).
+//! Virtual processors: their features (`cpuid`, `template`, `features`), their state (`registers`, `msrs`),
+//! the thread that runs each (`thread`) and the service of exits from the guest (`exits`).
 //!
 //! They reach devices only through the buses.
 

@@ -12,7 +12,8 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm::image::save::save_observed;
 use vmm::image::step::Step;
 use vmm::image::{
-    CpuIdentity, DiskFile, Expectation, OpenError, OpenImage, SaveError, SaveRequest, open,
+    Consumption, CpuIdentity, DiskFile, Expectation, OpenError, OpenImage, SaveError, SaveRequest,
+    open,
 };
 use vmm::memory::MachineMemory;
 use vmm::page::PAGE_LEN;
@@ -118,6 +119,11 @@ impl Subject {
 
     /// Ends this VMM and starts the next on the image.
     pub(crate) fn resume(self) -> Self {
+        self.resume_consuming().0
+    }
+
+    /// The same, with the consumption that is not durable yet.
+    pub(crate) fn resume_consuming(self) -> (Self, Consumption) {
         let Self {
             image,
             memory,
@@ -127,13 +133,14 @@ impl Subject {
         drop(memory);
         let opened = open_image(&image, Some(generation)).unwrap();
         let memory = opened.map().unwrap();
-        opened.consume().unwrap();
-        Self {
+        let consumption = opened.consume().unwrap();
+        let resumed = Self {
             image,
             memory,
             model,
             generation: generation + 1,
-        }
+        };
+        (resumed, consumption)
     }
 
     /// Compares all of memory with what was written.

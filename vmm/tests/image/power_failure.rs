@@ -94,8 +94,22 @@ impl Life {
         self.note("disk write", Synced::Nothing, change);
     }
 
-    /// Saves; the snapshot before a step shows what the step before it did.
     fn save(&self, subject: &Subject) {
+        let last = self.try_to_save(subject, None);
+        self.note(&format!("{last:?}"), what_is_synced(last), |truth| {
+            truth.suspended = Some(subject.generation);
+        });
+    }
+
+    /// A save that fails at `step`; the clean-up ends with a sync of the names.
+    fn fail_to_save(&self, subject: &Subject, step: Step) {
+        self.try_to_save(subject, Some(step));
+        self.note("clean-up", Synced::Names, |_| {});
+    }
+
+    /// Saves up to its end or to `failing`, and returns the last step, which is not noted: the snapshot
+    /// before a step shows what the step before it did.
+    fn try_to_save(&self, subject: &Subject, failing: Option<Step>) -> Step {
         let disk = Content::read(self.file(), None);
         let saved = (subject.generation, subject.model[..PAGE].to_vec(), disk);
         self.note("save begins", Synced::Nothing, |truth| {
@@ -106,7 +120,10 @@ impl Life {
             if let Some(step) = previous.replace(Some(step)) {
                 self.note(&format!("{step:?}"), what_is_synced(step), |_| {});
             }
-            Ok(())
+            match failing == Some(step) {
+                true => Err(std::io::ErrorKind::Other.into()),
+                false => Ok(()),
+            }
         };
         let cancel = AtomicBool::new(false);
         let state = format!("state of generation {}", subject.generation);
@@ -115,46 +132,15 @@ impl Life {
             disks: &self.disk,
             ..subject.request(self.path(), &cancel)
         };
-        save_observed(&request, &observer).unwrap();
-        let last = previous.into_inner().unwrap();
-        self.note(&format!("{last:?}"), what_is_synced(last), |truth| {
-            truth.suspended = Some(subject.generation);
-        });
-    }
-
-    /// A save that fails at `step`; the clean-up ends with a sync of the names.
-    fn fail_to_save(&self, subject: &Subject, step: Step) {
-        let previous = RefCell::new(None);
-        let observer = |at: Step| {
-            if let Some(step) = previous.replace(Some(at)) {
-                self.note(&format!("{step:?}"), what_is_synced(step), |_| {});
-            }
-            if at == step {
-                return Err(std::io::ErrorKind::Other.into());
-            }
-            Ok(())
-        };
-        let cancel = AtomicBool::new(false);
-        let request = SaveRequest {
-            disks: &self.disk,
-            ..subject.request(self.path(), &cancel)
-        };
-        save_observed(&request, &observer).unwrap_err();
-        self.note("clean-up", Synced::Names, |_| {});
+        let saved = save_observed(&request, &observer);
+        assert_eq!(saved.is_err(), failing.is_some());
+        previous.into_inner().unwrap()
     }
 
     /// Resumes as the VMM does.
     fn resume(&self, subject: Subject, then: AfterConsumption) -> Subject {
-        let Subject {
-            image,
-            memory,
-            model,
-            generation,
-        } = subject;
-        drop(memory);
-        let opened = open_image(&image, Some(generation)).unwrap();
-        let memory = opened.map().unwrap();
-        let consumption = opened.consume().unwrap();
+        let generation = subject.generation;
+        let (resumed, consumption) = subject.resume_consuming();
         self.note("consume", Synced::Nothing, |truth| truth.suspended = None);
         let leaves = |truth: &mut Truth| truth.consumed = Some(generation);
         match then {
@@ -170,12 +156,7 @@ impl Life {
                 self.note("consumption durable", Synced::Names, |_| {});
             }
         }
-        Subject {
-            image,
-            memory,
-            model,
-            generation: generation + 1,
-        }
+        resumed
     }
 
     /// The first violation that is found among many power failures after each step.
@@ -292,11 +273,6 @@ fn the_image_of_a_suspend_that_fails_at_its_end_is_gone_before_the_guest_goes_on
     let life = Life::begin();
     let mut subject = Subject::boot(life.path());
     subject.fill(0, 0x11);
-    let disk = Content::read(life.file(), None);
-    let saved = (subject.generation, subject.model[..PAGE].to_vec(), disk);
-    life.note("save begins", Synced::Nothing, |truth| {
-        truth.saved.push(saved);
-    });
     life.fail_to_save(&subject, Step::SyncCommit);
     life.write_disk(0xaa, |truth| truth.consumed = Some(subject.generation));
     let events = life.recorder.borrow().events.clone();

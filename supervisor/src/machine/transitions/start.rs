@@ -252,6 +252,12 @@ impl Driver {
         };
         trace.mark("queue");
         let resumed = matches!(launch, Launch::Resume { .. });
+        // Before anything is changed that a failure could not give back.
+        if let Err(error) = context.vmm_program.check().await {
+            return Launched::Failed {
+                message: error_chain(&error),
+            };
+        }
         if !resumed {
             self.log.begin_boot(self.record.generation);
             // An image that a power failure has brought back must not be there once the guest changes its
@@ -261,11 +267,6 @@ impl Driver {
                     message: format!("cannot remove an old image: {error}"),
                 };
             }
-        }
-        if let Err(error) = context.vmm_program.check().await {
-            return Launched::Failed {
-                message: error_chain(&error),
-            };
         }
         let spec = launch_spec(&context, &self.record, &self.dir, launch);
         let spawned_ns = clock::monotonic_ns();

@@ -10,6 +10,7 @@ use crate::machine::main_process::has_main_process;
 use crate::machine::request::Request;
 use crate::machine::session::GuestSession;
 use crate::model::event::EventDetails;
+use crate::model::record::MachineRecord;
 use crate::model::restart_policy::{is_given_up, restart_wait};
 use crate::model::state::Event;
 use crate::model::timing::Trace;
@@ -27,13 +28,7 @@ impl Driver {
         attempts: Vec<Attempt>,
     ) {
         fail_point::reach("start.ready");
-        let start = match (resumed, &self.record.facts.cold_reason) {
-            (true, _) => StartKind::Resumed,
-            (false, Some(reason)) => StartKind::ColdBooted {
-                reason: reason.clone(),
-            },
-            (false, None) => StartKind::Booted,
-        };
+        let start = self.start_kind(resumed);
         let mut timing = self.timing(resumed, trace, &attempts);
         timing.start = Some(start.clone());
         timing.guest = Some(view::guest(&guest.status));
@@ -45,15 +40,9 @@ impl Driver {
             ..EventDetails::default()
         };
         self.transition_then_store(Event::Ready, details, |record| {
-            record.image_generation = None;
-            let facts = &mut record.facts;
-            facts.image_unusable = None;
-            facts.cold_reason = None;
-            facts.restart_due = false;
-            facts.started_at_ms = Some(clock::realtime_ms());
-            facts.last_start = Some(start);
-            facts.readiness = attempts;
-            facts.record_leaks(older, record.generation);
+            note_started(record, start);
+            record.facts.readiness = attempts;
+            record.facts.record_leaks(older, record.generation);
         });
         fail_point::reach("start.shown");
         if older > 0 {
@@ -70,21 +59,24 @@ impl Driver {
         exit: VmmExit,
         resumed: bool,
     ) -> Option<Request> {
-        let start = match resumed {
-            true => StartKind::Resumed,
-            false => StartKind::Booted,
-        };
+        let start = self.start_kind(resumed);
         let details = EventDetails {
             start: Some(start.clone()),
             ..EventDetails::default()
         };
-        self.transition_then_store(Event::Ready, details, |record| {
-            record.image_generation = None;
-            record.facts.started_at_ms = Some(clock::realtime_ms());
-            record.facts.last_start = Some(start);
-        });
+        self.transition_then_store(Event::Ready, details, |record| note_started(record, start));
         self.answer_waiters(None);
         Box::pin(self.respond_to_vmm_end(exit)).await
+    }
+
+    fn start_kind(&self, resumed: bool) -> StartKind {
+        match (resumed, &self.record.facts.cold_reason) {
+            (true, _) => StartKind::Resumed,
+            (false, Some(reason)) => StartKind::ColdBooted {
+                reason: reason.clone(),
+            },
+            (false, None) => StartKind::Booted,
+        }
     }
 
     /// Begins the long-lived connections and lets others use the guest.
@@ -162,8 +154,7 @@ impl Driver {
             let facts = &mut record.facts;
             facts.readiness = attempts;
             facts.record_end(None, clock::realtime_ms());
-            facts.restart_due = wait.is_some();
-            facts.restarts += u32::from(wait.is_some());
+            facts.plan_restart(restarts, wait);
             if !intact {
                 record.image_generation = None;
             }
@@ -171,4 +162,15 @@ impl Driver {
         self.answer_waiters(Some(&message));
         self.restart_at = wait.map(|wait| Instant::now() + wait);
     }
+}
+
+/// What a start leaves behind: there is no image any more, nor a reason to do without one.
+fn note_started(record: &mut MachineRecord, start: StartKind) {
+    record.image_generation = None;
+    let facts = &mut record.facts;
+    facts.image_unusable = None;
+    facts.cold_reason = None;
+    facts.restart_due = false;
+    facts.started_at_ms = Some(clock::realtime_ms());
+    facts.last_start = Some(start);
 }

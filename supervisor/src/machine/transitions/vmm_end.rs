@@ -89,8 +89,7 @@ impl Driver {
             let facts = &mut record.facts;
             facts.record_end(ran, now_ms);
             facts.broken = damaged;
-            facts.restart_due = wait.is_some();
-            facts.restarts = restarts + u32::from(wait.is_some());
+            facts.plan_restart(restarts, wait);
             facts.destroy_due = wait.is_none() && record.config.auto_destroy && !damaged;
         });
         self.answer_waiters(Some(&message));
@@ -149,8 +148,7 @@ impl Driver {
         }
         let restarts = facts.restarts;
         let wait = restart_wait(&self.record.config, false, restarts);
-        facts.restart_due = wait.is_some();
-        facts.restarts += u32::from(wait.is_some());
+        facts.plan_restart(restarts, wait);
         self.restart_at = wait.map(|wait| Instant::now() + wait);
         self.store_record_later();
         if wait.is_none() {

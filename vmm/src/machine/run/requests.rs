@@ -127,14 +127,10 @@ impl Runner {
     }
 
     fn unpause(&mut self) -> Result<Reply, LoopError> {
-        let (next, action) = apply(self.state, Input::Unpause);
-        match action {
-            Action::Run => self.run_on()?,
-            Action::Refuse => return Ok(busy()),
-            Action::Nothing | Action::Halt | Action::Save => {}
-        }
-        self.set_state(next)?;
-        Ok(Reply::Done)
+        Ok(match self.run_on_after(Input::Unpause)? {
+            Action::Refuse => busy(),
+            Action::Nothing | Action::Run | Action::Halt | Action::Save => Reply::Done,
+        })
     }
 
     fn suspend(&mut self, asked: Asked, image: PathBuf) -> Result<(), LoopError> {
@@ -245,11 +241,7 @@ impl Runner {
     }
 
     fn fail_halt(&mut self, kind: &str, message: String) -> Result<(), LoopError> {
-        let (state, action) = apply(self.state, Input::HaltFailed);
-        if action == Action::Run {
-            self.run_on()?;
-        }
-        self.set_state(state)?;
+        self.run_on_after(Input::HaltFailed)?;
         if let Some(in_progress) = self.halt.take() {
             self.answer(&in_progress.asked, failure(kind, message));
         }
@@ -264,11 +256,17 @@ impl Runner {
         }
     }
 
-    fn run_on(&self) -> Result<(), LoopError> {
-        for transport in &self.machine.devices.transports {
-            transport.release();
+    /// Lets disks and vCPUs go on if that is what `input` leads to; returns what it leads to.
+    fn run_on_after(&mut self, input: Input) -> Result<Action, LoopError> {
+        let (state, action) = apply(self.state, input);
+        if action == Action::Run {
+            for transport in &self.machine.devices.transports {
+                transport.release();
+            }
+            self.machine.run_vcpus()?;
         }
-        Ok(self.machine.run_vcpus()?)
+        self.set_state(state)?;
+        Ok(action)
     }
 
     /// Saves the halted machine.
@@ -283,7 +281,7 @@ impl Runner {
         match self.machine.start_save(image, phases) {
             Ok(saving) => self.suspend = Some(SuspendInProgress { saving, asked }),
             Err(error) => {
-                self.continue_after_failed_suspend()?;
+                self.run_on_after(Input::SuspendFailed)?;
                 self.answer(&asked, failure("io", error_text::with_causes(&error)));
             }
         }
@@ -307,19 +305,11 @@ impl Runner {
                 log::line(format_args!(
                     "suspend failed, the machine continues: {message}"
                 ));
-                self.continue_after_failed_suspend()?;
+                self.run_on_after(Input::SuspendFailed)?;
                 self.answer(&asked, failure(failure_kind(&error), message));
                 Ok(None)
             }
         }
-    }
-
-    fn continue_after_failed_suspend(&mut self) -> Result<(), LoopError> {
-        let (state, action) = apply(self.state, Input::SuspendFailed);
-        if action == Action::Run {
-            self.run_on()?;
-        }
-        self.set_state(state)
     }
 
     fn answer(&mut self, asked: &Asked, reply: Reply) {

@@ -53,8 +53,8 @@ impl Block {
     }
 
     /// Opens a saved disk; the path may differ, size and mode may not, and neither may the disk's `identity`,
-    /// where it is known. The guest sees the same serial number as before. Requests that change the disk wait until
-    /// [`VirtioDevice::let_writes_pass`].
+    /// where it is known. The guest sees the same serial number as before. Requests that change the disk
+    /// wait until [`VirtioDevice::let_writes_pass`].
     ///
     /// # Errors
     /// [`BlockError`] where it is not usable.
