@@ -43,6 +43,6 @@ pub use record::{
 };
 pub use render::{cycles_csv, proof_page, report_page, scale_table, tables_of};
 pub use statistics::{
-    Quantiles, Slope, TWO_SIDED_95, decile_medians, median, quantile, scatter, theil_sen,
-    theil_sen_by_cycle,
+    Quantiles, Slope, TWO_SIDED_95, decile_medians, median, median_at_least, quantile, scatter,
+    theil_sen, theil_sen_by_cycle,
 };

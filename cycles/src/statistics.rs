@@ -56,6 +56,33 @@ pub fn median(values: &[f64]) -> Option<f64> {
     quantile(values, 0.5)
 }
 
+/// How unlikely it is that the median of a distribution is below [`median_at_least`].
+const BELOW_BOUND: f64 = 1e-3;
+
+/// The lower bound of the median of the distribution that `values` are from, by order statistics: the
+/// largest value that is above that median in at most one of a thousand such samples. It assumes
+/// nothing about the distribution, which may have two modes. Of fewer than ten values the least is
+/// taken, whose chance is larger: 1 in 2ⁿ.
+pub fn median_at_least(values: &[f64]) -> Option<f64> {
+    let sorted = sorted(values);
+    let count = as_float(sorted.len());
+    // The value with `below` others under it exceeds the median if at most `below` values fall
+    // under the median: a sum of binomial terms, of which each follows from the one before.
+    // In logarithms, since the first is 2 to the power of minus the count.
+    let mut term = -count * std::f64::consts::LN_2;
+    let mut chance = 0.0;
+    let mut bound = *sorted.first()?;
+    for (below, value) in sorted.iter().enumerate() {
+        chance += term.exp();
+        if chance > BELOW_BOUND {
+            break;
+        }
+        bound = *value;
+        term += ((count - as_float(below)) / (as_float(below) + 1.0)).ln();
+    }
+    Some(bound)
+}
+
 /// A straight line through a series, robust against outliers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Slope {
@@ -197,6 +224,20 @@ mod tests {
             (found - expected).abs() < 1e-9,
             "found {found}, expected {expected}"
         );
+    }
+
+    /// Ranks from tables of the sign test: of 30 values the 7th, of 80 the 26th, at 0.1 % one-sided.
+    #[test]
+    fn the_lower_bound_of_a_median_is_the_order_statistic_of_the_sign_test() {
+        for (count, rank) in [(1, 1), (5, 1), (10, 1), (15, 2), (30, 7), (80, 26)] {
+            let values: Vec<f64> = (1..=count).map(f64::from).collect();
+            assert_eq!(median_at_least(&values), Some(f64::from(rank)), "{count}");
+        }
+        let values: Vec<f64> = (1..=20_000).map(f64::from).collect();
+        let found = median_at_least(&values).unwrap();
+        // The normal approximation: half of the values, less 3.09 times half of the root.
+        assert!((found - 9781.5).abs() < 3.0, "{found}");
+        assert_eq!(median_at_least(&[]), None);
     }
 
     /// Sen (1968), section 6: seven points, 93 % confidence; scipy tests itself against the same

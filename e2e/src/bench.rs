@@ -254,10 +254,13 @@ fn compare_with_ledger(arguments: &Arguments, figures: &[Figures]) -> anyhow::Re
     let [one, other] = runs.as_slice() else {
         bail!("a ledger needs two runs");
     };
-    let now = one.clone().cheaper_of(other);
+    let operations = figures.iter().map(|run| run.operations.clone());
+    let now = operations
+        .reduce(together)
+        .context("nothing was measured")?;
     let accepted = Ledger::read(path)?;
     if let Some(ledger) = &accepted {
-        let comparison = ledger.compare(&now);
+        let comparison = ledger.compare(&one.made_with, &now);
         output::print(&comparison.table());
         for difference in &comparison.other_versions {
             output::print(&format!("not enforced: {difference}"));
@@ -285,6 +288,12 @@ fn compare_with_ledger(arguments: &Arguments, figures: &[Figures]) -> anyhow::Re
         .write(path)?;
     output::print(&format!("ledger: {}", path.display()));
     Ok(true)
+}
+
+/// The measurements of two runs of one build, operation by operation.
+fn together(one: Vec<OperationFigures>, other: Vec<OperationFigures>) -> Vec<OperationFigures> {
+    let pairs = one.into_iter().zip(&other);
+    pairs.map(|(one, other)| one.with_those_of(other)).collect()
 }
 
 fn versions(figures: &Figures) -> anyhow::Result<Versions> {

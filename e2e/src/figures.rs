@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cycles::{Host, median};
+use cycles::{Host, median, median_at_least};
 use machine_api::Timing;
 use serde::{Deserialize, Serialize};
 
@@ -112,11 +112,37 @@ impl OperationFigures {
         durations.push(ms);
     }
 
+    /// The measurements of two runs of one build together.
+    #[must_use]
+    pub fn with_those_of(mut self, other: &Self) -> Self {
+        let count = |figures: &Self| figures.phases.iter().map(|(_, ms)| ms.len()).max();
+        let mut measured_before = count(&self).unwrap_or(0);
+        for number in 0..count(other).unwrap_or(0) {
+            for (name, durations) in &other.phases {
+                let ms = durations.get(number).copied().unwrap_or(0.0);
+                self.add(name, ms, measured_before);
+            }
+            measured_before += 1;
+        }
+        for (_, durations) in &mut self.phases {
+            durations.resize(measured_before, 0.0);
+        }
+        self
+    }
+
     /// Median and mean of the total and of each phase.
     pub fn costs(&self) -> BTreeMap<String, Cost> {
         self.phases
             .iter()
             .filter_map(|(name, durations)| Some((name.clone(), Cost::of(durations)?)))
+            .collect()
+    }
+
+    /// What the median of each is at least, though chance is in the measurements.
+    pub fn at_least_ms(&self) -> BTreeMap<String, f64> {
+        self.phases
+            .iter()
+            .filter_map(|(name, durations)| Some((name.clone(), median_at_least(durations)?)))
             .collect()
     }
 }
@@ -185,6 +211,21 @@ mod tests {
         assert_eq!(costs[TOTAL].p50_ms, 5.0);
         assert_eq!(costs[CPU_OF_VCPUS].p50_ms, 2.0);
         assert_eq!(costs[CPU_OF_VMM].p50_ms, 1.0);
+    }
+
+    #[test]
+    fn two_runs_are_taken_together() {
+        let one = OperationFigures::of_timings("resume", &[timing(&[("spawn", 1.0)])]);
+        let timings = [timing(&[("spawn", 3.0), ("wait", 5.0)]), timing(&[])];
+        let both = one.with_those_of(&OperationFigures::of_timings("resume", &timings));
+        assert_eq!(
+            both.phases,
+            [
+                ("total".to_owned(), vec![1.0, 8.0, 0.0]),
+                ("spawn".to_owned(), vec![1.0, 3.0, 0.0]),
+                ("wait".to_owned(), vec![0.0, 5.0, 0.0]),
+            ]
+        );
     }
 
     #[test]
