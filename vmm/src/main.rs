@@ -62,11 +62,11 @@ fn print_protocols() -> ExitCode {
 }
 
 fn finish(identity: &Identity, ending: &Ending, exit_file: Option<PathBuf>) -> ExitCode {
-    log::line(format_args!("{:?}: {}", ending.reason, ending.message));
+    log::last_line(format_args!("{:?}: {}", ending.reason, ending.message));
     if let Some(path) = exit_file
         && let Err(error) = write_report(&path, &ending.report(identity))
     {
-        log::line(format_args!("cannot write {}: {error}", path.display()));
+        log::last_line(format_args!("cannot write {}: {error}", path.display()));
     }
     // The process holds nothing that needs an orderly end.
     std::process::exit(ending.exit_code())

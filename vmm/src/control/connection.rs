@@ -9,6 +9,9 @@ use vmm_control::{MAX_LINE_BYTES, Message, Reply, Request};
 /// Bytes that may wait for a slow reader before it loses its connection.
 const MAX_WAITING_BYTES: usize = 1 << 20;
 
+/// Most bytes that are read from a client before others have their turn.
+const TURN_BYTES: usize = 64 << 10;
+
 /// A connected client.
 #[derive(Debug)]
 pub struct Connection {
@@ -43,7 +46,8 @@ impl Connection {
         })
     }
 
-    /// Reads all that is there. A line that is no request gets a reply and ends the connection.
+    /// Reads what is there, but no more than a turn's worth: the descriptor stays ready for the rest. A line that
+    /// is no request gets a reply and ends the connection.
     pub fn receive(&mut self) -> Received {
         let mut received = Received::default();
         if self.ending {
@@ -51,13 +55,15 @@ impl Connection {
             return received;
         }
         let mut chunk = [0; 4096];
-        loop {
+        let mut turn = 0;
+        while turn < TURN_BYTES {
             match self.stream.read(&mut chunk) {
                 Ok(0) => {
                     received.ended = true;
                     return received;
                 }
                 Ok(count) => {
+                    turn += count;
                     self.inbox.extend_from_slice(&chunk[..count]);
                     self.take_requests(&mut received.requests);
                     if self.ending {
@@ -73,6 +79,7 @@ impl Connection {
                 }
             }
         }
+        received
     }
 
     /// Queues a message and writes as much as possible at once. False if the connection is to be closed.
@@ -227,6 +234,19 @@ mod tests {
             ended |= connection.receive().ended;
         }
         assert!(ended);
+    }
+
+    #[test]
+    fn a_client_that_never_stops_writing_has_turns_as_others_do() {
+        let (mut connection, mut client) = pair();
+        let line = b"{\"id\":1,\"request\":\"pause\"}\n";
+        let writer = std::thread::spawn(move || while client.write_all(line).is_ok() {});
+        for _ in 0..100 {
+            let received = connection.receive();
+            assert!(received.requests.len() <= (TURN_BYTES + 4_096) / line.len() + 1);
+        }
+        drop(connection);
+        writer.join().unwrap();
     }
 
     #[test]
