@@ -7,6 +7,7 @@ use machine_api::{ImageRef, MachineConfig};
 use rusqlite::Connection;
 
 use super::{Change, OpenError, Store, StoreError};
+use crate::model::event;
 use crate::model::record::{Facts, MachineRecord};
 use crate::model::state::State;
 
@@ -191,6 +192,47 @@ async fn a_full_database_keeps_what_it_promised_and_nothing_else() {
     assert_eq!(kept, promised);
     // Small changes that need no further page go on.
     store.call("read", |_| Ok(())).await.unwrap();
+}
+
+/// Adds `rounds` times an event of each of two machines; the first one's have messages of so many bytes.
+/// Returns how many events it has then, and the bytes of their messages.
+async fn events_after(rounds: usize, bytes: usize) -> (usize, usize) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("mctl.db")).unwrap();
+    add(&store, "a", "one").await.unwrap();
+    add(&store, "b", "two").await.unwrap();
+    for round in 0..rounds.div_ceil(50) {
+        let event = |id: &str| {
+            let length = if id == "a" { bytes } else { 1 };
+            let message = format!("{round} {}", "x".repeat(length));
+            let event = event::warning(State::Started, message);
+            Change::Event(id.to_owned(), Box::new(event))
+        };
+        let changes = (0..50).flat_map(|_| [event("a"), event("b")]).collect();
+        store.commit("add events", changes).await.unwrap();
+    }
+    let kept = store.events("a", u32::MAX).await.unwrap();
+    let newest = rounds.div_ceil(50) - 1;
+    let message = kept[0].message.clone().unwrap();
+    assert!(message.starts_with(&format!("{newest} ")), "{message}");
+    let bytes = kept
+        .iter()
+        .map(|event| event.message.as_ref().map_or(0, String::len));
+    (kept.len(), bytes.sum())
+}
+
+#[tokio::test]
+async fn a_machine_has_a_bounded_number_of_events_and_the_newest_stay() {
+    // One in 256 new events removes the oldest.
+    let (events, _) = events_after(13_000, 1).await;
+    assert!((5_000..5_000 + 20 * 256).contains(&events), "{events}");
+}
+
+#[tokio::test]
+async fn long_events_are_bounded_by_their_bytes() {
+    let (events, bytes) = events_after(7_000, 10_000).await;
+    assert!(events < 7_000 && bytes > 10 << 20, "{events} with {bytes}");
+    assert!(bytes < (16 << 20) + 20 * 256 * 10_000, "{bytes}");
 }
 
 #[tokio::test]
