@@ -190,7 +190,7 @@ impl Error {
                 401 | 403 => ErrorKind::Denied,
                 404 | 410 => ErrorKind::NotFound,
                 408 | 504 => ErrorKind::Deadline,
-                409 | 412 | 423 => ErrorKind::Conflict,
+                409 | 412 | 423 | 429 => ErrorKind::Conflict,
                 400..=499 => ErrorKind::Invalid,
                 _ => ErrorKind::Failed,
             },
