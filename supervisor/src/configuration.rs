@@ -1,7 +1,7 @@
 //! The supervisor's flags, and the settings that they resolve to.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use clap::{Parser, ValueEnum};
 use guest_protocol::backoff::Backoff;
 
 use crate::duration;
+use crate::model::guest_share::{self, GuestShare};
 use crate::model::settings::{PortPolicy, ReadinessLimits, StartSettings, VerifyMode};
 use crate::paths::StateDir;
 
@@ -73,6 +74,21 @@ pub(crate) struct Arguments {
     /// Starts and resumes that may be under way at the same time [default: CPUs, at least 2]
     #[arg(long, value_name = "N")]
     concurrent_starts: Option<NonZeroUsize>,
+    /// Lines per second that a guest may add to its machine's log, after a burst of ten times as many;
+    /// further ones are dropped, and the log says how many
+    #[arg(long, value_name = "N", default_value_t = guest_share::LOG_LINES_PER_SECOND)]
+    guest_log_lines: NonZeroU32,
+    /// Commands that may run in a guest at the same time; further ones are refused
+    #[arg(long, value_name = "N", default_value_t = guest_share::EXECS)]
+    guest_execs: NonZeroU32,
+    /// Connections to a guest's published ports at the same time, and at most a sixteenth of the
+    /// supervisor's limit of descriptors; further ones wait
+    #[arg(long, value_name = "N", default_value_t = guest_share::CONNECTIONS)]
+    guest_connections: NonZeroU32,
+    /// MiB per second that a guest and all of its clients exchange: published ports, output of commands,
+    /// files
+    #[arg(long, value_name = "MIB", default_value_t = guest_share::MIB_PER_SECOND)]
+    guest_mib_per_second: NonZeroU32,
     /// Die at this step, for tests of crashes
     #[arg(long, value_name = "STEP", hide = true)]
     fail_point: Option<String>,
@@ -110,6 +126,8 @@ pub(crate) struct Configuration {
     pub(crate) suspend_timeout: Duration,
     /// Starts and resumes that may be under way at the same time.
     pub(crate) concurrent_starts: usize,
+    /// What a guest may use of the supervisor.
+    pub(crate) guest_share: GuestShare,
 }
 
 impl Arguments {
@@ -153,6 +171,12 @@ impl Arguments {
             concurrent_starts: self
                 .concurrent_starts
                 .map_or(cpus.max(2), NonZeroUsize::get),
+            guest_share: GuestShare {
+                log_lines_per_second: self.guest_log_lines,
+                execs: self.guest_execs,
+                connections: self.guest_connections,
+                mib_per_second: self.guest_mib_per_second,
+            },
         })
     }
 }

@@ -50,6 +50,14 @@ pub(crate) fn raise_descriptor_limit() {
     }
 }
 
+/// How many descriptors this process may have.
+pub(crate) fn descriptor_limit() -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    limit.map_or(usize::MAX, |limit| {
+        usize::try_from(limit).unwrap_or(usize::MAX)
+    })
+}
+
 /// What to do about `error`, if it or one of its causes means that something is used up.
 pub(crate) fn hint_in_causes(error: &(dyn Error + 'static)) -> Option<&'static str> {
     let own = error.downcast_ref().and_then(hint);

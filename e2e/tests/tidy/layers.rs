@@ -72,7 +72,7 @@ const LAYERS: &[Layers] = &[
             &["request"],
             &["session", "readiness"],
             &["error", "context", "activity", "found_vmm", "unsaved"],
-            &["disk_claims"],
+            &["disk_claims", "connection_permits"],
         ],
     },
     Layers {

@@ -161,6 +161,8 @@ impl From<MachineError> for ApiError {
             E::Image(error) => image(error, message),
             E::Store(error) => store(error, message),
             E::Guest { source, .. } => guest(source, message),
+            E::TooManyWait { .. } => plain(S::TOO_MANY_REQUESTS, "too_many")
+                .hint("wait for the machine with `GET …/wait`, or ask again later"),
             E::GuestDeadline { .. } => plain(S::REQUEST_TIMEOUT, "deadline_exceeded"),
             E::Files { .. } => {
                 tracing::error!(error = message, "files of a machine");
@@ -223,6 +225,14 @@ fn guest(error: &GuestError, message: String) -> ApiError {
                 ApiError::new(unusable, "failed_in_guest", message)
             }
         },
+        GuestError::TooMany { what, most } => {
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too_many", message)
+                .hint(
+                    "end some of them or try again later; mctl-supervisor's --guest-execs is the \
+                     number of commands",
+                )
+                .detail(what, most)
+        }
         GuestError::Dial(_)
         | GuestError::Reset { .. }
         | GuestError::NoReply { .. }

@@ -57,7 +57,7 @@ impl GuestAddress {
                             return Ok(collected);
                         }
                         Ok(StreamEnd::Refused(refusal)) => {
-                            return Err(GuestError::Refused(refusal));
+                            return Err(GuestError::refused(refusal));
                         }
                         Ok(StreamEnd::Complete { .. }) | Err(_) => {
                             return Err(reader.bad_reply("the command's end"));

@@ -4,18 +4,27 @@
 //! connection. Deadlines and retries are the caller's.
 
 pub(crate) mod exec;
+mod file;
+mod permits;
+mod reader;
 mod resources;
+mod status;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use guest_protocol::{Call, Decoded, Frame, FrameError, Refusal, Reply, Request, Wake};
+use guest_protocol::{Call, Frame, FrameError, MAX_PAYLOAD_BYTES, Refusal, Reply, Request, Wake};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
+
+pub(crate) use permits::{CallPermits, SharedPace};
+pub(crate) use reader::{GuestReader, OwnedFrame};
+
+use crate::model::guest_share::bounded_text;
 
 /// Longest answer to `CONNECT`.
 const HANDSHAKE_BYTES: usize = 64;
@@ -60,9 +69,25 @@ pub(crate) enum GuestError {
     /// guest-init refused the call.
     #[error("guest-init refused: {}", .0.message)]
     Refused(Refusal),
+    /// As many calls as a machine may have are under way.
+    #[error("{most} {what} of this machine are under way, the most that there may be at once")]
+    TooMany {
+        /// What is counted.
+        what: &'static str,
+        /// How many there may be.
+        most: u32,
+    },
 }
 
 impl GuestError {
+    /// A refusal, whose text is the guest's: it may be stored and shown, so it is made short and plain.
+    pub(crate) fn refused(refusal: Refusal) -> Self {
+        Self::Refused(Refusal {
+            message: bounded_text(&refusal.message),
+            ..refusal
+        })
+    }
+
     /// Host end of the pair, if it is known.
     pub(crate) fn local_port(&self) -> Option<u32> {
         match self {
@@ -70,7 +95,7 @@ impl GuestError {
             | Self::NoReply { local_port }
             | Self::BadReply { local_port, .. } => Some(*local_port),
             Self::Closed { local_port, .. } => *local_port,
-            Self::Dial(_) | Self::Frame(_) | Self::Refused(_) => None,
+            Self::Dial(_) | Self::Frame(_) | Self::Refused(_) | Self::TooMany { .. } => None,
         }
     }
 }
@@ -83,24 +108,12 @@ pub(crate) struct GuestAddress {
     /// The generation that runs.
     pub(crate) generation: u64,
     gate: Option<OutputGate>,
+    permits: Option<CallPermits>,
 }
 
 /// Says true once what comes out of the guest may be used; ends with the VMM. Until then a power failure
 /// would bring the image back that the guest was resumed from, and it would do the same again.
 pub(crate) type OutputGate = watch::Receiver<bool>;
-
-/// A frame with its payload.
-#[derive(Debug)]
-pub(crate) enum OwnedFrame {
-    /// A message.
-    Json(Vec<u8>),
-    /// Bytes of an exec's standard output.
-    Stdout(Vec<u8>),
-    /// Bytes of an exec's standard error.
-    Stderr(Vec<u8>),
-    /// Bytes of a file.
-    Data(Vec<u8>),
-}
 
 impl GuestAddress {
     /// Of the guest behind that host socket.
@@ -109,6 +122,7 @@ impl GuestAddress {
             socket,
             generation,
             gate: None,
+            permits: None,
         }
     }
 
@@ -116,6 +130,22 @@ impl GuestAddress {
     pub(crate) fn holding_answers(self, gate: OutputGate) -> Self {
         Self {
             gate: Some(gate),
+            ..self
+        }
+    }
+
+    /// The same, but there are only so many calls at once as `permits` allows.
+    pub(crate) fn with_permits(self, permits: CallPermits) -> Self {
+        Self {
+            permits: Some(permits),
+            ..self
+        }
+    }
+
+    /// The same, for calls that are bounded in another way, and must not fail because clients make many.
+    pub(crate) fn without_permits(self) -> Self {
+        Self {
+            permits: self.permits.map(CallPermits::not_counting),
             ..self
         }
     }
@@ -131,18 +161,21 @@ impl GuestAddress {
         request: Request,
         wake: Option<Wake>,
     ) -> Result<(Reply, GuestStream), GuestError> {
+        let permit = match &self.permits {
+            Some(permits) => permits.take(&request)?,
+            None => None,
+        };
         let mut stream = self.connect().await?;
-        let call = Call::new(self.generation, wake, request);
-        stream.writer.send_json(&call).await?;
-        let reply = stream.message::<Reply>("a reply").await?;
-        if let Some(mut gate) = self.gate.clone() {
+        stream.reader.permit = permit;
+        stream.reader.pace = self.permits.as_ref().map(CallPermits::pace).cloned();
+        let asked = stream.ask(&Call::new(self.generation, wake, request)).await;
+        if let Err(GuestError::Refused(_)) | Ok(_) = &asked
+            && let Some(mut gate) = self.gate.clone()
+        {
             let opened = gate.wait_for(|open| *open).await;
             opened.map_err(|_| stream.reader.closed(None))?;
         }
-        match reply {
-            Reply::Refused(refusal) => Err(GuestError::Refused(refusal)),
-            reply => Ok((reply, stream)),
-        }
+        Ok((asked?, stream))
     }
 
     /// Makes a call that returns nothing: guest-init answers it with [`Reply::Done`].
@@ -169,15 +202,6 @@ pub(crate) struct GuestStream {
     pub(crate) reader: GuestReader,
     /// The sending half.
     pub(crate) writer: GuestWriter,
-}
-
-/// The receiving half of a connection.
-#[derive(Debug)]
-pub(crate) struct GuestReader {
-    half: OwnedReadHalf,
-    /// Bytes that arrived and belong to no frame yet.
-    buffer: Vec<u8>,
-    local_port: u32,
 }
 
 /// The sending half of a connection.
@@ -222,11 +246,7 @@ impl GuestStream {
         let local_port = parse_handshake(&buffer[..end])?;
         let (read, write) = stream.into_split();
         Ok(Self {
-            reader: GuestReader {
-                half: read,
-                buffer: rest,
-                local_port,
-            },
+            reader: GuestReader::new(read, rest, local_port),
             writer: GuestWriter {
                 half: write,
                 local_port,
@@ -236,12 +256,33 @@ impl GuestStream {
 
     /// Host end of the pair.
     pub(crate) fn local_port(&self) -> u32 {
-        self.reader.local_port
+        self.reader.local_port()
+    }
+
+    /// Makes a call and waits for its first reply; a refusal becomes an error.
+    pub(crate) async fn ask(&mut self, call: &Call) -> Result<Reply, GuestError> {
+        self.reader.bound_payloads(longest_reply(&call.request));
+        self.writer.send_json(call).await?;
+        let reply = self.message::<Reply>("a reply").await?;
+        self.reader.bound_payloads(MAX_PAYLOAD_BYTES);
+        match reply {
+            Reply::Refused(refusal) => Err(GuestError::refused(refusal)),
+            Reply::Status(status) if !status::is_plausible(&status) => {
+                Err(self.reader.bad_reply("a status that a guest can have"))
+            }
+            reply => Ok(reply),
+        }
+    }
+
+    /// How fast bytes may be exchanged, if that is bounded.
+    pub(crate) fn pace(&self) -> Option<SharedPace> {
+        self.reader.pace.clone()
     }
 
     /// Both halves for raw bytes, and the bytes that have arrived already.
     pub(crate) fn into_raw(self) -> (OwnedReadHalf, OwnedWriteHalf, Vec<u8>) {
-        (self.reader.half, self.writer.half, self.reader.buffer)
+        let (half, early) = self.reader.into_raw();
+        (half, self.writer.half, early)
     }
 
     /// Waits for a message of that type.
@@ -275,57 +316,15 @@ impl GuestWriter {
     }
 }
 
-impl GuestReader {
-    /// Waits for the next frame; none at the end of the stream. Cancel safe.
-    pub(crate) async fn next(&mut self) -> Result<Option<OwnedFrame>, GuestError> {
-        loop {
-            if let Decoded::Frame(frame, taken) = guest_protocol::decode(&self.buffer)? {
-                let owned = match frame {
-                    Frame::Json(payload) => OwnedFrame::Json(payload.to_vec()),
-                    Frame::Stdout(payload) => OwnedFrame::Stdout(payload.to_vec()),
-                    Frame::Stderr(payload) => OwnedFrame::Stderr(payload.to_vec()),
-                    Frame::Data(payload) => OwnedFrame::Data(payload.to_vec()),
-                    Frame::Stdin(_) => return Err(self.bad_reply("output")),
-                };
-                self.buffer.drain(..taken);
-                return Ok(Some(owned));
-            }
-            match self.half.read_buf(&mut self.buffer).await {
-                Ok(0) if self.buffer.is_empty() => return Ok(None),
-                Ok(0) => return Err(self.closed(None)),
-                Ok(_) => {}
-                Err(source) => return Err(self.closed(Some(source))),
-            }
-        }
-    }
-
-    /// Waits for a message of that type.
-    pub(crate) async fn message<T: DeserializeOwned>(
-        &mut self,
-        expected: &'static str,
-    ) -> Result<T, GuestError> {
-        match self.next().await? {
-            Some(OwnedFrame::Json(payload)) => {
-                serde_json::from_slice(&payload).map_err(|_| self.bad_reply(expected))
-            }
-            Some(_) => Err(self.bad_reply(expected)),
-            None => Err(self.closed(None)),
-        }
-    }
-
-    /// The error for an answer that is not `expected`.
-    pub(crate) fn bad_reply(&self, expected: &'static str) -> GuestError {
-        GuestError::BadReply {
-            expected,
-            local_port: self.local_port,
-        }
-    }
-
-    fn closed(&self, source: Option<io::Error>) -> GuestError {
-        GuestError::Closed {
-            local_port: Some(self.local_port),
-            source,
-        }
+/// Most bytes of the answer to `request`. A guest that answers with more gets no memory for it: it may hold
+/// thousands of connections.
+fn longest_reply(request: &Request) -> usize {
+    match request {
+        Request::Processes => MAX_PAYLOAD_BYTES,
+        // With a count for each generation that has left sockets open.
+        Request::Status | Request::Resources => 256 << 10,
+        // A word, or a refusal, which may name a path.
+        _ => 16 << 10,
     }
 }
 

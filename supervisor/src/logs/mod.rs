@@ -10,6 +10,7 @@ mod read;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,12 +18,14 @@ use guest_protocol::{OutputRecord, OutputSource};
 use machine_api::{LogLine, LogSource};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 pub(crate) use console::{Collection, ConsoleWatcher};
 pub(crate) use read::{LogFilter, LogReader};
 
 use crate::clock;
 use crate::disk_usage;
+use crate::model::guest_share::{LOG_LINES_PER_SECOND, LineAdmission, LogShare};
 use crate::paths::MachineDir;
 
 /// Size at which a log is rotated; one older file is kept.
@@ -84,12 +87,15 @@ struct OpenLog {
     bytes: u64,
     bytes_at_position: u64,
     position: Position,
+    /// What the guest may add, by output and console together.
+    share: LogShare,
 }
 
 impl MachineLog {
     /// The log of a machine that is destroyed, or whose file cannot be used: lines are dropped.
     pub(crate) fn unwritten(path: &Path) -> Self {
-        Self::with_file(path, None, Position::default(), 0)
+        let share = LogShare::new(LOG_LINES_PER_SECOND, Instant::now());
+        Self::with_file(path, None, Position::default(), 0, share)
     }
 
     /// Closes the file of a machine that is being destroyed. Later lines are dropped.
@@ -98,18 +104,25 @@ impl MachineLog {
     }
 
     /// Opens the log at `path`; creates it if it does not exist. Removes a line that a crash left
-    /// incomplete.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+    /// incomplete. Its guest may add so many lines per second.
+    pub(crate) fn open(path: &Path, lines_per_second: NonZeroU32) -> io::Result<Self> {
         let mut file = OpenOptions::new()
             .create(true)
             .read(true)
             .append(true)
             .open(path)?;
         let (position, bytes) = recover(&mut file)?;
-        Ok(Self::with_file(path, Some(file), position, bytes))
+        let share = LogShare::new(lines_per_second, Instant::now());
+        Ok(Self::with_file(path, Some(file), position, bytes, share))
     }
 
-    fn with_file(path: &Path, file: Option<File>, position: Position, bytes: u64) -> Self {
+    fn with_file(
+        path: &Path,
+        file: Option<File>,
+        position: Position,
+        bytes: u64,
+        share: LogShare,
+    ) -> Self {
         let (grown, _) = watch::channel(Growth {
             rotations: 0,
             bytes,
@@ -119,6 +132,7 @@ impl MachineLog {
             bytes,
             bytes_at_position: bytes,
             position,
+            share,
         };
         let shared = Shared {
             path: path.to_owned(),
@@ -149,11 +163,15 @@ impl MachineLog {
         let _ = self.write(LogSource::Supervisor, text, |_| {});
     }
 
-    /// Adds a record of the main process, unless the log has it already. After an error the record
-    /// is still the next one; the guest keeps it and can be asked again.
+    /// Adds a record of the main process, unless the log has it already or the guest has used up its share.
+    /// After an error the record is still the next one; the guest keeps it and can be asked again.
     pub(crate) fn add_output(&self, record: &OutputRecord) -> io::Result<()> {
         let expected = self.position().next_output;
         if record.sequence < expected {
+            return Ok(());
+        }
+        let next = record.sequence.saturating_add(1);
+        if !self.admit(record.text.len(), |position| position.next_output = next) {
             return Ok(());
         }
         if record.sequence > expected {
@@ -167,15 +185,70 @@ impl MachineLog {
             OutputSource::Stderr => LogSource::Stderr,
         };
         self.write_at(record.realtime_ns, source, &record.text, |position| {
-            position.next_output = record.sequence + 1;
+            position.next_output = next;
         })
     }
 
-    /// Adds a line of the console that ends before `offset` of its file.
+    /// Adds a line of the console that ends before `offset` of its file, unless the guest has used up its
+    /// share.
     pub(super) fn add_console(&self, text: &str, offset: u64) -> io::Result<()> {
+        if !self.admit(text.len(), |position| position.console_offset = offset) {
+            return Ok(());
+        }
         self.write(LogSource::Console, text, |position| {
             position.console_offset = offset;
         })
+    }
+
+    /// Whether the guest may add a line. If not, the line is counted and the position is behind it.
+    fn admit(&self, bytes: usize, advance: impl FnOnce(&mut Position)) -> bool {
+        let mut open = self.open_log();
+        match open.share.admit(bytes, Instant::now()) {
+            LineAdmission::Dropped => {
+                advance(&mut open.position);
+                false
+            }
+            LineAdmission::Logged { dropped } => {
+                drop(open);
+                self.tell_dropped(dropped);
+                true
+            }
+        }
+    }
+
+    /// Whether lines were dropped that the log does not tell of yet. The next line does, or
+    /// [`Self::tell_of_silence`].
+    pub(crate) fn has_dropped(&self) -> bool {
+        self.open_log().share.has_dropped()
+    }
+
+    /// Tells of lines that were dropped, if the guest has fallen silent since.
+    pub(crate) fn tell_of_silence(&self) {
+        let dropped = self.open_log().share.dropped_before_silence(Instant::now());
+        self.tell_dropped(dropped);
+    }
+
+    /// Tells of lines that were dropped: the guest prints no more.
+    pub(crate) fn tell_at_end(&self) {
+        let dropped = self.open_log().share.take_dropped();
+        self.tell_dropped(dropped);
+    }
+
+    fn tell_dropped(&self, dropped: u64) {
+        if dropped > 0 {
+            let text = self.open_log().share.in_words(dropped);
+            self.add_note(&text);
+        }
+    }
+
+    /// Stores the position if lines were dropped, which a new supervisor would else take again.
+    pub(super) fn store_position(&self) -> io::Result<()> {
+        let mut open = self.open_log();
+        let position = open.position;
+        if open.share.has_dropped() {
+            open.append_position(position)?;
+        }
+        Ok(())
     }
 
     /// The console's file begins from zero again.

@@ -10,8 +10,10 @@ use tokio::sync::watch;
 
 use crate::logs::{Growth, MachineLog, Shared, StoredLine, older_path};
 
-/// Most lines that are returned at a time.
+/// Most lines, and bytes of their texts, that are returned at a time: a client that does not read holds so
+/// much. One line more may come.
 const BATCH: usize = 1_000;
+const BATCH_BYTES: usize = 256 << 10;
 
 /// Which lines to read.
 #[derive(Debug, Clone, Default)]
@@ -112,9 +114,12 @@ impl LogReader {
         loop {
             let now = *self.grown.borrow_and_update();
             let mut lines = Vec::new();
+            let mut bytes = 0;
             while lines.len() < BATCH
+                && bytes < BATCH_BYTES
                 && let Some(line) = self.next_line()?
             {
+                bytes += line.text.len();
                 lines.push(line);
             }
             if !lines.is_empty() {

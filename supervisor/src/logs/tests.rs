@@ -1,7 +1,9 @@
 //! The log on real files.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
+use std::num::NonZeroU32;
+use std::path::Path;
 
 use guest_protocol::{OutputRecord, OutputSource};
 
@@ -17,6 +19,11 @@ fn record(sequence: u64, text: &str) -> OutputRecord {
     }
 }
 
+/// A log whose guest may print as much as it likes.
+fn open(path: &Path) -> io::Result<MachineLog> {
+    MachineLog::open(path, NonZeroU32::MAX)
+}
+
 fn texts(log: &MachineLog, filter: &LogFilter) -> Vec<String> {
     log.read(filter)
         .unwrap()
@@ -30,7 +37,7 @@ fn texts(log: &MachineLog, filter: &LogFilter) -> Vec<String> {
 fn a_reopened_log_goes_on_where_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
-    let log = MachineLog::open(&path).unwrap();
+    let log = open(&path).unwrap();
     log.begin_boot(1);
     log.add_output(&record(0, "a")).unwrap();
     log.add_output(&record(1, "b")).unwrap();
@@ -43,7 +50,7 @@ fn a_reopened_log_goes_on_where_it_was() {
         .write_all(b"{\"time\":\"cut")
         .unwrap();
 
-    let log = MachineLog::open(&path).unwrap();
+    let log = open(&path).unwrap();
     assert_eq!(
         log.position(),
         Position {
@@ -63,7 +70,7 @@ fn a_reopened_log_goes_on_where_it_was() {
 #[test]
 fn lines_lost_in_the_guest_are_said_to_be() {
     let folder = tempfile::tempdir().unwrap();
-    let log = MachineLog::open(&folder.path().join("log")).unwrap();
+    let log = open(&folder.path().join("log")).unwrap();
     log.add_output(&record(0, "a")).unwrap();
     log.add_output(&record(5, "f")).unwrap();
     let all = texts(&log, &LogFilter::default());
@@ -81,7 +88,7 @@ fn lines_lost_in_the_guest_are_said_to_be() {
 fn a_log_is_bounded_and_keeps_its_position_over_a_rotation() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
-    let log = MachineLog::open(&path).unwrap();
+    let log = open(&path).unwrap();
     let text = "x".repeat(40_000);
     for sequence in 0..700 {
         log.add_output(&record(sequence, &text)).unwrap();
@@ -92,13 +99,13 @@ fn a_log_is_bounded_and_keeps_its_position_over_a_rotation() {
         .sum();
     assert!(total < 17 << 20, "{total}");
     drop(log);
-    assert_eq!(MachineLog::open(&path).unwrap().position().next_output, 700);
+    assert_eq!(open(&path).unwrap().position().next_output, 700);
 }
 
 #[tokio::test]
 async fn a_follower_sees_every_line_across_a_rotation() {
     let folder = tempfile::tempdir().unwrap();
-    let log = MachineLog::open(&folder.path().join("log")).unwrap();
+    let log = open(&folder.path().join("log")).unwrap();
     let (there, mut reader) = log.read(&LogFilter::default()).unwrap();
     assert!(there.is_empty());
     let text = "x".repeat(10_000);
@@ -114,7 +121,7 @@ async fn a_follower_sees_every_line_across_a_rotation() {
 async fn a_reader_that_comes_during_a_rotation_neither_skips_nor_doubles() {
     for _ in 0..8 {
         let folder = tempfile::tempdir().unwrap();
-        let log = MachineLog::open(&folder.path().join("log")).unwrap();
+        let log = open(&folder.path().join("log")).unwrap();
         let text = "x".repeat(16_000);
         let full = 520;
         for sequence in 0..full {
@@ -134,5 +141,55 @@ async fn a_reader_that_comes_during_a_rotation_neither_skips_nor_doubles() {
         }
         writer.join().unwrap();
         assert_eq!(seen, 560);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_output_fills_no_log_and_says_what_was_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let rate = NonZeroU32::new(100).unwrap();
+    let log = MachineLog::open(&path, rate).unwrap();
+    for sequence in 0..50_000 {
+        log.add_output(&record(sequence, "x")).unwrap();
+    }
+    // What was dropped is not asked for again.
+    assert_eq!(log.position().next_output, 50_000);
+    assert_eq!(texts(&log, &LogFilter::default()).len(), 1_000);
+    log.tell_of_silence();
+    assert!(log.has_dropped(), "it may go on at once");
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    log.tell_of_silence();
+    log.add_output(&record(50_000, "after")).unwrap();
+    let all = texts(&log, &LogFilter::default());
+    assert_eq!(all[1_000], format!("49000 lines were dropped: {LIMIT}"));
+    assert_eq!(all[1_001], "after");
+}
+
+const LIMIT: &str = "the machine printed more than 100 lines of 512 bytes a second";
+
+#[test]
+fn a_record_with_the_last_sequence_number_ends_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(&folder.path().join("log")).unwrap();
+    log.add_output(&record(u64::MAX, "a")).unwrap();
+    log.add_output(&record(u64::MAX, "a")).unwrap();
+    assert_eq!(log.position().next_output, u64::MAX);
+}
+
+#[tokio::test]
+async fn a_batch_for_a_follower_has_a_bounded_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(&folder.path().join("log")).unwrap();
+    let (_, mut reader) = log.read(&LogFilter::default()).unwrap();
+    let text = "x".repeat(16_000);
+    for sequence in 0..400 {
+        log.add_output(&record(sequence, &text)).unwrap();
+    }
+    let mut seen = 0;
+    while seen < 400 {
+        let batch = reader.more().await.unwrap().unwrap();
+        assert!(batch.len() <= 17, "{}", batch.len());
+        seen += batch.len();
     }
 }

@@ -7,8 +7,10 @@ use tokio::sync::Semaphore;
 
 use crate::configuration::Configuration;
 use crate::error_chain::error_chain;
+use crate::exhaustion;
 use crate::images::ImageStore;
 use crate::logs::ConsoleWatcher;
+use crate::machine::connection_permits::HostConnections;
 use crate::machine::disk_claims::DiskClaims;
 use crate::store::Store;
 use crate::vmm_process::VmmProgram;
@@ -35,6 +37,8 @@ pub(crate) struct DriverContext {
     pub(crate) launches: Arc<Semaphore>,
     /// Permits for taking over running guests.
     pub(crate) adoptions: Arc<Semaphore>,
+    /// Permits for connections to published ports.
+    pub(crate) connections: HostConnections,
 }
 
 impl DriverContext {
@@ -52,6 +56,10 @@ impl DriverContext {
                     .saturating_mul(ADOPTIONS_PER_START)
                     .min(Semaphore::MAX_PERMITS),
             )),
+            connections: HostConnections::new(
+                &configuration.guest_share,
+                exhaustion::descriptor_limit(),
+            ),
             store,
             configuration,
         })

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::clock;
+use crate::guest::CallPermits;
 use crate::logs::{Collection, MachineLog};
 use crate::machine::activity::Activity;
 use crate::machine::context::DriverContext;
@@ -32,6 +33,7 @@ use crate::machine::unsaved::Unsaved;
 use crate::machine_folder::MachineFile;
 use crate::model::admission::{Admission, CommandKind, RefusalReason, admit};
 use crate::model::event::EventDetails;
+use crate::model::guest_share::Bucket;
 use crate::model::record::MachineRecord;
 use crate::model::state::{Event, State};
 use crate::model::view;
@@ -41,6 +43,8 @@ use crate::vmm_process::{Control, VmmExit, VmmProcess, remove_sockets};
 
 /// Messages that may wait for a busy driver.
 const INBOX: usize = 64;
+/// Most requests that wait for the end of a transition which is under way already.
+const MOST_WAITERS: usize = 256;
 /// How long a killed VMM may take to end.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -74,6 +78,10 @@ pub(crate) struct Driver {
     pub(super) events: VecDeque<MachineEvent>,
     /// Results of its checks.
     pub(super) checks: Vec<CheckStatus>,
+    /// How many more changed results may become events, and how many did not since the last one.
+    pub(super) check_events: (Bucket, u64),
+    /// Calls of clients to its guest that may be under way.
+    pub(super) call_permits: CallPermits,
     pub(super) inbox: mpsc::Receiver<Message>,
     pub(super) view: watch::Sender<Arc<Machine>>,
     live: watch::Sender<Option<LiveGuest>>,
@@ -100,7 +108,8 @@ impl Driver {
         events: Vec<MachineEvent>,
     ) -> io::Result<(Self, Handle)> {
         let dir = context.configuration.state_dir.machine(&record.id);
-        let log = MachineLog::open(&dir.log())?;
+        let lines = context.configuration.guest_share.log_lines_per_second;
+        let log = MachineLog::open(&dir.log(), lines)?;
         let console = context.consoles.collect(&dir.console(), &log)?;
         Ok(Self::with_log(
             context,
@@ -150,7 +159,9 @@ impl Driver {
             live,
             log: log.clone(),
             activity: activity.clone(),
+            connections: context.connections.of_machine(),
         };
+        let call_permits = CallPermits::new(&context.configuration.guest_share);
         let driver = Self {
             context,
             record,
@@ -166,6 +177,8 @@ impl Driver {
             machine_file: None,
             events,
             checks: Vec::new(),
+            check_events: (Bucket::of_check_events(Instant::now()), 0),
+            call_permits,
             inbox,
             view: view_sender,
             live: live_sender,
@@ -256,6 +269,16 @@ impl Driver {
         match admit(self.record.state, command) {
             Admission::Accept => return Some(request),
             Admission::Join if request.until == Until::Completed => {
+                // Clients that have gone away wait no more.
+                self.waiters.retain(|waiter| !waiter.reply.is_closed());
+                if self.waiters.len() >= MOST_WAITERS {
+                    let id = self.record.id.clone();
+                    request.refuse(MachineError::TooManyWait {
+                        id,
+                        most: MOST_WAITERS,
+                    });
+                    return None;
+                }
                 self.waiters.push(Waiter {
                     command,
                     previous_state,

@@ -94,6 +94,16 @@ pub(crate) enum MachineError {
         /// How long was waited.
         seconds: u64,
     },
+    /// As many requests as may wait for the same transition do.
+    #[error(
+        "machine {id}: {most} requests wait for this transition already, the most that there may be"
+    )]
+    TooManyWait {
+        /// The machine.
+        id: String,
+        /// How many may wait.
+        most: usize,
+    },
     /// A file of the machine can't be read or written.
     #[error("cannot {what}")]
     Files {

@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::guest::GuestAddress;
 use crate::logs::MachineLog;
 use crate::machine::activity::Activity;
+use crate::machine::connection_permits::ConnectionPermits;
 use crate::machine::error::MachineError;
 use crate::machine::request::{
     Command, EditRequest, Granted, LeaseCheck, Message, ReadRequest, Request, Requester, Until,
@@ -45,6 +46,7 @@ pub(crate) struct Handle {
     pub(super) live: watch::Receiver<Option<LiveGuest>>,
     pub(super) log: MachineLog,
     pub(super) activity: Activity,
+    pub(super) connections: ConnectionPermits,
 }
 
 impl Handle {
@@ -79,6 +81,11 @@ impl Handle {
     /// Counts who uses the guest.
     pub(crate) fn activity(&self) -> &Activity {
         &self.activity
+    }
+
+    /// Permits for connections to its published ports.
+    pub(crate) fn connections(&self) -> &ConnectionPermits {
+        &self.connections
     }
 
     /// Its log.

@@ -6,6 +6,7 @@
 
 pub(crate) mod activity;
 mod bring_up;
+pub(crate) mod connection_permits;
 pub(crate) mod context;
 mod disk_claims;
 pub(crate) mod driver;

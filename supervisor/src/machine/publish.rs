@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 
 use machine_api::{CheckStatus, EventRequest, EventType, MachineEvent};
+use tokio::time::Instant;
 
 use crate::machine::disk_claims::holds_disks;
 use crate::machine::driver::Driver;
@@ -35,6 +36,7 @@ impl Driver {
             .checks
             .iter_mut()
             .find(|known| known.name == status.name);
+        let is_first = known.is_none();
         let changed = known
             .as_ref()
             .is_none_or(|known| known.status != status.status);
@@ -46,11 +48,27 @@ impl Driver {
             Some(known) => *known = status,
             None => self.checks.push(status),
         }
-        if changed {
-            self.add_event(EventType::Check, message);
-        } else {
-            self.show(None);
+        match (changed, is_first) {
+            (true, true) => self.add_event(EventType::Check, message),
+            (true, false) => self.add_check_event(message),
+            (false, _) => self.show(None),
         }
+    }
+
+    /// Adds a result that is not as before as an event. A guest decides how its checks end: one whose results
+    /// change all the time gets few events, and the next one says how many changes are not listed.
+    fn add_check_event(&mut self, message: String) {
+        let (bucket, unlisted) = &mut self.check_events;
+        if !bucket.take(Instant::now()) {
+            *unlisted += 1;
+            self.show(None);
+            return;
+        }
+        let message = match std::mem::take(unlisted) {
+            0 => message,
+            changes => format!("{message} ({changes} changes before it are not listed)"),
+        };
+        self.add_event(EventType::Check, message);
     }
 
     /// Moves to the state that `event` leads to: stored first, then shown.
@@ -220,7 +238,12 @@ impl Driver {
         }
     }
 
-    fn commit_later(&self, what: &'static str, changes: Vec<Change>) {
+    fn commit_later(&mut self, what: &'static str, changes: Vec<Change>) {
+        // Those of other machines do not wait behind many of this one.
+        if self.unsaved.is_database_behind() {
+            self.unsaved.keep(changes);
+            return;
+        }
         let return_path = self.unsaved.return_path();
         self.context.store.commit_later(what, changes, return_path);
     }

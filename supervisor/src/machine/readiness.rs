@@ -44,6 +44,9 @@ pub(crate) struct NotReady {
     pub(crate) is_exhaustion: bool,
 }
 
+/// Most attempts that are recorded. They are stored with each start, and shown with the machine.
+const MOST_ATTEMPTS: usize = 256;
+
 /// Repeats `attempt` until it succeeds or the limits are reached; adds each to `attempts`.
 pub(crate) async fn repeat<T>(
     limits: &ReadinessLimits,
@@ -55,6 +58,8 @@ pub(crate) async fn repeat<T>(
     let mut last = None;
     let mut is_exhaustion = false;
     for failed in 0_u32.. {
+        // Beyond, the newest takes the place of the one before.
+        attempts.truncate(MOST_ATTEMPTS - 1);
         let attempt_ns = clock::monotonic_ns();
         let left = deadline.saturating_duration_since(Instant::now());
         let result = timeout(limits.attempt.min(left), attempt()).await;
@@ -120,14 +125,12 @@ pub(crate) async fn ask_status(address: &GuestAddress) -> Result<StatusReply, Gu
     let connected_ns = clock::monotonic_ns();
     let local_port = connection.local_port();
     let call = Call::new(address.generation, Some(wake()), Request::Status);
-    connection.writer.send_json(&call).await?;
-    match connection.message::<Reply>("a status").await? {
+    match connection.ask(&call).await? {
         Reply::Status(status) if status.generation == address.generation => Ok(StatusReply {
             status,
             connected_ns,
             local_port,
         }),
-        Reply::Refused(refusal) => Err(GuestError::Refused(refusal)),
         _ => Err(GuestError::BadReply {
             expected: "a status of this generation",
             local_port,
@@ -158,15 +161,17 @@ fn outcome_of(error: &GuestError) -> AttemptOutcome {
         GuestError::Reset { .. } => AttemptOutcome::Reset,
         GuestError::NoReply { .. } => AttemptOutcome::NoReply,
         GuestError::Dial(_) | GuestError::Closed { .. } => AttemptOutcome::Closed,
-        GuestError::Frame(_) | GuestError::BadReply { .. } | GuestError::Refused(_) => {
-            AttemptOutcome::BadReply
-        }
+        GuestError::Frame(_)
+        | GuestError::BadReply { .. }
+        | GuestError::Refused(_)
+        | GuestError::TooMany { .. } => AttemptOutcome::BadReply,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use guest_protocol::backoff::Backoff;
+    use guest_protocol::{Refusal, RefusalKind};
 
     use super::*;
 
@@ -211,6 +216,27 @@ mod tests {
             (Some(5), Succeeded),
         ];
         assert_eq!(seen, expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_refuses_for_hours_leaves_a_bounded_record() {
+        let limits = ReadinessLimits {
+            total: Duration::from_secs(3_600),
+            ..LIMITS
+        };
+        let mut attempts = Vec::new();
+        let refuse = || -> AttemptFuture<()> {
+            let refusal = Refusal {
+                kind: RefusalKind::Invalid,
+                message: "x".repeat(100_000),
+            };
+            Box::pin(async { Err(GuestError::refused(refusal)) })
+        };
+        let error = repeat(&limits, "status", &mut attempts, refuse).await;
+        assert!(error.unwrap_err().to_string().len() < 1_000);
+        assert_eq!(attempts.len(), MOST_ATTEMPTS);
+        let bytes = serde_json::to_vec(&attempts).unwrap().len();
+        assert!(bytes < 200_000, "{bytes}");
     }
 
     #[tokio::test(start_paused = true)]

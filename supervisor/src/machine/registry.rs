@@ -183,6 +183,7 @@ impl Registry {
             live: watch::channel(None).1,
             log: MachineLog::unwritten(&dir.log()),
             activity: Activity::new(),
+            connections: self.context.connections.of_machine(),
         };
         self.machines_mut().insert(record.id.clone(), handle);
     }

@@ -10,13 +10,18 @@ use guest_protocol::{CpuSample, Exit, OutputRecord, Request, StreamEnd};
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::guest::{GuestAddress, GuestError, GuestStream, OwnedFrame};
 use crate::logs::MachineLog;
+use crate::model::guest_share::ReadPace;
 
 /// Time between two samples of the CPU monitor.
 const SAMPLE_INTERVAL_MS: u32 = 2_000;
+/// Least time between two samples that are read: a guest that sends more waits.
+const SAMPLE_PAUSE: Duration = Duration::from_millis(SAMPLE_INTERVAL_MS as u64 / 4);
+/// After so much silence the log tells of lines that were dropped.
+const SILENCE: Duration = Duration::from_secs(2);
 /// Deadline for opening a stream.
 const OPEN_LIMIT: Duration = Duration::from_secs(5);
 /// Wait before a broken stream is opened again; doubles up to the second one.
@@ -118,6 +123,7 @@ async fn keep_monitor(
                     let before = observations.samples.take().map(|(latest, _)| latest);
                     observations.samples = Some((sample, before));
                 });
+                sleep(SAMPLE_PAUSE).await;
             }
         }
         sleep(wait).await;
@@ -163,19 +169,82 @@ async fn log_output(
     stream: &mut GuestStream,
     log: &MachineLog,
 ) -> Result<Option<Exit>, GuestError> {
-    while let Some(frame) = stream.reader.next().await? {
+    let mut pace = ReadPace::of_output(Instant::now());
+    while let Some(frame) = next_frame(stream, log).await? {
         let OwnedFrame::Json(payload) = frame else {
             return Ok(None);
         };
+        let wait = pace.wait_after(1, payload.len(), Instant::now());
+        if !wait.is_zero() {
+            sleep(wait).await;
+        }
         match serde_json::from_slice(&payload) {
             // A record that cannot be written stays in the guest; the caller asks for it again.
             Ok(OutputMessage::Record(record)) if log.add_output(&record).is_err() => {
                 return Ok(None);
             }
             Ok(OutputMessage::Record(_)) => {}
-            Ok(OutputMessage::End(StreamEnd::Exited(exit))) => return Ok(Some(exit)),
+            Ok(OutputMessage::End(StreamEnd::Exited(exit))) => {
+                log.tell_at_end();
+                return Ok(Some(exit));
+            }
             Ok(OutputMessage::End(_)) | Err(_) => return Ok(None),
         }
     }
     Ok(None)
+}
+
+/// The next frame of the output. If lines were dropped, a silence before it is the time to tell of them.
+async fn next_frame(
+    stream: &mut GuestStream,
+    log: &MachineLog,
+) -> Result<Option<OwnedFrame>, GuestError> {
+    while log.has_dropped() {
+        match timeout(SILENCE, stream.reader.next()).await {
+            Ok(frame) => return frame,
+            Err(_) => log.tell_of_silence(),
+        }
+    }
+    stream.reader.next().await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_sends_samples_without_a_pause_is_read_at_the_supervisors_pace() {
+        let folder = tempfile::tempdir_in("/tmp").unwrap();
+        let path = folder.path().join("v.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let address = GuestAddress::new(path.clone(), 1);
+        let sample = br#"{"uptime_ms":1,"busy_ms":1,"idle_ms":0,"load":[0,0,0],"memory_total_kib":1,"memory_available_kib":1}"#;
+        let guest = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut bytes = b"OK 7\n".to_vec();
+            for _ in 0..1_000 {
+                let frame = guest_protocol::Frame::Json(sample);
+                guest_protocol::encode(frame, &mut bytes).unwrap();
+            }
+            stream.write_all(&bytes).await.unwrap();
+            stream
+        };
+        let (monitor, _kept_open) = tokio::join!(address.connect(), guest);
+        let (sender, mut seen) = watch::channel(Observations::default());
+        let keeping = keep_monitor(address, Some(monitor.unwrap()), Arc::new(sender));
+        let keeping = tokio::spawn(keeping);
+        let begun = Instant::now();
+        for _ in 0..100 {
+            seen.changed().await.unwrap();
+        }
+        assert!(
+            begun.elapsed() >= SAMPLE_PAUSE * 99,
+            "{:?}",
+            begun.elapsed()
+        );
+        keeping.abort();
+    }
 }

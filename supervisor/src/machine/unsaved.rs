@@ -1,9 +1,11 @@
 //! Changes that could not be stored in the background, kept until they can.
 //!
 //! The end of a transition is shown at once and stored later. On a full disk that fails; nothing
-//! is lost once there is space again.
+//! is lost once there is space again. On a slow disk a machine has only so many changes in the database's
+//! queue, which all machines share; further ones are kept here, and stored together.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -16,6 +18,8 @@ use crate::store::Change;
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Most events and timings that are kept; the oldest are dropped.
 const MOST_CHANGES: usize = 256;
+/// Most commits of a machine that wait in the database's queue: half of what it does at once.
+const MOST_COMMITS: usize = 32;
 
 /// Changes that the database returned.
 #[derive(Debug)]
@@ -24,6 +28,8 @@ pub(super) struct Unsaved {
     returned: mpsc::UnboundedReceiver<Vec<Change>>,
     changes: VecDeque<Change>,
     retry_at: Option<Instant>,
+    /// Has a clone in each commit that waits.
+    commits: Arc<()>,
 }
 
 impl Unsaved {
@@ -35,13 +41,25 @@ impl Unsaved {
             returned,
             changes: VecDeque::new(),
             retry_at: None,
+            commits: Arc::default(),
         }
     }
 
-    /// Takes back changes that were not stored.
+    /// Whether so many commits wait that this machine must add no more.
+    pub(super) fn is_database_behind(&self) -> bool {
+        Arc::strong_count(&self.commits) > MOST_COMMITS
+    }
+
+    /// Keeps changes that are not handed to the database now.
+    pub(super) fn keep(&mut self, changes: Vec<Change>) {
+        self.add(changes);
+    }
+
+    /// Takes back changes that were not stored; dropped once they are.
     pub(super) fn return_path(&self) -> impl FnOnce(Vec<Change>) + Send + use<> {
-        let sender = self.sender.clone();
+        let (sender, commit) = (self.sender.clone(), self.commits.clone());
         move |changes| {
+            drop(commit);
             // Fails if the driver has ended, and then nobody needs them.
             let _ = sender.send(changes);
         }
@@ -70,7 +88,8 @@ impl Unsaved {
         self.changes.extend(changes.into_iter().filter(lasting));
         let surplus = self.changes.len().saturating_sub(MOST_CHANGES);
         self.changes.drain(..surplus);
-        self.retry_at = Some(Instant::now() + RETRY_AFTER);
+        let retry_at = Instant::now() + RETRY_AFTER;
+        self.retry_at.get_or_insert(retry_at);
     }
 }
 
@@ -95,5 +114,30 @@ mod tests {
         assert_eq!(begun.elapsed(), RETRY_AFTER);
         assert!(matches!(unsaved.drain()[..], [Change::Event(..)]));
         assert!(unsaved.drain().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_database_has_few_commits_of_a_machine_in_its_queue_and_gets_the_rest_together()
+    {
+        let mut unsaved = Unsaved::new();
+        let mut waiting = Vec::new();
+        let event = || vec![Change::Event("m".to_owned(), Box::new(event::launch()))];
+        for _ in 0..1_000 {
+            if unsaved.is_database_behind() {
+                unsaved.keep(event());
+            } else {
+                waiting.push(unsaved.return_path());
+            }
+        }
+        assert_eq!(waiting.len(), MOST_COMMITS);
+        // The newest of them.
+        assert_eq!(unsaved.changes.len(), MOST_CHANGES);
+        let begun = Instant::now();
+        unsaved.retry_due().await;
+        assert_eq!(begun.elapsed(), RETRY_AFTER);
+        // One is done, and there is room for another.
+        waiting.pop();
+        assert!(!unsaved.is_database_behind());
+        assert_eq!(unsaved.drain().len(), MOST_CHANGES);
     }
 }

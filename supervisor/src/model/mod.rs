@@ -7,6 +7,7 @@ pub(crate) mod admission;
 pub(crate) mod config_check;
 pub(crate) mod event;
 pub(crate) mod graceful_stop;
+pub(crate) mod guest_share;
 pub(crate) mod machine_checks;
 pub(crate) mod process_identity;
 pub(crate) mod record;

@@ -38,7 +38,8 @@ pub(super) async fn serve(handle: Handle) {
         let address = live
             .borrow_and_update()
             .as_ref()
-            .map(|live| live.address.clone());
+            // Each check makes one call at a time, and must not fail because clients make many.
+            .map(|live| live.address.clone().without_permits());
         let same = running.as_ref().is_some_and(|(known, checked, _)| {
             let generation = address.as_ref().map(|address| address.generation);
             *known == checks && generation == Some(checked.generation)

@@ -14,6 +14,9 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use vmm_control::{Event, Hello, MAX_LINE_BYTES, Message, Phase, Reply, Request, RequestBody};
 
+/// Requests that may wait for a VMM which does not read.
+const REQUESTS: usize = 64;
+
 /// A request to a VMM failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ControlError {
@@ -80,7 +83,7 @@ pub(crate) struct Control {
 
 #[derive(Debug)]
 struct Connection {
-    lines: mpsc::UnboundedSender<Vec<u8>>,
+    lines: mpsc::Sender<Vec<u8>>,
     waiting: Waiting,
     next_id: Mutex<u64>,
     reader: AbortHandle,
@@ -106,7 +109,7 @@ impl Control {
         let (read, write) = stream.into_split();
         let (sender, reports) = watch::channel(Reports::default());
         let (gate, output_gate) = watch::channel(false);
-        let (lines, queue) = mpsc::unbounded_channel();
+        let (lines, queue) = mpsc::channel(REQUESTS);
         let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
         let reader =
             tokio::spawn(read_messages(read, sender, gate, waiting.clone())).abort_handle();
@@ -190,18 +193,19 @@ impl Control {
         };
         let mut line = serde_json::to_vec(&Request { id, body }).expect("requests are plain JSON");
         line.push(b'\n');
-        self.connection
-            .lines
-            .send(line)
-            .map_err(|_| ControlError::Closed)?;
-        let answer = timeout(limit, receiver).await;
+        let asked = async {
+            let sent = self.connection.lines.send(line).await;
+            sent.map_err(|_| ControlError::Closed)?;
+            receiver.await.map_err(|_| ControlError::Closed)
+        };
+        let answer = timeout(limit, asked).await;
         if let Some(waiting) = &mut *lock(&self.connection.waiting) {
             waiting.remove(&id);
         }
         match answer {
             Ok(Ok(Reply::Failed { kind, message })) => Err(ControlError::Failed { kind, message }),
             Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(_)) => Err(ControlError::Closed),
+            Ok(Err(closed)) => Err(closed),
             Err(_) => Err(ControlError::Deadline { what, limit }),
         }
     }
@@ -212,7 +216,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn write_lines(mut stream: OwnedWriteHalf, mut queue: mpsc::UnboundedReceiver<Vec<u8>>) {
+async fn write_lines(mut stream: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>) {
     while let Some(line) = queue.recv().await {
         if stream.write_all(&line).await.is_err() {
             return;
@@ -349,6 +353,28 @@ mod tests {
             .await
             .unwrap()
             .unwrap();
+    }
+
+    #[tokio::test]
+    async fn requests_to_a_vmm_that_does_not_read_wait_in_a_bounded_queue() {
+        let (control, _close, _vmm) = connect("").await;
+        let ask = |limit| {
+            let control = control.clone();
+            async move {
+                let asked = control.request("count", RequestBody::Counters, limit);
+                assert!(matches!(asked.await, Err(ControlError::Deadline { .. })));
+            }
+        };
+        let mut all = Vec::new();
+        // More than fit into the socket's buffer and the queue.
+        for _ in 0..20_000 {
+            all.push(ask(Duration::from_millis(300)));
+        }
+        timeout(LIMIT, futures_util::future::join_all(all))
+            .await
+            .unwrap();
+        assert_eq!(control.connection.lines.capacity(), 0);
+        assert_eq!(control.connection.lines.max_capacity(), REQUESTS);
     }
 
     #[tokio::test]

@@ -124,6 +124,12 @@ impl<'a> Operation<'a> {
         if self.id == EXEC_STREAM {
             refuse(StatusCode::UPGRADE_REQUIRED, "this is a WebSocket");
         }
+        if guest || transition {
+            refuse(
+                StatusCode::TOO_MANY_REQUESTS,
+                "as many as may be at once are under way",
+            );
+        }
         // The exact status may change; the body says why.
         let failed = refusal("the supervisor, the disk or the guest failed");
         responses.insert("5XX".to_owned(), failed);

@@ -6,11 +6,12 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt, StreamExt};
+use futures_util::stream::SplitStream;
+use futures_util::{Sink, SinkExt, StreamExt};
 use guest_protocol::{ExecSpec, Frame, Request, StreamEnd, TerminalSize};
 use machine_api::ErrorBody;
 use machine_api::exec_stream::{Channel, ClientMessage, ServerMessage};
+use tokio::time::timeout;
 
 use crate::api::error::ApiError;
 use crate::api::handlers::guest::ask;
@@ -19,11 +20,15 @@ use crate::duration;
 use crate::error_chain::error_chain;
 use crate::guest::{GuestError, GuestReader, GuestStream, GuestWriter, OwnedFrame};
 use crate::machine::activity::UserGuard;
+use crate::model::guest_share::bounded_text;
 
 /// Deadline for the guest to start the command.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
 /// Largest message of a client.
 const MESSAGE_BYTES: usize = 1 << 20;
+/// After so much silence of the command it is checked that the client is still there. Without that, a
+/// command that neither prints nor reads would keep the connection of one that has gone away.
+const PROBE_AFTER: Duration = Duration::from_secs(30);
 /// Bytes of standard input in a frame.
 const STDIN_BYTES: usize = 64 << 10;
 
@@ -131,10 +136,17 @@ async fn carry(socket: WebSocket, stream: GuestStream, _user: UserGuard) {
 
 async fn send_output(
     mut reader: GuestReader,
-    client: &mut SplitSink<WebSocket, Message>,
+    client: &mut (impl Sink<Message> + Unpin),
 ) -> Option<ServerMessage> {
     loop {
-        let (channel, bytes) = match reader.next().await {
+        let next = match timeout(PROBE_AFTER, reader.next()).await {
+            Ok(next) => next,
+            Err(_) => {
+                client.send(Message::Ping(Bytes::new())).await.ok()?;
+                continue;
+            }
+        };
+        let (channel, bytes) = match next {
             Ok(Some(OwnedFrame::Stdout(bytes))) => (Channel::Stdout, bytes),
             Ok(Some(OwnedFrame::Stderr(bytes))) => (Channel::Stderr, bytes),
             Ok(Some(OwnedFrame::Json(payload))) => return Some(end_of(&payload)),
@@ -167,7 +179,7 @@ fn end_of(payload: &[u8]) -> ServerMessage {
             oom_killed: exit.oom_killed,
         },
         Ok(StreamEnd::Refused(refusal)) => ServerMessage::Error {
-            message: refusal.message,
+            message: bounded_text(&refusal.message),
         },
         Ok(StreamEnd::Complete { .. }) | Err(_) => ServerMessage::Error {
             message: "guest-init sent an invalid end of the command".to_owned(),
@@ -207,4 +219,39 @@ async fn send_input(guest: &mut GuestWriter, bytes: &[u8]) -> Result<(), GuestEr
         guest.send(Frame::Stdin(chunk)).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::sink;
+    use tokio::net::UnixListener;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::guest::GuestAddress;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_command_does_not_keep_the_connection_of_a_client_that_has_gone_away() {
+        use tokio::io::AsyncWriteExt;
+        let folder = tempfile::tempdir_in("/tmp").unwrap();
+        let path = folder.path().join("v.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let guest = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"OK 7\n").await.unwrap();
+            stream
+        };
+        let address = GuestAddress::new(path.clone(), 1);
+        let (stream, _kept_open) = tokio::join!(address.connect(), guest);
+        // There at the first look, and gone at the second.
+        let mut client = Box::pin(sink::unfold(0, async |looks, message| {
+            assert_eq!(message, Message::Ping(Bytes::new()));
+            if looks == 1 { Err(()) } else { Ok(looks + 1) }
+        }));
+        let begun = Instant::now();
+        let output = send_output(stream.unwrap().reader, &mut client);
+        let end = timeout(PROBE_AFTER * 3, output).await;
+        assert!(end.expect("it ends").is_none());
+        assert_eq!(begun.elapsed(), PROBE_AFTER * 2);
+    }
 }

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use crate::api::error::ApiError;
 use crate::api::handlers::guest::ask;
 use crate::api::request::extract::{Params, Target};
-use crate::guest::{GuestError, GuestReader, OwnedFrame};
+use crate::guest::{GuestError, GuestReader};
 use crate::machine::MachineError;
 
 /// Deadline for the guest to open a file, and for each piece of it.
@@ -77,22 +77,11 @@ pub(crate) async fn read(
     Ok(response)
 }
 
+/// The next piece of the guest's file, within a deadline.
 async fn next_piece(reader: &mut GuestReader) -> Result<Option<Bytes>, GuestError> {
-    match timeout(STEP_LIMIT, reader.next()).await {
-        Ok(Ok(Some(OwnedFrame::Data(bytes)))) if bytes.is_empty() => {
-            match reader.message("the file's end").await? {
-                StreamEnd::Complete { .. } => Ok(None),
-                StreamEnd::Refused(refusal) => Err(GuestError::Refused(refusal)),
-                StreamEnd::Exited(_) => Err(reader.bad_reply("the file's end")),
-            }
-        }
-        Ok(Ok(Some(OwnedFrame::Data(bytes)))) => Ok(Some(bytes.into())),
-        Ok(Ok(Some(OwnedFrame::Json(payload)))) => match serde_json::from_slice(&payload) {
-            Ok(StreamEnd::Refused(refusal)) => Err(GuestError::Refused(refusal)),
-            Ok(_) | Err(_) => Err(reader.bad_reply("the file's bytes")),
-        },
-        Ok(Err(error)) => Err(error),
-        Ok(Ok(_)) | Err(_) => Err(reader.bad_reply("the file's bytes")),
+    match timeout(STEP_LIMIT, reader.next_piece()).await {
+        Ok(piece) => Ok(piece?.map(Bytes::from)),
+        Err(_) => Err(reader.bad_reply("the file's bytes")),
     }
 }
 
@@ -153,7 +142,7 @@ pub(crate) async fn write(
         writer.send(Frame::Data(&[])).await?;
         match reader.message("the file's end").await? {
             StreamEnd::Complete { bytes } => Ok(bytes),
-            StreamEnd::Refused(refusal) => Err(GuestError::Refused(refusal)),
+            StreamEnd::Refused(refusal) => Err(GuestError::refused(refusal)),
             StreamEnd::Exited(_) => Err(reader.bad_reply("the file's end")),
         }
     };
@@ -185,6 +174,31 @@ mod tests {
         assert_eq!(next_upload(&mut body).await.unwrap().unwrap(), "x");
         let begun = tokio::time::Instant::now();
         assert!(next_upload(&mut body).await.is_err());
+        assert_eq!(begun.elapsed(), STEP_LIMIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_does_not_say_how_its_file_ends_is_given_up() {
+        use tokio::io::AsyncWriteExt;
+        let folder = tempfile::tempdir_in("/tmp").unwrap();
+        let path = folder.path().join("v.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let guest = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut bytes = b"OK 7\n".to_vec();
+            guest_protocol::encode(Frame::Data(b"all of it"), &mut bytes).unwrap();
+            guest_protocol::encode(Frame::Data(b""), &mut bytes).unwrap();
+            stream.write_all(&bytes).await.unwrap();
+            stream
+        };
+        let address = crate::guest::GuestAddress::new(path.clone(), 1);
+        let (stream, _kept_open) = tokio::join!(address.connect(), guest);
+        let mut reader = stream.unwrap().reader;
+        let first = next_piece(&mut reader).await.unwrap();
+        assert_eq!(first.as_deref(), Some(&b"all of it"[..]));
+        let begun = tokio::time::Instant::now();
+        let end = tokio::time::timeout(2 * STEP_LIMIT, next_piece(&mut reader)).await;
+        assert!(end.expect("it has a deadline").is_err());
         assert_eq!(begun.elapsed(), STEP_LIMIT);
     }
 }

@@ -97,7 +97,7 @@ impl Driver {
         let session = GuestSession::begin(&address, guest.monitor, &self.log, with_output);
         let observations = session.observations();
         self.publish_live(Some(LiveGuest {
-            address,
+            address: address.with_permits(self.call_permits.clone()),
             control: guest.control.clone(),
             process: self.vmm.clone(),
             observations,

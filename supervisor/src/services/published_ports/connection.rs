@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use guest_protocol::{RefusalKind, Request};
 use machine_api::{MachineState, Service};
-use tokio::io::{AsyncWriteExt, copy};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -16,6 +15,7 @@ use crate::machine::{Handle, MachineError};
 use crate::model::machine_checks;
 use crate::model::record::MachineRecord;
 use crate::model::restart_policy::Autostart;
+use crate::services::published_ports::exchange::exchange;
 
 /// How long a connection is held while its machine starts.
 const HOLD: Duration = Duration::from_secs(180);
@@ -30,18 +30,19 @@ const LISTEN_PAUSE: Duration = Duration::from_millis(100);
 const STATE_LIMIT: Duration = Duration::from_secs(1);
 
 /// Carries `client`; closes it if no guest can be reached.
-pub(super) async fn carry(handle: &Handle, service: &Service, client: TcpStream) {
+pub(super) async fn carry(
+    handle: &Handle,
+    service: &Service,
+    client: TcpStream,
+) -> Result<(), MachineError> {
     if handle.view().cordoned {
-        return;
+        return Ok(());
     }
     let _user = handle.activity().add_user();
-    match reach(handle, service).await {
-        Ok(Some(guest)) => exchange(client, guest).await,
-        Ok(None) => {}
-        Err(error) => {
-            tracing::info!(machine_id = handle.id(), %error, "a connection was not carried");
-        }
+    if let Some(guest) = reach(handle, service).await? {
+        exchange(client, guest).await;
     }
+    Ok(())
 }
 
 /// How an attempt to reach the guest ended.
@@ -187,25 +188,4 @@ async fn ready(
             return Ok(None);
         }
     }
-}
-
-/// Copies both ways. The end of one direction is passed on and does not end the other.
-async fn exchange(mut client: TcpStream, guest: GuestStream) {
-    // Latency of small writes matters more than full packets.
-    let _ = client.set_nodelay(true);
-    let (mut from_guest, mut to_guest, early) = guest.into_raw();
-    let (mut from_client, mut to_client) = client.split();
-    let up = async {
-        let copied = copy(&mut from_client, &mut to_guest).await;
-        let _ = to_guest.shutdown().await;
-        copied.map(drop)
-    };
-    let down = async {
-        to_client.write_all(&early).await?;
-        let copied = copy(&mut from_guest, &mut to_client).await;
-        let _ = to_client.shutdown().await;
-        copied.map(drop)
-    };
-    // An error of either direction means that the whole connection is over.
-    let _ = tokio::try_join!(up, down);
 }

@@ -4,20 +4,22 @@
 //! `connection` carries one of them, and holds it while its machine is started.
 
 mod connection;
+mod exchange;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use machine_api::{MachineState, PublishedPort, Service};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use crate::machine::Handle;
 use crate::machine::request::LeaseCheck;
+use crate::machine::{Handle, MachineError};
 use crate::model::event;
+use crate::model::guest_share::Bucket;
 
 /// Most connections of a service that names no bound.
 const CONNECTIONS: usize = 10_000;
@@ -30,6 +32,7 @@ const REACCEPT: Duration = Duration::from_millis(100);
 pub(super) async fn serve(handle: Handle) {
     let mut view = handle.watch();
     let mut services = Vec::new();
+    let failures = Failures::default();
     // Dropped, and with it all connections, when this returns.
     let mut listeners = JoinSet::new();
     loop {
@@ -41,11 +44,46 @@ pub(super) async fn serve(handle: Handle) {
             services = machine.config.services.clone();
             listeners.abort_all();
             edit_published(&handle, Vec::clear).await;
-            listeners = listen(&handle, &services, &machine.published);
+            listeners = listen(&handle, &services, &machine.published, &failures);
         }
         if view.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Connections that were not carried, in the supervisor's own log. A guest that refuses all of them, and
+/// clients that try all the time, do not fill it. Clones count together.
+#[derive(Debug, Clone)]
+struct Failures {
+    may_tell: Arc<Mutex<(Bucket, u64)>>,
+}
+
+impl Default for Failures {
+    fn default() -> Self {
+        let bucket = Bucket::of_refused_connections(Instant::now());
+        Self {
+            may_tell: Arc::new(Mutex::new((bucket, 0))),
+        }
+    }
+}
+
+impl Failures {
+    fn tell(&self, machine_id: &str, error: &MachineError) {
+        if let Some(untold) = self.count(Instant::now()) {
+            tracing::info!(machine_id, %error, untold, "a connection was not carried");
+        }
+    }
+
+    /// Counts one. How many were not told before it, if this one is.
+    fn count(&self, now: Instant) -> Option<u64> {
+        let mut may_tell = self.may_tell.lock().unwrap_or_else(PoisonError::into_inner);
+        let (bucket, untold) = &mut *may_tell;
+        if bucket.take(now) {
+            return Some(std::mem::take(untold));
+        }
+        *untold += 1;
+        None
     }
 }
 
@@ -63,7 +101,12 @@ async fn edit_published(
 }
 
 /// Listens on all ports of `services`. `before` lists the ports that were published until now.
-fn listen(handle: &Handle, services: &[Service], before: &[PublishedPort]) -> JoinSet<()> {
+fn listen(
+    handle: &Handle,
+    services: &[Service],
+    before: &[PublishedPort],
+    failures: &Failures,
+) -> JoinSet<()> {
     let mut listeners = JoinSet::new();
     for service in services {
         let hard_limit = service
@@ -86,6 +129,7 @@ fn listen(handle: &Handle, services: &[Service], before: &[PublishedPort]) -> Jo
                 service.clone(),
                 Addresses { address, preferred },
                 permits.clone(),
+                failures.clone(),
             ));
         }
     }
@@ -116,6 +160,7 @@ async fn accept_all(
     service: Service,
     Addresses { address, preferred }: Addresses,
     permits: Arc<Semaphore>,
+    failures: Failures,
 ) {
     let bound = match preferred {
         Some(preferred) => TcpListener::bind(preferred).await.ok(),
@@ -141,10 +186,18 @@ async fn accept_all(
         };
         match listener.accept().await {
             Ok((client, _)) => {
+                // This one waits, and those behind it in the kernel's queue. Taken after it was accepted: a
+                // port without clients must keep no permit from the machine's other ports.
+                let Some(of_machine) = handle.connections().acquire().await else {
+                    return;
+                };
                 let (handle, service) = (handle.clone(), service.clone());
+                let failures = failures.clone();
                 connections.spawn(async move {
-                    connection::carry(&handle, &service, client).await;
-                    drop(permit);
+                    if let Err(error) = connection::carry(&handle, &service, client).await {
+                        failures.tell(handle.id(), &error);
+                    }
+                    drop((permit, of_machine));
                 });
             }
             Err(error) => {
@@ -173,5 +226,19 @@ async fn bind(handle: &Handle, address: SocketAddr) -> TcpListener {
             Err(_) => {}
         }
         sleep(REBIND).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_are_told_a_few_times_and_then_counted() {
+        let failures = Failures::default();
+        let begun = Instant::now();
+        let told: Vec<u64> = (0..1_000).filter_map(|_| failures.count(begun)).collect();
+        assert_eq!(told, [0; 5]);
+        assert_eq!(failures.count(begun + Duration::from_secs(10)), Some(995));
     }
 }
