@@ -41,8 +41,13 @@ impl Connection {
     /// Sends a file. The empty frame is its end.
     pub(crate) fn send_data(&mut self, content: &[u8]) {
         for piece in content.chunks(64 << 10).chain([&[][..]]) {
-            self.send_frame(Frame::Data(piece));
+            self.send_piece(piece);
         }
+    }
+
+    /// Sends a piece of a file; false if the other end is gone.
+    pub(crate) fn send_piece(&mut self, piece: &[u8]) -> bool {
+        self.send_frame(Frame::Data(piece))
     }
 
     /// Receives a file up to its end; none if the connection ends before.

@@ -15,6 +15,7 @@ use guest_protocol::{
 use vmm_control::ExitReason;
 
 use crate::connection::Connection;
+use crate::hostile;
 use crate::vmm::Vmm;
 
 const SIGINT: i32 = 2;
@@ -48,7 +49,14 @@ pub(crate) fn serve(vmm: &Vmm, mut stream: UnixStream) {
         return;
     };
     let call: Call = serde_json::from_slice(&payload).expect("a call");
-    answer(vmm, &mut connection, call.request);
+    let request = if vmm.behaves("hostile") {
+        hostile::answer(&mut connection, call.request)
+    } else {
+        Some(call.request)
+    };
+    if let Some(request) = request {
+        answer(vmm, &mut connection, request);
+    }
 }
 
 fn answer(vmm: &Vmm, connection: &mut Connection, request: Request) {

@@ -14,6 +14,7 @@
 //! - A file `slow-disk` in the machine's directory: as long as it is there, it is not durable that the image
 //!   of a restored guest was used.
 //! - `stubborn`: the main process does not end on SIGINT.
+//! - `hostile`: output, console, samples and answers without an end; see `hostile`.
 //!
 //! `control` and `guest` serve one connection each, `connection` has the frames of guest-init, `vmm` the
 //! state that connections share, `image` what a suspend keeps.
@@ -23,6 +24,7 @@
 mod connection;
 mod control;
 mod guest;
+mod hostile;
 mod image;
 mod vmm;
 
@@ -112,6 +114,9 @@ fn main() {
         verb == "restore",
         phases,
     ));
+    if vmm.behaves("hostile") {
+        hostile::flood_console(PathBuf::from(flag("--console")));
+    }
     serve(&vmm, host_socket);
 }
 

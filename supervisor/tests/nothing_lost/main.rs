@@ -1,5 +1,5 @@
-//! That a supervisor loses no machine: resources that run out, many machines, and a long random run
-//! with crashes. Processes and limits are real; only the VMMs are fakes.
+//! That a supervisor loses no machine: resources that run out, many machines, a hostile guest, and a long
+//! random run with crashes. Processes and limits are real; only the VMMs are fakes.
 
 #![expect(
     clippy::unwrap_used,
@@ -9,6 +9,7 @@
 )]
 
 mod exhaustion;
+mod hostile;
 mod scale;
 mod site;
 mod soak;
@@ -23,6 +24,7 @@ use trials::{Arguments, ignore_if, trials};
 fn main() -> ExitCode {
     let mut all = trials![
         scale::costs_of_lists_and_of_idle_machines_grow_no_faster_than_the_number_of_machines,
+        hostile::a_guest_that_floods_its_supervisor_harms_no_other_machine_and_fills_nothing,
         scale::resumes_that_are_requested_together_wait_for_their_turn,
         exhaustion::descriptors::when_out_of_descriptors_each_transition_says_so_and_loses_nothing,
         exhaustion::descriptors::when_out_of_descriptors_nothing_spins_and_waiting_clients_are_served_later,

@@ -45,6 +45,37 @@ fn a_published_port_carries_bytes_both_ways_and_half_closes() {
 }
 
 #[test]
+fn connections_beyond_a_machines_share_wait_whatever_their_port() {
+    let mut stage = Stage::new();
+    stage.kill();
+    stage.start(&["--guest-connections", "1"]);
+    let ports = [free_port(), free_port()];
+    let services = ports.map(|port| json!({"internal_port": 80, "ports": [{"port": port}]}));
+    let id = stage.start_machine_of(&json!({"services": services}));
+    let [mut first, mut second] = ports.map(|port| {
+        let mut stream = connect(port);
+        stream.write_all(b"x").unwrap();
+        stream
+    });
+    // Which of them comes first is not said.
+    let limit = Some(Duration::from_millis(300));
+    first.set_read_timeout(limit).unwrap();
+    second.set_read_timeout(limit).unwrap();
+    let served = poll("one of them", || {
+        let served = [first.read(&mut [0]).is_ok(), second.read(&mut [0]).is_ok()];
+        served.contains(&true).then_some(served)
+    });
+    assert_ne!(served[0], served[1], "both of machine {id}");
+    let (done, mut held) = if served[0] {
+        (first, second)
+    } else {
+        (second, first)
+    };
+    drop(done);
+    poll("the other", || held.read(&mut [0]).ok());
+}
+
+#[test]
 fn a_connection_to_a_suspended_machine_is_held_until_it_runs() {
     let stage = Stage::new();
     let (id, port) = create_with_service(&stage, &json!({"autostart": true}));

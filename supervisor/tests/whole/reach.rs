@@ -1,13 +1,16 @@
 //! When requests and connections reach a guest: not while it is suspended, and not before the
-//! supervisor is connected to it.
+//! supervisor is connected to it; how many may wait.
 
 use std::fs;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use serde_json::json;
 
 use crate::published_ports::{connect, echo};
 use crate::stage::{Stage, free_port};
-use crate::support::{config_with, poll};
+use crate::support::{MACHINES, config_with, poll, poll_within};
 
 #[test]
 fn a_connection_during_a_suspend_cancels_it_and_is_served() {
@@ -98,4 +101,38 @@ fn a_deaf_guest_does_not_block_the_starts_of_others() {
     poll("the VMM of the deaf guest", || stage.vmm(&deaf));
     stage.start_machine("");
     assert_eq!(stage.ask("GET", &deaf, "", None)["state"], "starting");
+}
+
+#[test]
+fn only_so_many_requests_wait_for_the_same_transition_and_none_for_clients_that_have_gone() {
+    let stage = Stage::new();
+    let id = stage.start_machine("slow-suspend");
+    stage.ask("POST", &id, "/suspend", None);
+    stage.wait_for(&id, "suspending");
+    let path = format!("{MACHINES}/{id}/suspend?wait=true");
+    let ask = || {
+        let stream = stage.send("POST", &path, None);
+        stream.set_nonblocking(true).unwrap();
+        stream
+    };
+    let is_refused = |stream: &mut UnixStream| {
+        let mut answer = [0; 12];
+        let read = stream.read(&mut answer).unwrap_or(0);
+        read > 0 && answer[..read] == *b"HTTP/1.1 429"
+    };
+    let mut waiting: Vec<UnixStream> = (0..300).map(|_| ask()).collect();
+    let refused = poll("refusals", || {
+        let refused = waiting
+            .iter_mut()
+            .filter_map(|stream| is_refused(stream).then_some(()));
+        Some(refused.count()).filter(|count| *count > 0)
+    });
+    assert!(refused <= 300 - 256, "{refused}");
+    drop(waiting);
+    // Their places are free once the supervisor has noticed.
+    poll("a place", || {
+        let mut late = ask();
+        let read = poll_within(Duration::from_millis(200), || late.read(&mut [0; 1]).ok());
+        read.is_none().then_some(())
+    });
 }
