@@ -24,6 +24,7 @@ const MOST_COMMITS: usize = 32;
 /// Changes that the database returned.
 #[derive(Debug)]
 pub(super) struct Unsaved {
+    /// Holds no more than the commits that wait.
     sender: mpsc::UnboundedSender<Vec<Change>>,
     returned: mpsc::UnboundedReceiver<Vec<Change>>,
     changes: VecDeque<Change>,

@@ -96,6 +96,8 @@ impl StoreError {
 /// The database; cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
+    /// Bounded by those who call: each waits for its answer, and a driver has few changes here that it does not
+    /// wait for (`machine/unsaved.rs`).
     jobs: mpsc::Sender<Job>,
 }
 

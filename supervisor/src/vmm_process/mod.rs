@@ -12,7 +12,7 @@ mod usage;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
@@ -310,13 +310,18 @@ fn append_to(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path)
 }
 
+/// Most bytes of an exit report: it says what a guest has done.
+const REPORT_BYTES: u64 = 64 << 10;
+
 /// The exit report of that machine and generation, if there is one.
 pub(crate) fn read_exit_report(
     path: &Path,
     machine_id: &str,
     generation: u64,
 ) -> Option<ExitReport> {
-    let text = fs::read(path).ok()?;
+    let mut text = Vec::new();
+    let file = File::open(path).ok()?;
+    file.take(REPORT_BYTES).read_to_end(&mut text).ok()?;
     serde_json::from_slice::<ExitReport>(&text)
         .ok()
         .filter(|report| report.machine_id == machine_id && report.generation == generation)
@@ -450,6 +455,27 @@ mod tests {
         };
         let folders = lines.folders_in(Path::new("/s/machines"));
         assert_eq!(folders, [PathBuf::from("/s/machines/a")]);
+    }
+
+    #[test]
+    fn an_exit_report_of_any_length_is_read_up_to_a_bound() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("exit.json");
+        let read = |message: &str| {
+            let report = ExitReport {
+                machine_id: "a".to_owned(),
+                generation: 3,
+                reason: ExitReason::GuestPowerOff,
+                message: message.to_owned(),
+            };
+            fs::write(&path, serde_json::to_vec(&report).unwrap()).unwrap();
+            read_exit_report(&path, "a", 3).map(|report| report.message)
+        };
+        assert_eq!(
+            read("the guest powered off").as_deref(),
+            Some("the guest powered off")
+        );
+        assert_eq!(read(&"x".repeat(1 << 20)), None);
     }
 
     #[test]
