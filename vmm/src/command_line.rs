@@ -117,6 +117,9 @@ pub struct CommonArgs {
     /// Disk: a raw file or block device, read-only with `:ro` appended
     #[arg(long = "disk", value_name = "PATH[:ro]", value_parser = parse_disk)]
     pub disks: Vec<Disk>,
+    /// Event to send that a supervisor of the first release does not know
+    #[arg(long, value_enum, value_name = "EVENT")]
+    pub announce: Vec<AnnounceArg>,
     /// Run without system call filters
     #[arg(long)]
     pub no_sandbox: bool,
@@ -187,6 +190,23 @@ impl From<PortPolicyArg> for PortPolicy {
     }
 }
 
+/// `--announce`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AnnounceArg {
+    /// It is durable that the image was used
+    Consumption,
+}
+
+impl AnnounceArg {
+    /// The names of all of them.
+    pub fn names() -> Vec<String> {
+        let names = Self::value_variants().iter();
+        names
+            .filter_map(|variant| Some(variant.to_possible_value()?.get_name().to_owned()))
+            .collect()
+    }
+}
+
 /// On or off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
@@ -219,6 +239,11 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn the_names_of_announcements_are_those_of_the_protocol() {
+        assert_eq!(AnnounceArg::names(), [vmm_control::ANNOUNCE_CONSUMPTION]);
     }
 
     #[test]

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use clap::Parser;
 use vmm::clock::monotonic_ns;
-use vmm::command_line::{BootArgs, Command, CommandLine, CommonArgs, RestoreArgs, Switch};
+use vmm::command_line::{
+    AnnounceArg, BootArgs, Command, CommandLine, CommonArgs, RestoreArgs, Switch,
+};
 use vmm::control::ControlListener;
 use vmm::devices::serial::ConsoleOutput;
 use vmm::log;
@@ -51,6 +53,7 @@ fn print_protocols() -> ExitCode {
     let protocols = Protocols {
         control: vmm_control::VERSION,
         image: vmm::image::format::VERSION,
+        announces: AnnounceArg::names(),
     };
     match serde_json::to_string(&protocols) {
         Ok(text) => {
@@ -161,6 +164,7 @@ fn host_side(
             console,
             vsock,
             sandbox: !common.no_sandbox,
+            announces_consumption: common.announce.contains(&AnnounceArg::Consumption),
         },
     ))
 }

@@ -101,6 +101,7 @@ fn status(generation: u64) -> GuestStatus {
     GuestStatus {
         boot_id: "b".to_owned(),
         generation,
+        protocol: guest_protocol::VERSION,
         init_version: "1".to_owned(),
         uptime_ms: 1,
         realtime_ns: 1,

@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use guest_protocol::{Call, GuestStatus, Refusal, RefusalKind, Reply, Request, VERSION, Wake};
+use guest_protocol::{
+    Call, GuestStatus, OLDEST_VERSION, Refusal, RefusalKind, Reply, Request, VERSION, Wake,
+};
 use serde::Deserialize;
 
 use crate::connection::registry::{Registry, Ticket};
@@ -155,6 +157,7 @@ impl Server {
         GuestStatus {
             boot_id: boot_id.unwrap_or_default().trim().to_owned(),
             generation,
+            protocol: VERSION,
             init_version: INIT_VERSION.to_owned(),
             uptime_ms: clock::uptime_ms(),
             realtime_ns: clock::realtime_ns(),
@@ -326,10 +329,12 @@ fn read_call(message: &Message) -> Result<Call, Refusal> {
     };
     let invalid = |error: serde_json::Error| refusal(RefusalKind::Invalid, &error);
     let Versioned { version } = serde_json::from_slice(json).map_err(invalid)?;
-    if version != VERSION {
+    if !guest_protocol::speaks(version) {
         return Err(Refusal {
             kind: RefusalKind::Version,
-            message: format!("the call is of version {version}, guest-init of {VERSION}"),
+            message: format!(
+                "the call is of version {version}, guest-init speaks {OLDEST_VERSION} to {VERSION}"
+            ),
         });
     }
     serde_json::from_slice(json).map_err(invalid)

@@ -171,6 +171,9 @@ impl From<MachineError> for ApiError {
             E::OtherVersion { found, .. } => {
                 plain(S::PRECONDITION_FAILED, "other_version").detail("version", found)
             }
+            E::GuestProtocol { theirs } => {
+                plain(S::CONFLICT, "other_release").detail("protocol", theirs)
+            }
             E::NotUnlisted(_) => {
                 plain(S::NOT_FOUND, "not_found").hint("`mctl adopt` shows those that there are")
             }

@@ -13,7 +13,9 @@ mod status;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use guest_protocol::{Call, Frame, FrameError, MAX_PAYLOAD_BYTES, Refusal, Reply, Request, Wake};
+use guest_protocol::{
+    Call, Frame, FrameError, MAX_PAYLOAD_BYTES, Refusal, RefusalKind, Reply, Request, Wake,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -88,6 +90,11 @@ impl GuestError {
         })
     }
 
+    /// Whether guest-init does not speak the version of the protocol in which it was called.
+    pub(crate) fn is_of_another_version(&self) -> bool {
+        matches!(self, Self::Refused(refusal) if refusal.kind == RefusalKind::Version)
+    }
+
     /// Host end of the pair, if it is known.
     pub(crate) fn local_port(&self) -> Option<u32> {
         match self {
@@ -107,6 +114,8 @@ pub(crate) struct GuestAddress {
     socket: PathBuf,
     /// The generation that runs.
     pub(crate) generation: u64,
+    /// The version of the protocol in which it is called.
+    version: u32,
     gate: Option<OutputGate>,
     permits: Option<CallPermits>,
 }
@@ -121,8 +130,38 @@ impl GuestAddress {
         Self {
             socket,
             generation,
+            version: guest_protocol::VERSION,
             gate: None,
             permits: None,
+        }
+    }
+
+    /// The same, for a guest-init whose version of the protocol is `protocol`. If there is no version in
+    /// common it will say so itself.
+    pub(crate) fn speaking(self, protocol: u32) -> Self {
+        let version = guest_protocol::common_version(protocol);
+        Self {
+            version: version.unwrap_or(guest_protocol::VERSION),
+            ..self
+        }
+    }
+
+    /// The same, called in that version.
+    #[cfg(test)]
+    pub(crate) fn calling_in(self, version: u32) -> Self {
+        Self { version, ..self }
+    }
+
+    /// The version of the protocol in which it is called.
+    pub(crate) fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// The call that carries `request`.
+    pub(crate) fn call_with(&self, request: Request, wake: Option<Wake>) -> Call {
+        Call {
+            version: self.version,
+            ..Call::new(self.generation, wake, request)
         }
     }
 
@@ -168,7 +207,7 @@ impl GuestAddress {
         let mut stream = self.connect().await?;
         stream.reader.permit = permit;
         stream.reader.pace = self.permits.as_ref().map(CallPermits::pace).cloned();
-        let asked = stream.ask(&Call::new(self.generation, wake, request)).await;
+        let asked = stream.ask(&self.call_with(request, wake)).await;
         if let Err(GuestError::Refused(_)) | Ok(_) = &asked
             && let Some(mut gate) = self.gate.clone()
         {

@@ -35,6 +35,7 @@ mod tests {
         GuestStatus {
             boot_id: "0e2b1c3d-0000-4000-8000-000000000000".to_owned(),
             generation: 3,
+            protocol: guest_protocol::VERSION,
             init_version: "0.1.0+leaky".to_owned(),
             uptime_ms: 1,
             realtime_ns: 1,

@@ -62,9 +62,12 @@ pub(super) enum BringUpError {
 }
 
 impl BringUpError {
-    /// Whether the supervisor itself is out of something: VMM and guest may be fine.
-    pub(super) fn is_exhaustion(&self) -> bool {
+    /// Whether VMM and guest may be fine, and it is this supervisor that cannot use them: it is out of
+    /// something, or of another release than they are.
+    pub(super) fn is_ours(&self) -> bool {
         match self {
+            Self::NotReady(error) if error.is_of_another_version => true,
+            Self::Control(ControlError::Stranger { version, .. }) => !vmm_control::speaks(*version),
             Self::NotReady(error) => error.is_exhaustion,
             error => exhaustion::is_exhaustion(error),
         }
@@ -147,8 +150,9 @@ impl BringUp {
             trace.add("monitor_reopened", begun_ns, clock::monotonic_ns());
         }
         let status = self.check(&control, trace, attempts).await?;
+        let address = self.address.clone().speaking(status.protocol);
         if let Some(launch) = &self.launch {
-            let launched = timeout(LAUNCH_LIMIT, self.address.execute(launch.clone())).await;
+            let launched = timeout(LAUNCH_LIMIT, address.execute(launch.clone())).await;
             launched
                 .map_err(|_| BringUpError::MainDeadline)?
                 .map_err(BringUpError::Main)?;
@@ -156,7 +160,7 @@ impl BringUp {
         }
         if !self.monitor_first {
             // If this fails the session tries again; a started machine does not depend on the monitor.
-            let opened = timeout(self.limits.attempt, open_monitor(&self.address)).await;
+            let opened = timeout(self.limits.attempt, open_monitor(&address)).await;
             monitor = opened.ok().and_then(Result::ok);
             trace.mark("monitor_reopened");
         }

@@ -1,5 +1,6 @@
 //! Why a request about a machine was not granted or did not succeed.
 
+use guest_protocol::{OLDEST_VERSION, VERSION};
 use machine_api::MachineState;
 
 use crate::guest::GuestError;
@@ -74,6 +75,16 @@ pub(crate) enum MachineError {
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A supervisor of another release suspended the machine, and ours could not use its guest.
+    #[error(
+        "its guest-init speaks version {theirs} of the protocol, and this supervisor {OLDEST_VERSION} to \
+         {VERSION}; it stays suspended (resume it with a supervisor of its release, or boot it without its \
+         memory: `mctl start --cold`)"
+    )]
+    GuestProtocol {
+        /// The guest's version.
+        theirs: u32,
+    },
     /// guest-init failed or refused.
     #[error("the guest of machine {id} did not {what}")]
     Guest {

@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 use machine_api::CpuTemplate;
+use vmm_control::{ANNOUNCE_CONSUMPTION, Protocols};
 
 use crate::images::Image;
 use crate::machine::context::DriverContext;
@@ -24,9 +25,10 @@ pub(crate) enum Launch {
     },
 }
 
-/// The launch of `record`'s machine in its present generation.
+/// The launch of `record`'s machine in its present generation, by a program that says this of itself.
 pub(crate) fn launch_spec(
     context: &DriverContext,
+    program: &Protocols,
     record: &MachineRecord,
     dir: &MachineDir,
     launch: &Launch,
@@ -71,6 +73,11 @@ pub(crate) fn launch_spec(
     // Shorter than the deadline of the attempt, so that the VMM can report which port got no answer.
     let answer = settings.readiness.attempt * 3 / 4;
     words.flag("--vsock-request-timeout-ms", answer.as_millis().max(1));
+    for announcement in &program.announces {
+        if announcement == ANNOUNCE_CONSUMPTION {
+            words.flag("--announce", announcement);
+        }
+    }
     for mount in &record.config.mounts {
         let suffix = if mount.read_only { ":ro" } else { "" };
         words.flag("--disk", format!("{}{suffix}", mount.volume));

@@ -8,7 +8,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use guest_protocol::{Call, ENTROPY_BYTES, GuestStatus, Reply, Request, Wake, backoff};
+use guest_protocol::{ENTROPY_BYTES, GuestStatus, OLDEST_VERSION, Reply, Request, Wake, backoff};
 use machine_api::{Attempt, AttemptOutcome};
 use rand::RngExt;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -42,6 +42,8 @@ pub(crate) struct NotReady {
     /// The last attempt failed because the supervisor is out of something, which says nothing about
     /// the guest.
     pub(crate) is_exhaustion: bool,
+    /// guest-init speaks another version of the protocol, which says nothing about the guest either.
+    pub(crate) is_of_another_version: bool,
 }
 
 /// Most attempts that are recorded. They are stored with each start, and shown with the machine.
@@ -57,6 +59,7 @@ pub(crate) async fn repeat<T>(
     let deadline = Instant::now() + limits.total;
     let mut last = None;
     let mut is_exhaustion = false;
+    let mut is_of_another_version = false;
     for failed in 0_u32.. {
         // Beyond, the newest takes the place of the one before.
         attempts.truncate(MOST_ATTEMPTS - 1);
@@ -82,6 +85,7 @@ pub(crate) async fn repeat<T>(
             Ok(Err(error)) => {
                 let message = format!("{what}: {}", error_chain(&error));
                 is_exhaustion = exhaustion::is_exhaustion(&error);
+                is_of_another_version = error.is_of_another_version();
                 last = Some(message.clone());
                 let (local_port, outcome) = (error.local_port(), outcome_of(&error));
                 tracing::debug!(local_port, ?outcome, ms, message, "an attempt failed");
@@ -116,15 +120,30 @@ pub(crate) async fn repeat<T>(
         limit: limits.total,
         last,
         is_exhaustion,
+        is_of_another_version,
     })
 }
 
-/// Asks for the status. An answer of another generation is an error.
+/// Asks for the status. An answer of another generation is an error. A guest-init of the release before
+/// refuses the version of this one, if they differ, and is asked in its own.
 pub(crate) async fn ask_status(address: &GuestAddress) -> Result<StatusReply, GuestError> {
+    match ask_status_once(address).await {
+        Err(error) if error.is_of_another_version() => {
+            let before = address.clone().speaking(OLDEST_VERSION);
+            if before.version() == address.version() {
+                return Err(error);
+            }
+            ask_status_once(&before).await
+        }
+        result => result,
+    }
+}
+
+async fn ask_status_once(address: &GuestAddress) -> Result<StatusReply, GuestError> {
     let mut connection = address.connect().await?;
     let connected_ns = clock::monotonic_ns();
     let local_port = connection.local_port();
-    let call = Call::new(address.generation, Some(wake()), Request::Status);
+    let call = address.call_with(Request::Status, Some(wake()));
     match connection.ask(&call).await? {
         Reply::Status(status) if status.generation == address.generation => Ok(StatusReply {
             status,
@@ -171,7 +190,11 @@ fn outcome_of(error: &GuestError) -> AttemptOutcome {
 #[cfg(test)]
 mod tests {
     use guest_protocol::backoff::Backoff;
-    use guest_protocol::{Refusal, RefusalKind};
+    use guest_protocol::{
+        Call, Decoded, Frame, MainProcess, MainProcessState, OpenVsocks, Refusal, RefusalKind,
+    };
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
 
     use super::*;
 
@@ -237,6 +260,67 @@ mod tests {
         assert_eq!(attempts.len(), MOST_ATTEMPTS);
         let bytes = serde_json::to_vec(&attempts).unwrap().len();
         assert!(bytes < 200_000, "{bytes}");
+    }
+
+    /// A guest-init that speaks the oldest version alone.
+    async fn serve_oldest(listener: UnixListener) {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = vec![0; 4_096];
+            let mut arrived = 0;
+            stream.write_all(b"OK 7\n").await.unwrap();
+            let call: Call = loop {
+                arrived += stream.read(&mut asked[arrived..]).await.unwrap();
+                let line = asked
+                    .iter()
+                    .position(|byte| *byte == b'\n')
+                    .map_or(0, |end| end + 1);
+                match guest_protocol::decode(&asked[line..arrived]).unwrap() {
+                    Decoded::Frame(Frame::Json(json), _) => {
+                        break serde_json::from_slice(json).unwrap();
+                    }
+                    _ => assert!(arrived < asked.len()),
+                }
+            };
+            let reply = if call.version == OLDEST_VERSION {
+                Reply::Status(GuestStatus {
+                    boot_id: "b".to_owned(),
+                    generation: call.generation,
+                    protocol: OLDEST_VERSION,
+                    init_version: "1".to_owned(),
+                    uptime_ms: 1,
+                    realtime_ns: 1,
+                    clock_step_ms: None,
+                    open_vsocks: OpenVsocks::default(),
+                    main: MainProcess {
+                        state: MainProcessState::Absent,
+                        pid: None,
+                        exit: None,
+                        next_output_sequence: 0,
+                    },
+                })
+            } else {
+                Reply::Refused(Refusal {
+                    kind: RefusalKind::Version,
+                    message: "it is not mine".to_owned(),
+                })
+            };
+            let json = serde_json::to_vec(&reply).unwrap();
+            let mut bytes = Vec::new();
+            guest_protocol::encode(Frame::Json(&json), &mut bytes).unwrap();
+            stream.write_all(&bytes).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_refuses_our_version_is_asked_in_the_oldest() {
+        let folder = tempfile::tempdir_in("/tmp").unwrap();
+        let path = folder.path().join("v.sock");
+        let guest = tokio::spawn(serve_oldest(UnixListener::bind(&path).unwrap()));
+        let address = GuestAddress::new(path, 3).calling_in(OLDEST_VERSION + 1);
+        let answer = ask_status(&address).await.unwrap();
+        assert_eq!(answer.status.generation, 3);
+        guest.abort();
     }
 
     #[tokio::test(start_paused = true)]

@@ -141,6 +141,8 @@ pub(crate) struct Facts {
     pub(crate) destroy_due: bool,
     /// Its published ports, with the addresses in use.
     pub(crate) published: Vec<PublishedPort>,
+    /// The version of the protocol that its guest-init speaks, as its last status said.
+    pub(crate) guest_protocol: Option<u32>,
     /// First generation in which leaked sockets were seen, as long as there are some.
     pub(crate) leaking_since: Option<u64>,
 }

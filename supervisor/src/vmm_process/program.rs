@@ -21,6 +21,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 const BEFORE_THE_QUESTION: Protocols = Protocols {
     control: 1,
     image: 1,
+    announces: Vec::new(),
 };
 
 /// The program cannot be used.
@@ -78,8 +79,8 @@ impl VmmProgram {
         &self.path
     }
 
-    /// Checks that its VMMs will be understood.
-    pub(crate) async fn check(&self) -> Result<(), ProgramError> {
+    /// Checks that its VMMs will be understood, and returns what else it says of itself.
+    pub(crate) async fn check(&self) -> Result<Protocols, ProgramError> {
         let run = |source| ProgramError::Run {
             path: self.path.clone(),
             source,
@@ -93,16 +94,16 @@ impl VmmProgram {
             metadata.ctime_nsec(),
         );
         let mut told = self.told.lock().await;
-        let protocols = match *told {
-            Some((known, protocols)) if known == state => protocols,
+        let protocols = match &*told {
+            Some((known, protocols)) if *known == state => protocols.clone(),
             _ => {
                 let protocols = self.ask().await?;
-                *told = Some((state, protocols));
+                *told = Some((state, protocols.clone()));
                 protocols
             }
         };
         if vmm_control::speaks(protocols.control) {
-            return Ok(());
+            return Ok(protocols);
         }
         Err(ProgramError::Protocol {
             path: self.path.clone(),
@@ -148,7 +149,7 @@ mod tests {
         let ours = format!("echo '{{\"control\": {VERSION}, \"image\": 1}}'");
         program(folder.path(), "ours", &ours).check().await.unwrap();
         let before = program(folder.path(), "before", "exit 2");
-        before.check().await.unwrap();
+        assert!(before.check().await.unwrap().announces.is_empty());
         let later = "echo '{\"control\": 99, \"image\": 9, \"more\": true}'";
         let later = program(folder.path(), "later", later);
         let error = later.check().await.unwrap_err();

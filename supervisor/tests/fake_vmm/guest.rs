@@ -49,6 +49,14 @@ pub(crate) fn serve(vmm: &Vmm, mut stream: UnixStream) {
         return;
     };
     let call: Call = serde_json::from_slice(&payload).expect("a call");
+    let protocol = vmm.guest_protocol();
+    if !(protocol.saturating_sub(1)..=protocol).contains(&call.version) {
+        connection.send(&Reply::Refused(Refusal {
+            kind: RefusalKind::Version,
+            message: format!("the call is of version {}", call.version),
+        }));
+        return;
+    }
     let request = if vmm.behaves("hostile") {
         hostile::answer(&mut connection, call.request)
     } else {
@@ -231,6 +239,7 @@ fn status(vmm: &Vmm) -> GuestStatus {
     GuestStatus {
         boot_id: guest.boot_id.clone(),
         generation: vmm.generation,
+        protocol: vmm.guest_protocol(),
         init_version: "fake".to_owned(),
         uptime_ms: 1,
         realtime_ns: 1,

@@ -13,6 +13,8 @@
 //! - A file `fail-boots` in the state directory: every boot fails, as if the host had no KVM.
 //! - A file `slow-disk` in the machine's directory: as long as it is there, it is not durable that the image
 //!   of a restored guest was used.
+//! - A file `protocol` in the machine's directory: guest-init speaks that version of its protocol, and the
+//!   one before.
 //! - `stubborn`: the main process does not end on SIGINT.
 //! - `hostile`: output, console, samples and answers without an end; see `hostile`.
 //!
@@ -47,8 +49,16 @@ fn main() {
     let mut words = std::env::args().skip(1);
     let verb = words.next().expect("boot or restore");
     if verb == "protocols" {
-        // As the release before, which does not know the question.
-        std::process::exit(2);
+        let protocols = vmm_control::Protocols {
+            control: vmm_control::VERSION,
+            image: 1,
+            announces: vec![vmm_control::ANNOUNCE_CONSUMPTION.to_owned()],
+        };
+        #[expect(clippy::print_stdout, reason = "the answer to a question")]
+        {
+            println!("{}", serde_json::to_string(&protocols).unwrap());
+        }
+        std::process::exit(0);
     }
     let mut flags = HashMap::new();
     while let (Some(name), Some(value)) = (words.next(), words.next()) {
@@ -113,6 +123,7 @@ fn main() {
         guest,
         verb == "restore",
         phases,
+        flag("--announce") == vmm_control::ANNOUNCE_CONSUMPTION,
     ));
     if vmm.behaves("hostile") {
         hostile::flood_console(PathBuf::from(flag("--console")));

@@ -21,6 +21,8 @@ pub(crate) struct Vmm {
     /// Whether it was restored from an image.
     pub(crate) resumed: bool,
     pub(crate) phases: Vec<Phase>,
+    /// Whether the supervisor is told when it is durable that the image was used.
+    announces_consumption: bool,
     /// Local port of the next connection to the guest.
     pub(crate) next_port: AtomicU32,
     /// How many connections to the guest are still refused.
@@ -39,6 +41,7 @@ impl Vmm {
         guest: GuestState,
         resumed: bool,
         phases: Vec<Phase>,
+        announces_consumption: bool,
     ) -> Self {
         let mut words = guest.behaviour.split(' ');
         let refusals = words.find_map(|word| word.strip_prefix("rst=")?.parse().ok());
@@ -51,6 +54,7 @@ impl Vmm {
             files: Mutex::default(),
             resumed,
             phases,
+            announces_consumption,
             next_port: AtomicU32::new(1 << 30),
             refusals_left: AtomicU32::new(refusals.unwrap_or(0)),
             cancelled: AtomicBool::new(false),
@@ -78,9 +82,17 @@ impl Vmm {
         self.guest.lock().unwrap().behaves(word)
     }
 
-    /// Whether no power failure would bring the image back that it was restored from.
+    /// Whether no power failure would bring the image back that it was restored from, or nobody is to be told.
     pub(crate) fn is_consumption_durable(&self) -> bool {
-        !(self.resumed && self.exit_file.with_file_name("slow-disk").exists())
+        !(self.announces_consumption
+            && self.resumed
+            && self.exit_file.with_file_name("slow-disk").exists())
+    }
+
+    /// The version of the protocol that guest-init speaks now.
+    pub(crate) fn guest_protocol(&self) -> u32 {
+        let said = fs::read_to_string(self.exit_file.with_file_name("protocol"));
+        said.map_or(guest_protocol::VERSION, |version| version.parse().unwrap())
     }
 
     /// Whether the guest answers nobody now.

@@ -19,3 +19,4 @@ mod support;
 mod suspend;
 mod tls;
 mod unlisted;
+mod versions;

@@ -167,6 +167,7 @@ pub fn boot(
         events,
         event_sender,
         sandbox: host.sandbox,
+        announces_consumption: host.announces_consumption,
         restored_from: None,
     })
 }

@@ -53,6 +53,8 @@ pub struct HostSide {
     pub vsock: Option<VsockHost>,
     /// Whether threads get a system call filter.
     pub sandbox: bool,
+    /// Whether the supervisor is told when it is durable that the image was used.
+    pub announces_consumption: bool,
 }
 
 /// The host's end of a vsock device.

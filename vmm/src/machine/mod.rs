@@ -46,6 +46,8 @@ pub struct Machine {
     event_sender: EventSender,
     /// Threads are confined.
     sandbox: bool,
+    /// The supervisor waits for the event that the image's use is durable.
+    announces_consumption: bool,
     /// Until all vCPUs have been entered; none after a boot.
     restored_from: Option<RestoredImage>,
 }

@@ -241,6 +241,7 @@ pub fn restore(
         events,
         event_sender,
         sandbox: host.sandbox,
+        announces_consumption: host.announces_consumption,
         restored_from: Some(restored_from),
     })
 }

@@ -343,7 +343,9 @@ impl Runner {
             for transport in &self.machine.devices.transports {
                 transport.let_writes_pass();
             }
-            self.broadcast(&vmm_control::Event::ConsumptionDurable);
+            if self.machine.announces_consumption {
+                self.broadcast(&vmm_control::Event::ConsumptionDurable);
+            }
             return None;
         };
         // Nothing that the guest did since has left it, so its image is as good as before.

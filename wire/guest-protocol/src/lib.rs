@@ -22,8 +22,35 @@ pub use message::{
 };
 pub use resources::{GuestResources, InitUsage};
 
-/// Version of this protocol. guest-init refuses a call of another version.
+/// Version of this protocol. Raised, by one in a release, when a receiver of the version before would
+/// misunderstand; what is only added leaves it as it is: readers ignore fields that they do not know, and a
+/// request that guest-init does not know is refused as [`RefusalKind::Invalid`].
 pub const VERSION: u32 = 1;
+
+/// The oldest version that both ends still speak: that of the release before. guest-init refuses calls that
+/// are older or newer than these.
+pub const OLDEST_VERSION: u32 = 1;
+
+/// Whether guest-init understands a call of that version.
+#[must_use]
+pub const fn speaks(version: u32) -> bool {
+    OLDEST_VERSION <= version && version <= VERSION
+}
+
+/// The version in which a supervisor calls a guest-init whose own version is `theirs`; none if there is
+/// none that both speak.
+///
+/// A guest of the release after ours still speaks our version.
+#[must_use]
+pub const fn common_version(theirs: u32) -> Option<u32> {
+    if theirs < OLDEST_VERSION || theirs > VERSION + 1 {
+        None
+    } else if theirs < VERSION {
+        Some(theirs)
+    } else {
+        Some(VERSION)
+    }
+}
 
 /// The vsock port on which guest-init listens.
 pub const PORT: u32 = 1024;

@@ -12,7 +12,7 @@ pub const ENTROPY_BYTES: usize = 32;
 /// First message of a connection, sent by the supervisor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Call {
-    /// [`crate::VERSION`] of the sender.
+    /// The version that sender and receiver have in common, see [`crate::common_version`].
     pub version: u32,
     /// Generation of the machine: raised at each launch of a VMM. On the first call of a newer
     /// generation guest-init closes every connection of older ones.
@@ -242,6 +242,9 @@ pub struct GuestStatus {
     pub boot_id: String,
     /// Newest generation seen.
     pub generation: u64,
+    /// [`crate::VERSION`] of guest-init. The first release did not say it.
+    #[serde(default = "version_of_the_first_release")]
+    pub protocol: u32,
     /// Version of guest-init; ends in `+leaky` if it leaks on purpose (test image).
     pub init_version: String,
     /// Guest's CLOCK_BOOTTIME in milliseconds.
@@ -256,6 +259,10 @@ pub struct GuestStatus {
     pub open_vsocks: OpenVsocks,
     /// The main process.
     pub main: MainProcess,
+}
+
+fn version_of_the_first_release() -> u32 {
+    1
 }
 
 /// Open vsock sockets of the guest. In a healthy guest right after a resume all counts of older

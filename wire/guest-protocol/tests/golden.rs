@@ -209,6 +209,7 @@ fn a_status_looks_like_this() {
     let status = GuestStatus {
         boot_id: "b".into(),
         generation: 3,
+        protocol: 1,
         init_version: "0.1.0".into(),
         uptime_ms: 12,
         realtime_ns: 34,
@@ -244,7 +245,7 @@ fn a_status_looks_like_this() {
     check(
         &Reply::Status(status),
         concat!(
-            r#"{"type":"status","boot_id":"b","generation":3,"init_version":"0.1.0","#,
+            r#"{"type":"status","boot_id":"b","generation":3,"protocol":1,"init_version":"0.1.0","#,
             r#""uptime_ms":12,"realtime_ns":34,"clock_step_ms":-5,"#,
             r#""open_vsocks":{"total":2,"older_generations":1,"counts":["#,
             r#"{"state":"closed","generation":2,"count":1},{"state":"established","count":1}],"#,

@@ -9,7 +9,9 @@
 mod message;
 mod report;
 
-pub use message::{Event, Hello, Message, Protocols, Reply, Request, RequestBody, RunState};
+pub use message::{
+    ANNOUNCE_CONSUMPTION, Event, Hello, Message, Protocols, Reply, Request, RequestBody, RunState,
+};
 pub use report::{
     CollidedPair, ConnectionCounts, ExitReason, ExitReport, Phase, SuspendFigures, VsockCounters,
 };

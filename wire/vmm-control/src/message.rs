@@ -67,13 +67,20 @@ pub enum Message {
 
 /// What a VMM program answers to `mctl-vmm protocols`, before anything is entrusted to it. A program that
 /// does not know the question speaks version 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Protocols {
     /// Its [`crate::VERSION`].
     pub control: u32,
     /// The format of images that it writes.
     pub image: u32,
+    /// What can follow its `--announce`: events that supervisors of version 1 may not know. The first release
+    /// closes a connection on which it reads one.
+    #[serde(default)]
+    pub announces: Vec<String>,
 }
+
+/// Follows `--announce` for [`Event::ConsumptionDurable`].
+pub const ANNOUNCE_CONSUMPTION: &str = "consumption";
 
 /// The identity of a VMM, and the state of its machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -93,8 +100,8 @@ pub struct Hello {
     /// When the guest acknowledged the transport reset; none if it has not, and after a boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reset_acknowledged_ns: Option<u64>,
-    /// See [`Event::ConsumptionDurable`]; true after a boot. A VMM that does not say makes no such promise,
-    /// and nothing waits for it.
+    /// See [`Event::ConsumptionDurable`]; true after a boot. A VMM that does not say, or was not asked to, makes
+    /// no such promise, and nothing waits for it.
     #[serde(default = "yes")]
     pub consumption_durable: bool,
 }
@@ -148,7 +155,8 @@ pub enum Event {
     /// The guest has acknowledged the transport reset; host connections are served.
     ResetAcknowledged,
     /// It is durable that the image of a restored machine was used, so its memory never runs again. Before
-    /// that, what comes out of the guest must not outlive the host.
+    /// that, what comes out of the guest must not outlive the host. Sent by a VMM that was started with
+    /// `--announce consumption`.
     ConsumptionDurable,
     /// The background check of the memory file has ended and found no damage.
     Verified {

@@ -4,8 +4,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use vmm_control::{
-    CollidedPair, ConnectionCounts, Event, ExitReason, ExitReport, Hello, Message, Phase, Reply,
-    Request, RequestBody, RunState, SuspendFigures, VsockCounters,
+    ANNOUNCE_CONSUMPTION, CollidedPair, ConnectionCounts, Event, ExitReason, ExitReport, Hello,
+    Message, Phase, Protocols, Reply, Request, RequestBody, RunState, SuspendFigures,
+    VsockCounters,
 };
 
 #[track_caller]
@@ -282,4 +283,18 @@ fn what_a_later_version_adds_is_skipped() {
         panic!("no hello");
     };
     assert!(read.consumption_durable);
+}
+
+#[test]
+fn protocols() {
+    let protocols = Protocols {
+        control: 1,
+        image: 1,
+        announces: vec![ANNOUNCE_CONSUMPTION.to_owned()],
+    };
+    let golden = json!({"control": 1, "image": 1, "announces": ["consumption"]});
+    assert_golden(&protocols, &golden);
+    // A release that announces nothing does not say so.
+    let silent: Protocols = serde_json::from_value(json!({"control": 1, "image": 1})).unwrap();
+    assert!(silent.announces.is_empty());
 }

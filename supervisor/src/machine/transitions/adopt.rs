@@ -57,13 +57,14 @@ impl Driver {
             }
             Ok(guest) => {
                 fail_point::reach("adopt.ready");
+                self.record.facts.guest_protocol = Some(guest.status.protocol);
                 self.begin_session(guest);
                 self.store_record_later();
                 self.add_event(EventType::Adopt, "a new supervisor took over".to_owned());
                 None
             }
             Err(BringUpError::Ended(exit)) => self.respond_to_adopted_end(exit).await,
-            Err(error) if !starting || error.is_exhaustion() => {
+            Err(error) if !starting || error.is_ours() => {
                 // The guest runs on, and the adoption is retried. A machine that was started before
                 // is not killed because it is slow or deaf now; the supervisor that started it
                 // would not do that either.

@@ -5,6 +5,7 @@
 //! where the image does not fit the host, or where nobody could look at it. Whether such a machine boots
 //! without its memory is for its user to decide.
 
+use guest_protocol::common_version;
 use machine_api::Attempt;
 use vmm_control::{ExitReason, exit_code};
 
@@ -32,7 +33,7 @@ enum Launched {
     Refused { reason: String },
     /// The VMM or the guest failed.
     Failed { message: String },
-    /// The supervisor is out of something; the guest may be ready.
+    /// The supervisor is out of something, or of another release; the guest may be ready.
     Unreachable { message: String },
     /// It ended by itself before anybody could see that it was ready.
     Ended(VmmExit),
@@ -150,7 +151,10 @@ impl Driver {
                     self.set_image_aside(image_generation)?;
                     return Ok((boot, Some("a cold start was requested".to_owned())));
                 }
-                (None, true) => return Ok((Launch::Resume { image_generation }, None)),
+                (None, true) => {
+                    self.check_guest_protocol()?;
+                    return Ok((Launch::Resume { image_generation }, None));
+                }
                 (Some(reason), _) => cold_reason = Some(reason.clone()),
                 (None, false) if self.dir.image_set_aside(image_generation).exists() => {
                     cold_reason = Some("its image was set aside".to_owned());
@@ -159,6 +163,16 @@ impl Driver {
             }
         }
         Ok((self.boot()?, cold_reason))
+    }
+
+    /// Whether the guest in the image can be spoken to. Asked while the image is still there.
+    fn check_guest_protocol(&self) -> Result<(), MachineError> {
+        match self.record.facts.guest_protocol {
+            Some(theirs) if common_version(theirs).is_none() => {
+                Err(MachineError::GuestProtocol { theirs })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn set_image_aside(&self, generation: u64) -> Result<(), MachineError> {
@@ -213,6 +227,7 @@ impl Driver {
                 facts.short_runs = 0;
             }
             if boots {
+                facts.guest_protocol = None;
                 record.image_generation = None;
             }
         })
@@ -253,11 +268,14 @@ impl Driver {
         trace.mark("queue");
         let resumed = matches!(launch, Launch::Resume { .. });
         // Before anything is changed that a failure could not give back.
-        if let Err(error) = context.vmm_program.check().await {
-            return Launched::Failed {
-                message: error_chain(&error),
-            };
-        }
+        let program = match context.vmm_program.check().await {
+            Ok(program) => program,
+            Err(error) => {
+                return Launched::Failed {
+                    message: error_chain(&error),
+                };
+            }
+        };
         if !resumed {
             self.log.begin_boot(self.record.generation);
             // An image that a power failure has brought back must not be there once the guest changes its
@@ -268,7 +286,7 @@ impl Driver {
                 };
             }
         }
-        let spec = launch_spec(&context, &self.record, &self.dir, launch);
+        let spec = launch_spec(&context, &program, &self.record, &self.dir, launch);
         let spawned_ns = clock::monotonic_ns();
         let vmm = match VmmProcess::spawn(&spec) {
             Ok(vmm) => vmm,
@@ -301,7 +319,7 @@ impl Driver {
                 }
             }
             Err(BringUpError::Ended(exit)) if exit.is_power_off() => Launched::Ended(exit),
-            Err(error) if error.is_exhaustion() => Launched::Unreachable {
+            Err(error) if error.is_ours() => Launched::Unreachable {
                 message: error_chain(&error),
             },
             Err(BringUpError::Ended(exit)) if exit.reason() == Some(ExitReason::ImageUnfit) => {
@@ -342,7 +360,11 @@ impl Driver {
 
     /// Where guest-init is reached.
     pub(super) fn guest_address(&self) -> GuestAddress {
-        GuestAddress::new(self.dir.vsock_socket(), self.record.generation)
+        let address = GuestAddress::new(self.dir.vsock_socket(), self.record.generation);
+        match self.record.facts.guest_protocol {
+            Some(protocol) => address.speaking(protocol),
+            None => address,
+        }
     }
 }
 

@@ -33,6 +33,7 @@ impl Driver {
         timing.start = Some(start.clone());
         timing.guest = Some(view::guest(&guest.status));
         let older = guest.status.open_vsocks.older_generations;
+        self.record.facts.guest_protocol = Some(guest.status.protocol);
         self.begin_session(guest);
         let details = EventDetails {
             timing: Some(timing),

@@ -59,7 +59,7 @@ impl Runner {
             &self.machine,
             self.state,
             self.reset_acknowledged_ns,
-            self.consumption.is_none(),
+            self.consumption.is_none() || !self.machine.announces_consumption,
         );
         let requests = self
             .clients
