@@ -31,6 +31,20 @@ proof *options: build leaky
     cargo test {{ cargo_flags }} --workspace --test promises --no-run --message-format json >{{ CARGO_TARGET_DIR }}/promises.json
     {{ bin }}/mctl-e2e proof --tests {{ CARGO_TARGET_DIR }}/promises.json {{ replace_regex(options, option, flag) }}
 
+# the release before this one, by its commit: with it machines are exchanged
+release_before := "v0.1.0"
+commit_before := "a76c0fc90ec65aa9cc99cd23f62736057e666457"
+folder_before := CARGO_TARGET_DIR / "upgrade" / release_before
+
+# running and suspended machines go from the release before to this one, back to it, and here again
+upgrade *options: build
+    git cat-file -e {{ commit_before }} || { echo 'this clone has no history: git fetch --unshallow --tags' >&2; exit 1; }
+    mkdir -p {{ folder_before }}/source
+    git archive {{ commit_before }} | tar -x -C {{ folder_before }}/source
+    cd {{ folder_before }}/source && cargo build {{ cargo_flags }} --target-dir {{ folder_before }}/build \
+        -p cli -p supervisor -p vmm -p guest-init -p rootfs --bins
+    {{ bin }}/mctl-e2e upgrade --before {{ folder_before }}/build/x86_64-unknown-linux-gnu/release {{ replace_regex(options, option, flag) }}
+
 # what boot, suspend and resume cost: two runs, the ledger of cost, ratios (`--accept REASON` writes the ledger)
 bench *options: build
     cargo bench --locked --package vmm --bench restore

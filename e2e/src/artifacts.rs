@@ -61,6 +61,11 @@ impl GuestImage {
     }
 }
 
+/// The store of guest images of what runs in `folder`.
+pub fn image_store(folder: &Path) -> PathBuf {
+    folder.join("images")
+}
+
 /// Builds the images in `store`, unless they are up to date.
 ///
 /// # Errors
@@ -68,17 +73,26 @@ impl GuestImage {
 pub fn build_images(store: &Path, images: &[GuestImage]) -> anyhow::Result<()> {
     let rootfs = binary("mctl-rootfs")?;
     for image in images {
-        let status = Command::new(&rootfs)
-            .args(["build", "--name", image.name(), "--output"])
-            .arg(store)
-            .arg("--init")
-            .arg(image.init()?)
-            .stdin(Stdio::null())
-            .status()
-            .with_context(|| format!("cannot run {}", rootfs.display()))?;
-        if !status.success() {
-            bail!("cannot build the guest image {:?}: see above", image.name());
-        }
+        build_image(store, image.name(), &rootfs, &image.init()?)?;
+    }
+    Ok(())
+}
+
+/// Builds an image in `store` with that `mctl-rootfs` and that init, unless it is up to date.
+///
+/// # Errors
+/// If the build fails.
+pub fn build_image(store: &Path, name: &str, rootfs: &Path, init: &Path) -> anyhow::Result<()> {
+    let status = Command::new(rootfs)
+        .args(["build", "--name", name, "--output"])
+        .arg(store)
+        .arg("--init")
+        .arg(init)
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot run {}", rootfs.display()))?;
+    if !status.success() {
+        bail!("cannot build the guest image {name:?}: see above");
     }
     Ok(())
 }

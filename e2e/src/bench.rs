@@ -100,6 +100,7 @@ fn measure_all(place: KvmPlace, folder: &Path, amount: Amount) -> anyhow::Result
             host_memory_mib: MEMORY_MIB,
             name,
             images: &[GuestImage::Default],
+            other_images: &[],
             programs: &[],
             folder: &folder,
         };

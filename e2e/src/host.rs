@@ -29,8 +29,31 @@ const END_DEADLINE: Duration = Duration::from_secs(20);
 
 /// The state directory in a host's folder, beside the supervisor's log.
 const STATE: &str = "state";
+const LOG: &str = "supervisor.log";
 /// Lines of each log that an error shows.
 const LOG_LINES: usize = 20;
+
+/// The supervisor and the VMM of a release.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// `mctl-supervisor`.
+    pub supervisor: PathBuf,
+    /// `mctl-vmm`.
+    pub vmm: PathBuf,
+}
+
+impl Programs {
+    /// Those of this release.
+    ///
+    /// # Errors
+    /// If one has not been built.
+    pub fn of_this_release() -> anyhow::Result<Self> {
+        Ok(Self {
+            supervisor: artifacts::binary("mctl-supervisor")?,
+            vmm: artifacts::binary("mctl-vmm")?,
+        })
+    }
+}
 
 /// A running supervisor and what it runs on.
 #[derive(Debug)]
@@ -81,7 +104,7 @@ impl KvmHost {
             fs::write(&file, &token).with_context(|| format!("cannot write {}", file.display()))?;
             let listen = ["--listen", "127.0.0.1:0", "--bootstrap-token-file"].map(OsStr::new);
             let arguments = [&listen[..], &[file.as_os_str()]].concat();
-            let host = Self::here(&folder, &state, &arguments)?;
+            let host = Self::here(&folder, &Programs::of_this_release()?, &arguments)?;
             Self {
                 token: Some(token),
                 ..host
@@ -98,20 +121,31 @@ impl KvmHost {
     /// # Errors
     /// If something is missing, or the supervisor does not answer in time.
     pub async fn start_here(folder: &Path, image_store: &Path) -> anyhow::Result<Self> {
-        let state = empty_state(folder)?;
-        link_images(image_store, &state)?;
-        let host = Self::here(folder, &state, &[])?;
+        new_state(folder, image_store)?;
+        Self::take_over_here(folder, &Programs::of_this_release()?).await
+    }
+
+    /// Starts a supervisor on this machine, whose state is in `folder` already.
+    ///
+    /// # Errors
+    /// If it does not answer in time.
+    pub async fn take_over_here(folder: &Path, programs: &Programs) -> anyhow::Result<Self> {
+        let host = Self::here(folder, programs, &[])?;
         host.wait_ready().await?;
         Ok(host)
     }
 
-    fn here(folder: &Path, state: &Path, arguments: &[&OsStr]) -> anyhow::Result<Self> {
-        let log = folder.join("supervisor.log");
-        let log_file =
-            File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        let child = Command::new(artifacts::binary("mctl-supervisor")?)
+    fn here(folder: &Path, programs: &Programs, arguments: &[&OsStr]) -> anyhow::Result<Self> {
+        let state = folder.join(STATE);
+        let log = folder.join(LOG);
+        // One supervisor after the other may write to it.
+        let log_file = File::options().create(true).append(true).open(&log);
+        let log_file = log_file.with_context(|| format!("cannot write {}", log.display()))?;
+        let child = Command::new(&programs.supervisor)
             .arg("--state-dir")
-            .arg(state)
+            .arg(&state)
+            .arg("--vmm")
+            .arg(&programs.vmm)
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(log_file.try_clone().context("cannot share the log")?)
@@ -137,7 +171,7 @@ impl KvmHost {
             emulator: Emulator::QemuAmd,
             // Whoever calls it is outside.
             clock: Clock::Real,
-            files: files_for_guests(folder, images, &inside_images)?,
+            files: files_for_guests(folder, images, &[], &inside_images)?,
             storage: None,
             run: Run::Supervisor {
                 token: token.clone(),
@@ -250,9 +284,21 @@ fn new_token() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-/// An empty state directory, without the machines of an earlier run that was killed.
+/// Makes a state directory in `folder`, for supervisors that are started there, with the images of a store.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn new_state(folder: &Path, image_store: &Path) -> anyhow::Result<()> {
+    link_images(image_store, &empty_state(folder)?)
+}
+
+/// An empty state directory, without the machines and the log of an earlier run that was killed.
 fn empty_state(folder: &Path) -> anyhow::Result<PathBuf> {
     let state = folder.join(STATE);
+    let log = folder.join(LOG);
+    if log.exists() {
+        fs::remove_file(&log).context("cannot remove the log of an earlier run")?;
+    }
     if state.exists() {
         fs::remove_dir_all(&state).context("cannot remove the state of an earlier run")?;
     }
@@ -274,13 +320,14 @@ pub fn parts() -> anyhow::Result<Parts> {
 }
 
 /// The programs that drive guests, and guest images, as files of a virtual host. The images are built
-/// if need be, and are below `inside_images` there.
+/// if need be, and are below `inside_images` there, beside `others`, which are in the same store already.
 ///
 /// # Errors
 /// If a program has not been built, or an image cannot be.
 pub fn files_for_guests(
     folder: &Path,
     images: &[GuestImage],
+    others: &[&str],
     inside_images: &str,
 ) -> anyhow::Result<Vec<HostFile>> {
     let mut files = Vec::new();
@@ -288,12 +335,13 @@ pub fn files_for_guests(
         let inside = format!("{}/{name}", rerun::PROGRAMS);
         files.push(HostFile::program(artifacts::binary(name)?, inside));
     }
-    let store = folder.join("images");
+    let store = artifacts::image_store(folder);
     artifacts::build_images(&store, images)?;
-    for image in images {
-        let source = store.join(image.name());
+    let built = images.iter().map(|image| image.name());
+    for image in built.chain(others.iter().copied()) {
+        let source = store.join(image);
         for name in ["image.json", "kernel", "initramfs"] {
-            let target = format!("{inside_images}/{}/{name}", image.name());
+            let target = format!("{inside_images}/{image}/{name}");
             files.push(HostFile::data(source.join(name), target));
         }
     }

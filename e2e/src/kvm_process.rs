@@ -34,6 +34,8 @@ pub struct KvmProcess<'a> {
     pub name: &'a str,
     /// The guest images that it needs; they are built if they are not up to date.
     pub images: &'a [GuestImage],
+    /// Further images, by name, which are in its folder's store already.
+    pub other_images: &'a [&'a str],
     /// Further programs that it needs.
     pub programs: &'a [PathBuf],
     /// Where images and logs are put, and results.
@@ -98,7 +100,7 @@ impl KvmProcess<'_> {
         let results = self.results()?;
         let process = match self.place {
             KvmPlace::Here => {
-                let images = self.folder.join("images");
+                let images = artifacts::image_store(self.folder);
                 artifacts::build_images(&images, self.images)?;
                 let paths = Paths {
                     images,
@@ -108,7 +110,12 @@ impl KvmProcess<'_> {
                 Process::Here(start_child(&arguments(&paths)?, sender)?)
             }
             KvmPlace::Virtual { emulator, cpus } => {
-                let mut files = host::files_for_guests(self.folder, self.images, INSIDE_IMAGES)?;
+                let mut files = host::files_for_guests(
+                    self.folder,
+                    self.images,
+                    self.other_images,
+                    INSIDE_IMAGES,
+                )?;
                 let inside = |number: usize| PathBuf::from(format!("{PROGRAMS}/program-{number}"));
                 let programs: Vec<PathBuf> = (0..self.programs.len()).map(inside).collect();
                 for (path, inside) in self.programs.iter().zip(&programs) {

@@ -33,4 +33,6 @@ pub mod report_files;
 pub mod run_event;
 pub mod run_here;
 pub mod scale;
+pub mod upgrade;
+pub mod upgrade_here;
 pub mod work;

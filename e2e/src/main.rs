@@ -10,7 +10,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use e2e::ending::Ending;
-use e2e::{bench, bench_here, leaks, main_job, matrix, output, proof, run_here, scale};
+use e2e::{
+    bench, bench_here, leaks, main_job, matrix, output, proof, run_here, scale, upgrade,
+    upgrade_here,
+};
 
 /// Suspend and resume real Linux machines, many times, and judge whether latency stays flat
 #[derive(Debug, Parser)]
@@ -40,6 +43,11 @@ enum Command {
     /// Run cycles on this very host; called by the other commands
     #[command(hide = true)]
     RunHere(run_here::Arguments),
+    /// Hand running and suspended machines from the release before to this one and back; `./just upgrade`
+    Upgrade(upgrade::Arguments),
+    /// Hand over on this very host; called by `upgrade`
+    #[command(hide = true)]
+    UpgradeHere(upgrade_here::Arguments),
     /// Measure on this very host; called by `bench`
     #[command(hide = true)]
     BenchHere(bench_here::Arguments),
@@ -61,6 +69,10 @@ fn main() -> ExitCode {
                 Command::Bench(arguments) => bench::run(&arguments).await.map(Ending::from),
                 Command::RunHere(arguments) => {
                     run_here::run(&arguments).await.map(|()| Ending::Shown)
+                }
+                Command::Upgrade(arguments) => upgrade::run(&arguments).await.map(Ending::from),
+                Command::UpgradeHere(arguments) => {
+                    upgrade_here::run(&arguments).await.map(|()| Ending::Shown)
                 }
                 Command::BenchHere(arguments) => {
                     bench_here::run(&arguments).await.map(|()| Ending::Shown)

@@ -58,6 +58,7 @@ pub async fn run(
         host_memory_mib: place.memory_for(work.memory_mib),
         name: &work.name,
         images: &[work.guest],
+        other_images: &[],
         programs: &peers,
         folder: &folder,
     };

@@ -124,6 +124,7 @@ fn measure_in_another_process(
         host_memory_mib: MEMORY_MIB,
         name: NAME,
         images: &[GuestImage::Leaky],
+        other_images: &[],
         programs: &[],
         folder,
     };

@@ -113,7 +113,7 @@ fn start(folder: &Path, cycles: &str) -> (VirtualHost, Output) {
         cpus: 1,
         emulator: Emulator::QemuAmd,
         clock: Clock::Real,
-        files: files_for_guests(folder, &[GuestImage::Default], &images).unwrap(),
+        files: files_for_guests(folder, &[GuestImage::Default], &[], &images).unwrap(),
         storage: Some(Storage {
             // The root that tests of other crates use, so that there is one.
             debian: debian::from_user_cache(&packages, &|step| println!("{step}")).unwrap(),

@@ -191,7 +191,7 @@ impl Inside {
         });
         std::fs::create_dir_all(&folder)?;
         let images = [GuestImage::Default, GuestImage::Leaky];
-        let mut files = host::files_for_guests(&folder, &images, INSIDE_IMAGES)?;
+        let mut files = host::files_for_guests(&folder, &images, &[], INSIDE_IMAGES)?;
         let selected = share.names(place, &Arguments::from_args());
         let mut environment = vec![
             (IMAGES_ENV.to_owned(), INSIDE_IMAGES.to_owned()),

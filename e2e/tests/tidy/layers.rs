@@ -142,9 +142,9 @@ const LAYERS: &[Layers] = &[
         module: "",
         rows: &[
             &["matrix"],
-            &["bench", "leaks", "main_job", "proof", "scale"],
+            &["bench", "leaks", "main_job", "proof", "scale", "upgrade"],
             &["measure"],
-            &["run_here", "bench_here"],
+            &["run_here", "bench_here", "upgrade_here"],
             &["run_event", "work", "ledger"],
             &["kvm_process", "machine", "peer", "figures", "report_files"],
             &["host", "host_socket"],

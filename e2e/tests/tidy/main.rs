@@ -14,9 +14,11 @@ use std::process::Command;
 
 /// Which workspace crates a crate may depend on, tests included.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
-    ("guest-protocol", &[]),
-    ("machine-api", &[]),
-    ("vmm-control", &[]),
+    // Only in tests.
+    ("guest-protocol", &["release-before"]),
+    ("machine-api", &["release-before"]),
+    ("vmm-control", &["release-before"]),
+    ("release-before", &[]),
     ("error-text", &[]),
     ("process-usage", &[]),
     ("trials", &[]),
@@ -31,7 +33,16 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &["error-text", "guest-protocol", "process-usage"],
     ),
     // kvm-host only in tests, which run inside a virtual host where there is no KVM.
-    ("vmm", &["error-text", "vmm-control", "kvm-host", "trials"]),
+    (
+        "vmm",
+        &[
+            "error-text",
+            "vmm-control",
+            "kvm-host",
+            "release-before",
+            "trials",
+        ],
+    ),
     (
         "supervisor",
         &[
@@ -41,6 +52,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "process-usage",
             "vmm-control",
             "kvm-host",
+            "release-before",
             "trials",
         ],
     ),

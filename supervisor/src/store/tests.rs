@@ -279,3 +279,93 @@ async fn the_size_of_the_database_grows_with_what_is_stored_and_not_with_what_is
     let grown = store.bytes().await.unwrap() - before;
     assert!((10_000..1_000_000).contains(&grown), "{grown}");
 }
+
+fn database_of_the_release_before() -> String {
+    String::from_utf8(release_before::bytes("database.sql")).unwrap()
+}
+
+#[tokio::test]
+async fn a_database_of_the_release_before_has_its_machines() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mctl.db");
+    let before = Connection::open(&path).unwrap();
+    before
+        .execute_batch(&database_of_the_release_before())
+        .unwrap();
+    drop(before);
+    let store = Store::open(&path).unwrap();
+    let machines = store.machines().await.unwrap();
+    let states: Vec<_> = machines
+        .iter()
+        .map(|machine| (machine.name.as_str(), machine.state))
+        .collect();
+    assert_eq!(
+        states,
+        [
+            ("untouched", State::Started),
+            ("resumed", State::Started),
+            ("suspended", State::Suspended)
+        ]
+    );
+    let suspended = &machines[2];
+    assert_eq!(suspended.image_generation, Some(1));
+    assert_eq!(suspended.config.mounts.len(), 1);
+    assert!(machines[0].vmm.is_some());
+    let events = store.events(&suspended.id, 100).await.unwrap();
+    assert_eq!(events.len(), 5);
+    let timings = store.timings(&suspended.id, 100).await.unwrap();
+    assert_eq!(timings.len(), 2);
+}
+
+/// It refuses a database with a higher version, and its statements name their columns.
+#[tokio::test]
+async fn the_release_before_can_use_a_database_of_ours() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mctl.db");
+    let store = Store::open(&path).unwrap();
+    add(&store, "a", "one").await.unwrap();
+    drop(store);
+    let ours = Connection::open(&path).unwrap();
+    let theirs = Connection::open_in_memory().unwrap();
+    theirs
+        .execute_batch(&database_of_the_release_before())
+        .unwrap();
+    let pragma = |connection: &Connection, name| -> i64 {
+        connection
+            .pragma_query_value(None, name, |row| row.get(0))
+            .unwrap()
+    };
+    for name in ["application_id", "user_version"] {
+        assert_eq!(pragma(&ours, name), pragma(&theirs, name), "{name}");
+    }
+    let statements = database_of_the_release_before();
+    let inserts = statements
+        .lines()
+        .filter(|line| line.starts_with("INSERT INTO"));
+    for insert in inserts {
+        ours.execute_batch(insert).unwrap();
+    }
+    let tables: Vec<String> = theirs
+        .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+        .unwrap()
+        .query_map([], |row| row.get(0))
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
+    assert_eq!(tables.len(), 5);
+    for table in tables {
+        let columns = |connection: &Connection| -> Vec<(String, String)> {
+            let sql = format!("SELECT name, type FROM pragma_table_info('{table}')");
+            let mut statement = connection.prepare(&sql).unwrap();
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+            rows.unwrap().collect::<Result<_, _>>().unwrap()
+        };
+        let found = columns(&ours);
+        for column in columns(&theirs) {
+            assert!(
+                found.contains(&column),
+                "{table} has no {column:?} any more"
+            );
+        }
+    }
+}

@@ -10,5 +10,6 @@ mod failure;
 mod fixture;
 mod power_failure;
 mod refusal;
+mod release_before;
 mod round_trip;
 mod verification;
