@@ -83,10 +83,10 @@ contract seconds="60" seed="1":
     cargo build {{ cargo_flags }} --package supervisor --bins --examples
     MCTL_CONTRACT_SECONDS={{ seconds }} MCTL_CONTRACT_SEED={{ seed }} cargo test {{ cargo_flags }} --package supervisor --test contract -- --nocapture
 
-# random requests, random deaths of supervisor and VMMs (`just soak 600`; `seed=7` repeats one)
-soak seconds="300" seed="":
+# random requests under random hardships: deaths, power failures, a full disk, no descriptors (`just soak 3600 50`; a third word is the seed of one to repeat)
+soak seconds="300" machines="24" seed="":
     cargo build {{ cargo_flags }} --package supervisor --example fake_vmm
-    MCTL_SOAK_SECONDS={{ seconds }} {{ if seed != "" { "MCTL_SOAK_SEED=" + trim_start_match(seed, "seed=") } else { "" } }} \
+    MCTL_SOAK_SECONDS={{ seconds }} MCTL_SOAK_MACHINES={{ machines }} {{ if seed != "" { "MCTL_SOAK_SEED=" + trim_start_match(seed, "seed=") } else { "" } }} \
         cargo test {{ cargo_flags }} --package supervisor --test nothing_lost -- --nocapture soak
 
 # formatting as rustfmt has it

@@ -12,7 +12,7 @@
 //! - `deaf`: the guest does not answer. A file `deaf` in the machine's directory has the same effect.
 //! - A file `fail-boots` in the state directory: every boot fails, as if the host had no KVM.
 //! - A file `slow-disk` in the machine's directory: as long as it is there, it is not durable that the image
-//!   of a restored guest was used.
+//!   of a restored guest was used. Meanwhile there is a file `unsynced`.
 //! - A file `protocol` in the machine's directory: guest-init speaks that version of its protocol, and the
 //!   one before.
 //! - `stubborn`: the main process does not end on SIGINT.
@@ -123,8 +123,10 @@ fn main() {
         guest,
         verb == "restore",
         phases,
-        flag("--announce") == vmm_control::ANNOUNCE_CONSUMPTION,
     ));
+    if verb == "restore" && flag("--announce") == vmm_control::ANNOUNCE_CONSUMPTION {
+        vmm.wait_for_the_disk();
+    }
     if vmm.behaves("hostile") {
         hostile::flood_console(PathBuf::from(flag("--console")));
     }

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use vmm_control::{ExitReason, ExitReport, Phase};
@@ -21,8 +23,9 @@ pub(crate) struct Vmm {
     /// Whether it was restored from an image.
     pub(crate) resumed: bool,
     pub(crate) phases: Vec<Phase>,
-    /// Whether the supervisor is told when it is durable that the image was used.
-    announces_consumption: bool,
+    /// A power failure would bring the image back that it was restored from, and the supervisor waits until
+    /// that is over.
+    consumption_pending: AtomicBool,
     /// Local port of the next connection to the guest.
     pub(crate) next_port: AtomicU32,
     /// How many connections to the guest are still refused.
@@ -41,7 +44,6 @@ impl Vmm {
         guest: GuestState,
         resumed: bool,
         phases: Vec<Phase>,
-        announces_consumption: bool,
     ) -> Self {
         let mut words = guest.behaviour.split(' ');
         let refusals = words.find_map(|word| word.strip_prefix("rst=")?.parse().ok());
@@ -54,7 +56,7 @@ impl Vmm {
             files: Mutex::default(),
             resumed,
             phases,
-            announces_consumption,
+            consumption_pending: AtomicBool::new(false),
             next_port: AtomicU32::new(1 << 30),
             refusals_left: AtomicU32::new(refusals.unwrap_or(0)),
             cancelled: AtomicBool::new(false),
@@ -82,11 +84,30 @@ impl Vmm {
         self.guest.lock().unwrap().behaves(word)
     }
 
+    /// Begins with an image whose use is not durable as long as the file `slow-disk` is there. Meanwhile a file
+    /// `unsynced` tells what a power failure would undo.
+    pub(crate) fn wait_for_the_disk(self: &Arc<Self>) {
+        let [slow, unsynced] =
+            ["slow-disk", "unsynced"].map(|name| self.exit_file.with_file_name(name));
+        if !slow.exists() {
+            return;
+        }
+        // On a full disk there is none, and then nothing is undone.
+        let _ = fs::write(&unsynced, "");
+        self.consumption_pending.store(true, Ordering::SeqCst);
+        let vmm = self.clone();
+        thread::spawn(move || {
+            while slow.exists() {
+                thread::park_timeout(Duration::from_millis(5));
+            }
+            let _ = fs::remove_file(unsynced);
+            vmm.consumption_pending.store(false, Ordering::SeqCst);
+        });
+    }
+
     /// Whether no power failure would bring the image back that it was restored from, or nobody is to be told.
     pub(crate) fn is_consumption_durable(&self) -> bool {
-        !(self.announces_consumption
-            && self.resumed
-            && self.exit_file.with_file_name("slow-disk").exists())
+        !self.consumption_pending.load(Ordering::SeqCst)
     }
 
     /// The version of the protocol that guest-init speaks now.

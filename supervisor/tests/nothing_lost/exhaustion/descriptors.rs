@@ -37,7 +37,7 @@ fn leave_descriptors(site: &Site, free: usize) {
 }
 
 /// Sets the limit with which a supervisor begins.
-fn restore_limit(site: &Site) {
+pub(crate) fn restore_limit(site: &Site) {
     site.set_limit("nofile", &limit_text(Resource::Nofile));
 }
 

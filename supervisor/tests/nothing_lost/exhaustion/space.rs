@@ -11,23 +11,30 @@ use super::{Step, try_all};
 use crate::site::Site;
 use crate::support::{MACHINES, new_folder, poll};
 
-/// Variable with the path of the small disk, inside of the namespace.
+/// Variables with the path of the small disk, inside of the namespace, and its size in MiB.
 const DISK: &str = "MCTL_TEST_DISK";
+const MIB: &str = "MCTL_TEST_DISK_MIB";
+/// The size that is enough for a few machines.
+const SMALL_MIB: u32 = 32;
 /// Exit code of the shell that mounts, if it fails.
 const NO_MOUNT: i32 = 77;
 
 /// A command that runs its further arguments in a mount namespace of its own, with a small disk at
 /// `disk`.
-fn with_small_disk(disk: &Path) -> Command {
+fn with_small_disk(disk: &Path, mib: u32) -> Command {
     let mut unshare = Command::new("unshare");
     if !rustix::process::geteuid().is_root() {
         unshare.args(["--user", "--map-root-user"]);
     }
     let script = format!(
-        "mount -t tmpfs -o size=32m,mode=700 tmpfs \"${DISK}\" || exit {NO_MOUNT}; exec \"$@\""
+        "mount -t tmpfs -o size=\"${MIB}\"m,mode=700 tmpfs \"${DISK}\" || exit {NO_MOUNT}; exec \"$@\""
     );
     let shell = ["--mount", "--propagation", "private", "sh", "-c", &script];
-    unshare.args(shell).arg("sh").env(DISK, disk);
+    unshare
+        .args(shell)
+        .arg("sh")
+        .env(DISK, disk)
+        .env(MIB, mib.to_string());
     unshare
 }
 
@@ -37,7 +44,10 @@ pub(crate) fn obstacle() -> Option<String> {
         return None;
     }
     let folder = new_folder();
-    match with_small_disk(folder.path()).arg("true").output() {
+    match with_small_disk(folder.path(), SMALL_MIB)
+        .arg("true")
+        .output()
+    {
         Ok(output) if output.status.success() => None,
         Ok(output) => {
             let error = String::from_utf8_lossy(&output.stderr);
@@ -53,11 +63,16 @@ pub(crate) fn obstacle() -> Option<String> {
 /// Returns the small disk inside of the namespace. Outside it runs the test `name` inside, and returns
 /// none.
 fn small_disk(name: &str) -> Option<PathBuf> {
+    small_disk_of(name, SMALL_MIB, |_| {})
+}
+
+/// As [`small_disk`], with another size; what the test has said inside is given to `tell`.
+pub(crate) fn small_disk_of(name: &str, mib: u32, tell: impl Fn(&str)) -> Option<PathBuf> {
     if let Some(disk) = std::env::var_os(DISK) {
         return Some(disk.into());
     }
     let folder = new_folder();
-    let output = with_small_disk(folder.path())
+    let output = with_small_disk(folder.path(), mib)
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture", "--test-threads", "1"])
         .output()
@@ -69,11 +84,12 @@ fn small_disk(name: &str) -> Option<PathBuf> {
     );
     let passed = output.status.success() && text.contains("1 passed");
     assert!(passed, "{name} failed or did not run: {text}");
+    tell(&text);
     None
 }
 
 /// Uses up all space of the disk.
-fn fill(disk: &Path) {
+pub(crate) fn fill(disk: &Path) {
     let mut options = OpenOptions::new();
     let filler = options.create(true).append(true);
     let mut file = filler.open(disk.join("filler")).unwrap();
@@ -84,7 +100,7 @@ fn fill(disk: &Path) {
 }
 
 /// Frees the space that [`fill`] used up.
-fn free(disk: &Path) {
+pub(crate) fn free(disk: &Path) {
     fs::remove_file(disk.join("filler")).unwrap();
 }
 

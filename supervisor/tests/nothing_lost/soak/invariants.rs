@@ -14,9 +14,10 @@ const STEPS: &[(&str, &str)] = &[
         "starting",
         "starting started failed suspended stopping destroying",
     ),
+    // Suspended again, after a power failure that has undone its resume.
     (
         "started",
-        "suspending stopped stopping restarting updating destroying",
+        "suspended suspending stopped stopping restarting updating destroying",
     ),
     (
         "suspending",

@@ -1,12 +1,15 @@
-//! Many machines, several clients, random requests, and random deaths of the supervisor and of VMMs.
+//! Many machines, several clients, random requests, and random hardships: deaths of the supervisor and of VMMs,
+//! power failures, a full disk, no descriptors left.
 //!
 //! `MCTL_SOAK_SECONDS` is the length of a run (30), `MCTL_SOAK_MACHINES` the number of machines at a
 //! time (24), `MCTL_SOAK_SEED` repeats a run. With the same seed each client makes the same requests in
 //! the same order; what happens at the same time depends on the clock.
 
+mod hardships;
 mod invariants;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
@@ -15,11 +18,14 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 
+use crate::exhaustion::space;
 use crate::site::Site;
 use crate::support::{MACHINES, poll_within};
 
 /// Clients at the same time.
 const CLIENTS: u64 = 6;
+/// Size of the disk that becomes full.
+const DISK_MIB: u32 = 192;
 
 /// What the run knows of a machine. Each has a name that no other machine ever has.
 #[derive(Debug, Clone, Default)]
@@ -32,11 +38,15 @@ struct Known {
 /// One run.
 struct Soak {
     site: Site,
+    /// The small disk that holds everything, if one could be mounted.
+    disk: Option<PathBuf>,
     end: Instant,
     machines: u64,
     known: Mutex<BTreeMap<String, Known>>,
     /// Counts the starts and ends of supervisors; odd while there is no supervisor.
     epoch: AtomicU64,
+    /// Counts the beginnings and ends of exhaustion; odd while there is one.
+    exhaustions: AtomicU64,
     /// Held for writing while the supervisor or VMMs are killed, and for reading while nothing may be
     /// killed.
     kills: RwLock<()>,
@@ -56,16 +66,35 @@ fn setting(name: &str, default: u64) -> u64 {
 }
 
 pub(crate) fn no_machine_is_lost_or_runs_twice_whatever_dies_and_when() {
+    let disk = match space::obstacle() {
+        None => {
+            let name = "soak::no_machine_is_lost_or_runs_twice_whatever_dies_and_when";
+            let tell = |text: &str| {
+                let figures = text.lines().filter(|line| line.starts_with("seed "));
+                figures.for_each(|line| eprintln!("{line}"));
+            };
+            let Some(disk) = space::small_disk_of(name, DISK_MIB, tell) else {
+                return;
+            };
+            Some(disk)
+        }
+        Some(obstacle) => {
+            eprintln!("the disk is never full: {obstacle}");
+            None
+        }
+    };
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
     let seed = setting("MCTL_SOAK_SEED", u64::from(now.subsec_nanos()));
     let seconds = setting("MCTL_SOAK_SECONDS", 30);
     eprintln!("soak of {seconds} s; MCTL_SOAK_SEED={seed} repeats its decisions");
     let soak = Soak {
-        site: Site::new(),
+        site: disk.clone().map_or_else(Site::new, Site::in_folder),
+        disk,
         end: Instant::now() + Duration::from_secs(seconds),
         machines: setting("MCTL_SOAK_MACHINES", 24),
         known: Mutex::default(),
         epoch: AtomicU64::new(0),
+        exhaustions: AtomicU64::new(0),
         kills: RwLock::new(()),
         failed: AtomicBool::new(false),
         failures: Mutex::default(),
@@ -76,7 +105,7 @@ pub(crate) fn no_machine_is_lost_or_runs_twice_whatever_dies_and_when() {
             let soak = &soak;
             scope.spawn(move || soak.client(client, SmallRng::seed_from_u64(seed + client)));
         }
-        scope.spawn(|| soak.kill_at_random(SmallRng::seed_from_u64(seed + 1_000)));
+        scope.spawn(|| soak.make_hard(SmallRng::seed_from_u64(seed + 1_000)));
         scope.spawn(|| {
             while soak.is_running() {
                 soak.check();
@@ -193,11 +222,15 @@ impl Soak {
         };
         self.known.lock().unwrap().insert(name.to_owned(), known);
         self.count("create");
+        let before = self.exhaustions.load(Ordering::SeqCst);
         match self.call("POST", MACHINES, Some(&body)) {
             Some((200, machine)) => {
                 let id = machine["id"].as_str().unwrap().to_owned();
                 let mut known = self.known.lock().unwrap();
                 known.get_mut(name).unwrap().id = Some(id);
+            }
+            Some((status, _)) if self.was_exhausted_since(before) => {
+                self.count(&format!("creates refused with {status}"));
             }
             Some((status, answer)) => self.fail(format!("create {name}: {status} {answer}")),
             // It may exist or not, but not twice. The check at the end finds out.
@@ -208,7 +241,7 @@ impl Soak {
     fn operate(&self, name: &str, id: &str, rng: &mut SmallRng) {
         let verbs = [
             "start", "start", "start", "start", "suspend", "suspend", "suspend", "stop", "restart",
-            "update", "exec", "exec", "metadata", "read", "timings", "leave", "destroy",
+            "update", "exec", "exec", "metadata", "read", "timings", "leave", "destroy", "slow",
         ];
         let verb = verbs[rng.random_range(0..verbs.len())];
         let wait = if rng.random_bool(0.5) {
@@ -253,6 +286,10 @@ impl Soak {
                 self.disconnect_during(&path("/suspend?wait=true"));
                 None
             }
+            // A resume on a disk that takes its time.
+            "slow" => self.on_a_slow_disk(id, rng.random_range(50..2_000), || {
+                self.call("POST", &path(&format!("/start{wait}")), None)
+            }),
             "destroy" => self.call("DELETE", &path(force), None),
             _ => self.call("GET", &path(""), None),
         };
@@ -290,52 +327,6 @@ impl Soak {
         }
     }
 
-    fn kill_at_random(&self, mut rng: SmallRng) {
-        while self.is_running() {
-            pause(rng.random_range(100..1_500));
-            let _kills = self.kills.write().unwrap();
-            match rng.random_range(0..10_u32) {
-                0..=4 => self.kill_vmm(&mut rng),
-                5..=7 => self.replace_supervisor(&mut rng, 0),
-                _ => {
-                    let deaths = rng.random_range(1..4);
-                    self.replace_supervisor(&mut rng, deaths);
-                }
-            }
-        }
-    }
-
-    fn kill_vmm(&self, rng: &mut SmallRng) {
-        let vmms = self.site.vmms();
-        if vmms.is_empty() {
-            return;
-        }
-        let vmm = &vmms[rng.random_range(0..vmms.len())];
-        // Its pid may belong to another process by now.
-        if self.site.vmms().contains(vmm) {
-            let _ = vmm.kill();
-            self.count("VMMs killed");
-        }
-    }
-
-    /// Ends the supervisor, kills so many VMMs while there is none, and starts the next supervisor.
-    fn replace_supervisor(&self, rng: &mut SmallRng, vmms: u32) {
-        self.epoch.fetch_add(1, Ordering::SeqCst);
-        if rng.random_bool(0.2) {
-            // An orderly end, which does not end machines either.
-            self.site.terminate();
-        } else {
-            self.site.kill();
-        }
-        for _ in 0..vmms {
-            self.kill_vmm(rng);
-        }
-        pause(rng.random_range(0..200));
-        self.site.start();
-        self.epoch.fetch_add(1, Ordering::SeqCst);
-        self.count("supervisors killed");
-    }
-
     /// After the run: every machine gets to a resting state and can be used, and its destroy leaves
     /// nothing.
     fn finish(&self) {
@@ -367,22 +358,24 @@ impl Soak {
 
     fn wait_for_rest(&self) {
         let begun = Instant::now();
-        let mut list = Vec::new();
+        let mut working = Vec::new();
         // A slow suspend takes 20 s by itself, and may have just begun.
         let rest = poll_within(Duration::from_secs(120), || {
-            list = self.site.list();
+            working = self.site.list();
             let vmms = self.site.vmms();
-            let is_working = |machine: &&Value| {
+            working.retain(|machine| {
                 let (id, state) = (&machine["id"], machine["state"].as_str().unwrap());
                 // The end of a VMM that was killed last may not be reported yet.
                 let ended = state == "started" && !vmms.iter().any(|vmm| vmm.machine == *id);
                 // It waits until it is started again, by its policy.
                 let waits = state == "stopped" && will_be_restarted(machine);
                 state.ends_with("ing") || ended || waits
-            };
-            (list.iter().filter(is_working).count() == 0).then_some(())
+            });
+            working.is_empty().then_some(())
         });
-        assert!(rest.is_some(), "waited for resting states: {list:?}");
+        for machine in working.iter().filter(|_| rest.is_none()) {
+            self.fail(format!("waited for a resting state: {machine}"));
+        }
         self.set_count(
             "ms to rest",
             usize::try_from(begun.elapsed().as_millis()).unwrap(),
