@@ -1,9 +1,12 @@
 //! A machine boots, runs its main process, and stops in order.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::ensure;
-use machine_api::{EventType, ExitEvent, Guest, Machine, MachineState, Mount, StopRequest};
+use machine_api::{
+    EventType, ExitEvent, Guest, Machine, MachineConfig, MachineState, Mount, StopRequest,
+};
 
 use crate::stage::{DEADLINE, Stage, config, until};
 
@@ -90,22 +93,27 @@ pub(crate) async fn stop_sends_the_requested_signal_to_the_main_process(
     Ok(())
 }
 
-pub(crate) async fn a_disk_keeps_what_the_guest_wrote(stage: &mut Stage) -> anyhow::Result<()> {
-    let disk = stage.scratch().join("disk.raw");
-    std::fs::File::create(&disk)?.set_len(16 << 20)?;
-    let made = Command::new("mke2fs").arg("-F").arg(&disk).output()?;
+/// A machine that sleeps, with a new disk in the file `disk`, mounted at `/data`.
+pub(crate) fn config_with_disk(disk: &Path) -> anyhow::Result<MachineConfig> {
+    std::fs::File::create(disk)?.set_len(16 << 20)?;
+    let made = Command::new("mke2fs").arg("-F").arg(disk).output()?;
     ensure!(
         made.status.success(),
         "{}",
         String::from_utf8_lossy(&made.stderr)
     );
-    let mut wanted = config(&["/bin/sleep", "600"]);
-    wanted.mounts = vec![Mount {
+    let mut config = config(&["/bin/sleep", "600"]);
+    config.mounts = vec![Mount {
         volume: disk.display().to_string(),
         path: "/data".to_owned(),
         read_only: false,
     }];
-    let machine = stage.boot(wanted).await?;
+    Ok(config)
+}
+
+pub(crate) async fn a_disk_keeps_what_the_guest_wrote(stage: &mut Stage) -> anyhow::Result<()> {
+    let disk = stage.scratch().join("disk.raw");
+    let machine = stage.boot(config_with_disk(&disk)?).await?;
     stage
         .shell(&machine, "echo kept > /data/file && sync")
         .await?;

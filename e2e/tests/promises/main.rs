@@ -19,9 +19,11 @@ mod instruments;
 mod lifecycle;
 mod logs;
 mod peer;
+mod processor;
 mod published_ports;
 mod stage;
 mod suspend_resume;
+mod suspended_disk;
 mod terminal;
 mod vsock;
 
@@ -286,6 +288,10 @@ fn trials() -> Vec<Trial> {
         damaged_image:
             a_flipped_bit_in_the_saved_state_causes_a_cold_boot_with_the_reason,
             a_damaged_memory_file_fails_the_machine_and_names_the_range;
+        suspended_disk:
+            a_disk_that_was_written_meanwhile_keeps_its_machine_suspended_until_its_user_decides;
+        processor:
+            a_guest_has_the_features_of_its_template_and_no_others_before_and_after_a_resume;
         crash_recovery:
             a_killed_supervisor_loses_no_machine,
             a_killed_vmm_is_detected,

@@ -1,6 +1,6 @@
 //! What a power failure leaves, and what the next supervisor makes of it. The file system's part is
 //! played here: what was not durable is put back. That the VMM's files become durable in the right order
-//! is shown by `vmm/tests/image`, and all of it on a disk that loses its cache by `e2e/tests/power_cut`.
+//! is shown by `vmm/tests/image`, and all of it on a disk that loses its cache by `e2e/tests/host_disks`.
 
 use std::fs;
 use std::io::{ErrorKind, Read};
