@@ -375,10 +375,12 @@ impl BusDevice for MmioTransport {
             return state.device.read_config(offset, data);
         }
         // All registers are 32 bits wide and aligned (virtio 1.2, 4.2.2.2).
-        match <&mut [u8; 4]>::try_from(data) {
-            Ok(data) if offset.is_multiple_of(4) => *data = state.read(offset).to_le_bytes(),
-            Ok(data) => data.fill(0),
-            Err(_) => {}
+        // What KVM takes from `data` after any other access would be that of an earlier one.
+        data.fill(0);
+        if let Ok(data) = <&mut [u8; 4]>::try_from(data)
+            && offset.is_multiple_of(4)
+        {
+            *data = state.read(offset).to_le_bytes();
         }
     }
 

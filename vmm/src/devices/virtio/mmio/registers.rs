@@ -199,7 +199,9 @@ impl TransportState {
     pub(super) fn restore(&mut self, saved: &SavedTransport) -> Result<(), TransportError> {
         let device = self.device.name();
         let wrong = |what| TransportError::State { device, what };
-        if saved.driver_features & !self.device.features() != 0 {
+        // Before they are agreed on, the register holds whatever the guest has written.
+        let agreed = saved.active || saved.status & VIRTIO_CONFIG_S_FEATURES_OK != 0;
+        if agreed && saved.driver_features & !self.device.features() != 0 {
             return Err(wrong(
                 "its driver uses features that the device no longer offers",
             ));

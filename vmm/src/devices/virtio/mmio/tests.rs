@@ -350,3 +350,34 @@ fn odd_accesses_do_no_harm() {
     transport.read(0x71, &mut four);
     assert_eq!((four, read(&transport, 0x70)), ([0; 4], 0));
 }
+
+#[test]
+fn a_read_of_no_register_returns_nothing_of_earlier_accesses() {
+    let (transport, _) = transport();
+    for (offset, bytes) in [(0x70, 1), (0x70, 2), (0x70, 8), (0x71, 4), (0xf8, 3)] {
+        let mut data = [0x55; 8];
+        transport.read(offset, &mut data[..bytes]);
+        assert_eq!(data[..bytes], [0; 8][..bytes], "{bytes} at {offset:#x}");
+    }
+}
+
+#[test]
+fn a_guest_that_asks_for_features_that_are_not_offered_is_restored() {
+    let (before, _) = transport();
+    for (offset, value) in [
+        (0x70, 1),
+        (0x70, 3),
+        (0x24, 1),
+        (0x20, u32::MAX),
+        (0x70, 11),
+    ] {
+        write(&before, offset, value);
+    }
+    assert_eq!(read(&before, 0x70), 3, "they are not agreed on");
+    let (device, seen) = recorder();
+    let after = MmioTransport::restore(device, memory(), &before.save()).unwrap();
+    after.resume();
+    assert_eq!(read(&after, 0x70), 3);
+    drive(&after, 1 << 32);
+    assert_eq!(seen.lock().unwrap().features, 1 << 32);
+}
