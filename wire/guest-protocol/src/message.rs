@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::resources::GuestResources;
 
@@ -351,12 +352,23 @@ pub struct CpuSample {
     pub busy_ms: u64,
     /// CPU time spent idle, all vCPUs, in milliseconds.
     pub idle_ms: u64,
-    /// Load averages over 1, 5 and 15 minutes.
+    /// Load averages over 1, 5 and 15 minutes. Finite: others have no form in JSON.
+    #[serde(deserialize_with = "finite")]
     pub load: [f32; 3],
     /// All memory that the kernel manages, in KiB.
     pub memory_total_kib: u64,
     /// Memory available to new processes, in KiB.
     pub memory_available_kib: u64,
+}
+
+/// A JSON number may be larger than any `f32`, and is infinite then.
+fn finite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[f32; 3], D::Error> {
+    let load = <[f32; 3]>::deserialize(deserializer)?;
+    if load.iter().all(|average| average.is_finite()) {
+        Ok(load)
+    } else {
+        Err(D::Error::custom("a load average is out of range"))
+    }
 }
 
 /// One line (or part of a long one) that the main process printed.

@@ -395,3 +395,16 @@ fn streams_end_like_this() {
         r#"{"type":"refused","kind":"failed","message":"no space"}"#,
     );
 }
+
+#[test]
+fn a_load_that_has_no_form_in_json_is_refused() {
+    let sample = |load: &str| {
+        let json = format!(
+            r#"{{"uptime_ms":1,"busy_ms":2,"idle_ms":3,"load":[{load},0,0],"memory_total_kib":4,"memory_available_kib":5}}"#
+        );
+        serde_json::from_str::<CpuSample>(&json)
+    };
+    assert_eq!(sample("0.5").unwrap().load, [0.5, 0.0, 0.0]);
+    assert!(sample("1e39").is_err());
+    assert!(sample("-1e39").is_err());
+}
