@@ -32,9 +32,10 @@ const EXCEPTIONS: &[Exception] = &[];
 
 const LAYERS: &[Layers] = &[
     Layers {
-        root: "supervisor/src/main.rs",
+        root: "supervisor/src/lib.rs",
         module: "",
         rows: &[
+            &["fuzzing"],
             &["api", "services"],
             &["machine"],
             &["machine_folder"],
@@ -48,19 +49,20 @@ const LAYERS: &[Layers] = &[
         ],
     },
     Layers {
-        root: "supervisor/src/main.rs",
+        root: "supervisor/src/lib.rs",
         module: "api",
         rows: &[
             &["sockets"],
             &["routes"],
             &["description"],
+            &["bodies"],
             &["handlers"],
             &["request"],
             &["error", "ndjson"],
         ],
     },
     Layers {
-        root: "supervisor/src/main.rs",
+        root: "supervisor/src/lib.rs",
         module: "machine",
         rows: &[
             &["unlisted"],
@@ -117,9 +119,10 @@ const LAYERS: &[Layers] = &[
         ],
     },
     Layers {
-        root: "guest-init/src/main.rs",
+        root: "guest-init/src/lib.rs",
         module: "",
         rows: &[
+            &["fuzzing"],
             &["server"],
             &["services"],
             &["boot", "connection", "processes"],

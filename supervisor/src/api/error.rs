@@ -36,6 +36,11 @@ impl ApiError {
         self
     }
 
+    /// What is said to people.
+    pub(crate) fn message(&self) -> &str {
+        &self.body.error
+    }
+
     fn hint(mut self, hint: &str) -> Self {
         self.body.hint = Some(hint.to_owned());
         self

@@ -3,6 +3,7 @@
 //! Handlers check, convert and forward. A request over the Unix socket is trusted, since the socket's
 //! mode decides who may open it. A request over TCP carries a bearer token, with TLS or without.
 
+pub(crate) mod bodies;
 mod description;
 mod error;
 mod handlers;

@@ -165,7 +165,7 @@ enum OutputMessage {
 }
 
 /// Adds records to the log until the stream ends; returns the main process's exit if that comes.
-async fn log_output(
+pub(crate) async fn log_output(
     stream: &mut GuestStream,
     log: &MachineLog,
 ) -> Result<Option<Exit>, GuestError> {

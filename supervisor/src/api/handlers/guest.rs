@@ -56,15 +56,7 @@ pub(crate) async fn exec(
     Target(handle): Target,
     JsonBody(request): JsonBody<ExecRequest>,
 ) -> Result<Json<ExecResponse>, ApiError> {
-    let argv = match (request.command.is_empty(), &request.cmd) {
-        (false, _) => request.command.clone(),
-        (true, Some(text)) => machine_api::split_words(text)
-            .ok_or_else(|| ApiError::invalid("cmd: a quote is not closed"))?,
-        (true, None) => Vec::new(),
-    };
-    if argv.first().is_none_or(String::is_empty) || argv.iter().any(|word| word.contains('\0')) {
-        return Err(ApiError::invalid("command: a program is needed"));
-    }
+    let argv = argv(&request)?;
     let seconds = request
         .timeout
         .filter(|seconds| *seconds > 0)
@@ -87,6 +79,20 @@ pub(crate) async fn exec(
         stderr: String::from_utf8_lossy(&collected.stderr).into_owned(),
         truncated: collected.truncated,
     }))
+}
+
+/// The program of a request and its arguments.
+pub(crate) fn argv(request: &ExecRequest) -> Result<Vec<String>, ApiError> {
+    let argv = match (request.command.is_empty(), &request.cmd) {
+        (false, _) => request.command.clone(),
+        (true, Some(text)) => machine_api::split_words(text)
+            .ok_or_else(|| ApiError::invalid("cmd: a quote is not closed"))?,
+        (true, None) => Vec::new(),
+    };
+    if argv.first().is_none_or(String::is_empty) || argv.iter().any(|word| word.contains('\0')) {
+        return Err(ApiError::invalid("command: a program is needed"));
+    }
+    Ok(argv)
 }
 
 /// Sends a signal to the main process.

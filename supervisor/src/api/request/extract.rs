@@ -181,10 +181,7 @@ impl<T: DeserializeOwned> FromRequest<Api> for ConfiguredBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request<Body>, api: &Api) -> Result<Self, ApiError> {
-        let bytes = read(request, api).await?;
-        let whole = parse(&bytes)?;
-        unsupported::check(&serde_json::from_slice(&bytes).unwrap_or_default())?;
-        Ok(Self(whole))
+        configured(&read(request, api).await?).map(Self)
     }
 }
 
@@ -195,12 +192,7 @@ impl<T: DeserializeOwned + Default> FromRequest<Api> for OptionalBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request<Body>, api: &Api) -> Result<Self, ApiError> {
-        let bytes = read(request, api).await?;
-        if matches!(bytes.trim_ascii(), b"" | b"null") {
-            Ok(Self(T::default()))
-        } else {
-            parse(&bytes).map(Self)
-        }
+        optional(&read(request, api).await?).map(Self)
     }
 }
 
@@ -212,8 +204,23 @@ async fn read<S: Send + Sync>(request: Request<Body>, state: &S) -> Result<Bytes
     }
 }
 
+/// Reads a body with a machine's configuration.
+pub(crate) fn configured<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let whole = parse(bytes)?;
+    unsupported::check(&serde_json::from_slice(bytes).unwrap_or_default())?;
+    Ok(whole)
+}
+
+/// Reads a body that may be absent.
+pub(crate) fn optional<T: DeserializeOwned + Default>(bytes: &[u8]) -> Result<T, ApiError> {
+    match bytes.trim_ascii() {
+        b"" | b"null" => Ok(T::default()),
+        _ => parse(bytes),
+    }
+}
+
 /// The content type is ignored: clients of the Fly Machines API do not always send one.
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     body::read(bytes).map_err(|error| ApiError::invalid(format!("the body is invalid: {error}")))
 }
 
