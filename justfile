@@ -89,6 +89,10 @@ soak seconds="300" machines="24" seed="":
     MCTL_SOAK_SECONDS={{ seconds }} MCTL_SOAK_MACHINES={{ machines }} {{ if seed != "" { "MCTL_SOAK_SEED=" + trim_start_match(seed, "seed=") } else { "" } }} \
         cargo test {{ cargo_flags }} --package supervisor --test nothing_lost -- --nocapture soak
 
+# fuzz targets under cargo-fuzz, guided by coverage: `./just fuzz vsock 600`; `./just fuzz all 600 4` is each of them, four at once
+fuzz target="all" seconds="60" jobs="1":
+    fuzz/run {{ CARGO_TARGET_DIR }}/fuzz {{ target }} {{ seconds }} {{ jobs }}
+
 # formatting as rustfmt has it
 fmt:
     cargo fmt --all --check

@@ -130,6 +130,15 @@ const LAYERS: &[Layers] = &[
         ],
     },
     Layers {
+        root: "fuzz/src/lib.rs",
+        module: "",
+        rows: &[
+            &["targets"],
+            &["guest"],
+            &["changed", "mutation", "scratch", "steps"],
+        ],
+    },
+    Layers {
         root: "cycles/src/lib.rs",
         module: "",
         rows: &[

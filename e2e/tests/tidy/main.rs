@@ -56,6 +56,16 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "trials",
         ],
     ),
+    (
+        "fuzz",
+        &[
+            "guest-init",
+            "guest-protocol",
+            "supervisor",
+            "vmm",
+            "vmm-control",
+        ],
+    ),
     ("rootfs", &[]),
     ("kvm-host", &["error-text", "rootfs", "trials"]),
     // Peers get the same readiness check, through their own vsock sockets.
