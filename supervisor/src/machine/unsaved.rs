@@ -12,12 +12,12 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::deadline;
-use crate::store::Change;
+use crate::store::{Change, MOST_LATE};
 
 /// Wait before storing is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Most events and timings that are kept; the oldest are dropped.
-const MOST_CHANGES: usize = 256;
+const MOST_CHANGES: usize = MOST_LATE as usize;
 /// Most commits of a machine that wait in the database's queue: half of what it does at once.
 const MOST_COMMITS: usize = 32;
 

@@ -10,6 +10,8 @@ use crate::model::record::MachineRecord;
 use crate::model::state::State;
 use crate::store::{Store, StoreError};
 
+/// Most events and timings of a machine that are stored together, later than those that happened after them.
+pub(crate) const MOST_LATE: u32 = 256;
 /// Most events, and most timings, of a machine, and their bytes. A guest decides how many there are, and a part
 /// of what they say.
 const MOST_ROWS: i64 = 5_000;
@@ -53,16 +55,11 @@ impl Store {
         machine_id: &str,
         limit: u32,
     ) -> Result<Vec<MachineEvent>, StoreError> {
-        let id = machine_id.to_owned();
-        let read = self.call("read events", move |connection| {
-            let sql =
-                "SELECT body FROM events WHERE machine_id = ?1 ORDER BY sequence DESC LIMIT ?2";
-            bodies(connection, sql, &id, limit)
-        });
-        let mut events: Vec<MachineEvent> = read.await?;
-        // After a full disk, events are stored late, behind those that happened after them.
-        events.sort_by_key(|event| std::cmp::Reverse(event.timestamp));
-        Ok(events)
+        let sql = "SELECT body FROM events WHERE machine_id = ?1 ORDER BY sequence DESC LIMIT ?2";
+        self.newest(sql, machine_id, limit, |event: &MachineEvent| {
+            event.timestamp
+        })
+        .await
     }
 
     /// A machine's timings, newest first.
@@ -71,13 +68,31 @@ impl Store {
         machine_id: &str,
         limit: u32,
     ) -> Result<Vec<Timing>, StoreError> {
-        let id = machine_id.to_owned();
-        self.call("read timings", move |connection| {
-            let sql =
-                "SELECT body FROM timings WHERE machine_id = ?1 ORDER BY sequence DESC LIMIT ?2";
-            bodies(connection, sql, &id, limit)
+        let sql = "SELECT body FROM timings WHERE machine_id = ?1 ORDER BY sequence DESC LIMIT ?2";
+        self.newest(sql, machine_id, limit, |timing: &Timing| {
+            timing.started_at.clone()
         })
         .await
+    }
+
+    /// The newest by the time at which they happened. After a full disk some are stored late, behind those that
+    /// happened after them: so [`MOST_LATE`] more are read.
+    async fn newest<T: DeserializeOwned + Send + 'static, K: Ord>(
+        &self,
+        sql: &'static str,
+        machine_id: &str,
+        limit: u32,
+        time: impl Fn(&T) -> K,
+    ) -> Result<Vec<T>, StoreError> {
+        let id = machine_id.to_owned();
+        let rows = limit.saturating_add(MOST_LATE);
+        let read = self.call("read a machine's history", move |connection| {
+            bodies(connection, sql, &id, rows)
+        });
+        let mut found: Vec<T> = read.await?;
+        found.sort_by_key(|body| std::cmp::Reverse(time(body)));
+        found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        Ok(found)
     }
 
     /// A machine's versions, newest first.

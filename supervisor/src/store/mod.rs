@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::error_chain::error_chain;
 
-pub(crate) use machines::Change;
+pub(crate) use machines::{Change, MOST_LATE};
 pub(crate) use open::OpenError;
 
 /// Most jobs in one transaction.

@@ -235,6 +235,28 @@ async fn long_events_are_bounded_by_their_bytes() {
     assert!(bytes < (16 << 20) + 20 * 256 * 10_000, "{bytes}");
 }
 
+/// As after a full disk: events that came earlier are stored last.
+#[tokio::test]
+async fn the_newest_events_are_the_last_that_happened_though_others_were_stored_after_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("mctl.db")).unwrap();
+    add(&store, "a", "one").await.unwrap();
+    let event = |timestamp| {
+        let mut event = event::launch();
+        event.timestamp = timestamp;
+        Change::Event("a".to_owned(), Box::new(event))
+    };
+    let late = 100..200;
+    let in_time = [0..100, 200..300].into_iter().flatten();
+    for timestamps in [in_time.collect::<Vec<_>>(), late.collect()] {
+        let changes = timestamps.into_iter().map(event).collect();
+        store.commit("add events", changes).await.unwrap();
+    }
+    let newest = store.events("a", 150).await.unwrap();
+    let times: Vec<_> = newest.iter().map(|event| event.timestamp).collect();
+    assert_eq!(times, (150..300).rev().collect::<Vec<_>>());
+}
+
 #[tokio::test]
 async fn only_machines_that_were_destroyed_long_ago_are_forgotten() {
     let folder = tempfile::tempdir().unwrap();
