@@ -4,6 +4,7 @@
 //! ARCHITECTURE.md gives the reasons. An exception to a rule is listed here, with its reason, and
 //! nowhere else.
 
+mod documents;
 mod imports;
 mod layers;
 
