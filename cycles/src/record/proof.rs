@@ -12,6 +12,9 @@ use super::verdict::Outcome;
 pub struct Proof {
     /// Version of the program that made it.
     pub version: String,
+    /// Digest of the programs, and how much was asked of them: a proof is continued with the same only.
+    #[serde(default)]
+    pub work: String,
     /// When it started, RFC 3339.
     pub started_at: String,
     /// The machine on which it was made, by name: processor, kernel, memory, kind of KVM.
@@ -42,6 +45,13 @@ pub struct ProofPart {
     /// Seconds that cycles and promises took, by the clock of the machine that made the proof.
     #[serde(default)]
     pub seconds: u64,
+    /// How often it was run: more than once where it was continued after a run in which it did not hold.
+    #[serde(default = "once")]
+    pub runs: u32,
+}
+
+fn once() -> u32 {
+    1
 }
 
 /// One test on real guests.

@@ -272,9 +272,11 @@ pub(crate) fn proof() -> Proof {
         .to_vec(),
         errors: Vec::new(),
         seconds: 1_000,
+        runs: 1,
     };
     Proof {
         version: "0.1.0".to_owned(),
+        work: String::new(),
         started_at: "2026-11-26T23:00:00Z".to_owned(),
         machine: [("processor".to_owned(), "Example CPU".to_owned())].into(),
         parts: vec![

@@ -1,6 +1,8 @@
 //! The proof: the main job and every test on real guests, on each kind of KVM that this machine can
 //! offer. Its results are one page, made to be sent to others.
 
+mod earlier;
+mod kinds;
 mod promises;
 mod redact;
 
@@ -14,18 +16,17 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use clap::Args;
 use cycles::{Interruption, Outcome, Proof, ProofPart, Report, proof_page};
-use kvm_host::emulator::Emulator;
-use kvm_host::host::check_installed;
 use kvm_host::{probe, qemu};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::artifacts::GuestImage;
+use crate::artifacts::{self, GuestImage};
 use crate::ending::Ending;
-use crate::kvm_place::{KvmArguments, KvmChoice, KvmPlace};
+use crate::kvm_place::{KvmArguments, KvmPlace};
 use crate::output::{self, Bars};
 use crate::work::{Vmm, Work};
 use crate::{measure, report_files};
+use kinds::{KINDS, Kind};
 
 /// The name of the files, without ending.
 const STEM: &str = "proof";
@@ -48,77 +49,15 @@ pub struct Arguments {
     /// Only tests on real guests whose name contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
     promises: String,
+    /// Keep the parts of an earlier proof in the output folder that hold, of the same programs and options
+    #[arg(long = "continue")]
+    continues: bool,
     /// What `cargo test --test promises --no-run --message-format json` writes
     #[arg(long, value_name = "FILE")]
     tests: PathBuf,
     /// Folder for proof.html, proof.json, and a folder with reports and logs for each part
     #[arg(long, value_name = "DIR", default_value = "target/proof")]
     output: PathBuf,
-}
-
-/// A kind of KVM, and how to get it.
-#[derive(Debug, Clone, Copy)]
-struct Kind {
-    name: &'static str,
-    choice: KvmChoice,
-    /// `None` where the host has as many as it has.
-    processors: Option<u32>,
-}
-
-const KINDS: [Kind; 5] = [
-    Kind {
-        name: "hardware",
-        choice: KvmChoice::Hardware,
-        processors: None,
-    },
-    Kind {
-        name: "amd",
-        choice: KvmChoice::Amd,
-        processors: Some(1),
-    },
-    Kind {
-        name: "intel",
-        choice: KvmChoice::Intel,
-        processors: Some(1),
-    },
-    Kind {
-        name: "intel-2",
-        choice: KvmChoice::Intel,
-        processors: Some(2),
-    },
-    Kind {
-        name: "bochs-amd-2",
-        choice: KvmChoice::BochsAmd,
-        processors: Some(2),
-    },
-];
-
-impl Kind {
-    fn place(self) -> anyhow::Result<KvmPlace> {
-        let place = KvmArguments {
-            kvm: Some(self.choice),
-            host_cpus: self.processors,
-        }
-        .place()?;
-        if let KvmPlace::Virtual { emulator, .. } = place {
-            check_installed(emulator)?;
-        }
-        Ok(place)
-    }
-
-    /// The module and the processor, for people.
-    fn in_words(self) -> String {
-        let emulator = match self.choice {
-            KvmChoice::Hardware => return "this machine's own KVM".to_owned(),
-            KvmChoice::Amd => Emulator::QemuAmd,
-            KvmChoice::Intel => Emulator::BochsIntel,
-            KvmChoice::BochsAmd => Emulator::BochsAmd,
-        };
-        match self.processors {
-            Some(processors @ 2..) => format!("{emulator}, {processors} processors"),
-            _ => emulator.to_string(),
-        }
-    }
 }
 
 /// Runs all parts. What a part has measured is kept, whatever becomes of the others.
@@ -148,8 +87,17 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Ending> {
     let _interruption = Interruption::by_ctrl_c(move || {
         interrupted.interrupted.store(true, Ordering::SeqCst);
     });
+    let work = work(&task)?;
+    let earlier = match arguments.continues {
+        true => Some(earlier::read(
+            &arguments.output.join(format!("{STEM}.json")),
+            &work,
+        )?),
+        false => None,
+    };
     let mut proof = Proof {
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        work,
         started_at: report_files::now(),
         machine: machine(),
         parts: Vec::new(),
@@ -164,8 +112,11 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Ending> {
             promises: Vec::new(),
             errors: Vec::new(),
             seconds: 0,
+            runs: 1,
         };
+        earlier::carry_over(earlier.as_ref(), &mut part);
         match kind.place() {
+            Ok(_) if part.holds() => output::say(&format!("{}: holds already", kind.name)),
             Ok(place) => {
                 let task = Arc::clone(&task);
                 let part = part.clone();
@@ -192,6 +143,32 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Ending> {
         page.display()
     ));
     Ok(ending(&proof))
+}
+
+/// What the proof is of: programs, and how much is asked of them.
+fn work(task: &PartTask) -> anyhow::Result<String> {
+    let names = [
+        "guest-init",
+        "guest-init-leaky",
+        "mctl",
+        "mctl-e2e",
+        "mctl-supervisor",
+        "mctl-vmm",
+    ];
+    let mut programs = vec![task.tests.clone()];
+    for name in names {
+        programs.push(artifacts::binary(name)?);
+    }
+    let Arguments {
+        cycles,
+        most_cycles,
+        promises,
+        ..
+    } = &task.arguments;
+    let digest = earlier::digest_of(&programs)?;
+    Ok(format!(
+        "{digest} {cycles} to {most_cycles} cycles, promises {promises:?}"
+    ))
 }
 
 fn ending(proof: &Proof) -> Ending {
@@ -419,12 +396,14 @@ mod tests {
             promises: Vec::new(),
             errors: Vec::new(),
             seconds: 0,
+            runs: 1,
         }
     }
 
     fn proof(parts: Vec<ProofPart>) -> Proof {
         Proof {
             version: String::new(),
+            work: String::new(),
             started_at: String::new(),
             machine: machine(),
             parts,
@@ -454,13 +433,5 @@ mod tests {
             !facts.values().any(|value| value.contains(host.trim())),
             "{facts:?}"
         );
-    }
-
-    #[test]
-    fn parts_differ_in_name_and_kind() {
-        let names: std::collections::BTreeSet<_> = KINDS.iter().map(|kind| kind.name).collect();
-        let words: std::collections::BTreeSet<_> =
-            KINDS.iter().map(|kind| kind.in_words()).collect();
-        assert_eq!((names.len(), words.len()), (KINDS.len(), KINDS.len()));
     }
 }

@@ -82,10 +82,17 @@ impl Driver {
         if next.instance_id != self.record.instance_id {
             changes.push(Change::Version(Box::new(next.clone())));
         }
-        self.context
-            .store
-            .commit("store the machine's new state", changes)
-            .await?;
+        // What could not be stored before happened before: a crash must not leave this step without those that
+        // led to it.
+        let late = self.unsaved.drain();
+        changes.splice(..0, late.iter().cloned());
+        let store = &self.context.store;
+        if let Err(error) = store.commit("store the machine's new state", changes).await {
+            if !late.is_empty() {
+                self.unsaved.keep(late);
+            }
+            return Err(error.into());
+        }
         self.take_step(next);
         self.show(Some(shown));
         self.store_machine_file().await;

@@ -79,6 +79,9 @@ impl Unsaved {
 
     /// Removes and returns the changes, oldest first, without the machine's row.
     pub(super) fn drain(&mut self) -> Vec<Change> {
+        while let Ok(changes) = self.returned.try_recv() {
+            self.add(changes);
+        }
         self.retry_at = None;
         self.changes.drain(..).collect()
     }
@@ -109,6 +112,8 @@ mod tests {
             Change::Machine(Box::new(row)),
             Change::Event("m".to_owned(), Box::new(event::launch())),
         ];
+        unsaved.return_path()(changes.clone());
+        assert!(matches!(unsaved.drain()[..], [Change::Event(..)]));
         unsaved.return_path()(changes);
         let begun = Instant::now();
         unsaved.retry_due().await;

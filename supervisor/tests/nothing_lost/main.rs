@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         exhaustion::space::on_a_full_disk_only_suspends_fail,
         exhaustion::space::if_the_database_cannot_be_written_every_transition_is_refused,
         exhaustion::space::a_stop_that_cannot_be_stored_does_not_interrupt_a_start,
+        exhaustion::space::an_end_that_could_not_be_stored_is_stored_with_the_step_after_it,
         exhaustion::space::if_directories_are_read_only_each_transition_says_so_and_loses_nothing,
         exhaustion::space::output_of_a_guest_while_the_disk_is_full_is_in_the_log_afterwards,
     ];

@@ -67,6 +67,10 @@ fn row(part: &ProofPart) -> String {
     } else {
         "does not hold"
     };
+    let run = match part.runs {
+        0 | 1 => String::new(),
+        runs => format!(", in run {runs}"),
+    };
     let (cycles, resume, suspend) = part.report.as_ref().map_or_else(
         || (String::new(), String::new(), String::new()),
         |report| {
@@ -93,7 +97,7 @@ fn row(part: &ProofPart) -> String {
     );
     let minutes = part.seconds.div_ceil(60);
     format!(
-        r#"<tr class="{result}"><td>{name}</td><td>{kvm}</td><td>{result}</td><td>{cycles}</td><td>{resume}</td><td>{suspend}</td><td>{kept} kept, {broken} broken, {not_tried} not tried</td><td>{minutes} min</td></tr>"#
+        r#"<tr class="{result}"><td>{name}</td><td>{kvm}</td><td>{result}{run}</td><td>{cycles}</td><td>{resume}</td><td>{suspend}</td><td>{kept} kept, {broken} broken, {not_tried} not tried</td><td>{minutes} min</td></tr>"#
     )
 }
 

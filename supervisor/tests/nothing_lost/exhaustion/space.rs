@@ -195,6 +195,39 @@ fn fill_database(site: &Site, large: &str, small: &str) {
     });
 }
 
+pub(crate) fn an_end_that_could_not_be_stored_is_stored_with_the_step_after_it() {
+    let name =
+        "exhaustion::space::an_end_that_could_not_be_stored_is_stored_with_the_step_after_it";
+    let Some(disk) = small_disk(name) else { return };
+    let site = Site::in_folder(disk.clone());
+    let (id, other) = (site.create(""), site.create(""));
+    site.transition(&id, "start");
+    fill(&disk);
+    fill_database(&site, &other, &id);
+    site.vmms().first().unwrap().kill().unwrap();
+    poll("the end of the machine", || {
+        (site.machine(&id)["state"] == "stopped").then_some(())
+    });
+    free(&disk);
+    // Before it is tried again to store the end, which is 2 s later.
+    let (status, answer) = site.call("POST", &format!("{MACHINES}/{id}/start"), None);
+    assert_eq!(status, 200, "{answer}");
+    site.kill();
+    site.start();
+    let machine = site.machine(&id);
+    let events = machine["events"].as_array().unwrap().iter();
+    let types: Vec<_> = events
+        .map(|event| event["type"].as_str().unwrap())
+        .collect();
+    let start = types.iter().rposition(|kind| *kind == "start").unwrap();
+    let exit = types.iter().position(|kind| *kind == "exit");
+    assert!(exit.is_some_and(|exit| exit < start), "{types:?}");
+    for id in [id, other] {
+        site.transition(&id, "destroy");
+    }
+    site.assert_empty();
+}
+
 pub(crate) fn if_directories_are_read_only_each_transition_says_so_and_loses_nothing() {
     let name = "exhaustion::space::\
                 if_directories_are_read_only_each_transition_says_so_and_loses_nothing";
