@@ -123,7 +123,11 @@ impl Site {
         poll("the API", || {
             let exit = self.supervisor().as_mut().unwrap().try_wait().unwrap();
             assert!(exit.is_none(), "the supervisor ended: {exit:?}");
-            UnixStream::connect(self.socket()).ok()
+            let stream = UnixStream::connect(self.socket()).ok()?;
+            // A supervisor that was killed while it launched a VMM leaves a child that listens until it has become
+            // that VMM.
+            let listener = rustix::net::sockopt::socket_peercred(&stream).unwrap();
+            (listener.pid == self.pid()).then_some(())
         });
     }
 

@@ -166,7 +166,10 @@ impl Soak {
             Err(error) => {
                 let after = self.epoch.load(Ordering::SeqCst);
                 if before == after && before.is_multiple_of(2) {
-                    self.fail(format!("{method} {path} got no answer: {error}"));
+                    let ended = self.site.exit_success();
+                    self.fail(format!(
+                        "{method} {path} got no answer: {error} (has the supervisor ended: {ended:?})"
+                    ));
                 }
                 self.count("interrupted");
                 pause(20);
