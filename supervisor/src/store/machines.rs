@@ -55,11 +55,20 @@ impl Store {
         machine_id: &str,
         limit: u32,
     ) -> Result<Vec<MachineEvent>, StoreError> {
-        let sql = "SELECT body FROM events WHERE machine_id = ?1 ORDER BY sequence DESC LIMIT ?2";
-        self.newest(sql, machine_id, limit, |event: &MachineEvent| {
-            event.timestamp
-        })
-        .await
+        let id = machine_id.to_owned();
+        let read = self.call("read events", move |connection| {
+            // After a full disk some are stored late, behind those that happened after them.
+            let sql = format!(
+                "SELECT body FROM events WHERE sequence IN (SELECT sequence FROM (
+                     SELECT sequence, body ->> '$.timestamp' AS at FROM events
+                     WHERE machine_id = ?1 ORDER BY sequence DESC LIMIT ?2 + {MOST_LATE}
+                 ) ORDER BY at DESC, sequence DESC LIMIT ?2) ORDER BY sequence DESC"
+            );
+            bodies(connection, &sql, &id, limit)
+        });
+        let mut events: Vec<MachineEvent> = read.await?;
+        events.sort_by_key(|event| std::cmp::Reverse(event.timestamp));
+        Ok(events)
     }
 
     /// A machine's timings, newest first.
@@ -68,31 +77,13 @@ impl Store {
         machine_id: &str,
         limit: u32,
     ) -> Result<Vec<Timing>, StoreError> {
-        let sql = "SELECT body FROM timings WHERE machine_id = ?1 ORDER BY sequence DESC LIMIT ?2";
-        self.newest(sql, machine_id, limit, |timing: &Timing| {
-            timing.started_at.clone()
+        let id = machine_id.to_owned();
+        self.call("read timings", move |connection| {
+            let sql =
+                "SELECT body FROM timings WHERE machine_id = ?1 ORDER BY sequence DESC LIMIT ?2";
+            bodies(connection, sql, &id, limit)
         })
         .await
-    }
-
-    /// The newest by the time at which they happened. After a full disk some are stored late, behind those that
-    /// happened after them: so [`MOST_LATE`] more are read.
-    async fn newest<T: DeserializeOwned + Send + 'static, K: Ord>(
-        &self,
-        sql: &'static str,
-        machine_id: &str,
-        limit: u32,
-        time: impl Fn(&T) -> K,
-    ) -> Result<Vec<T>, StoreError> {
-        let id = machine_id.to_owned();
-        let rows = limit.saturating_add(MOST_LATE);
-        let read = self.call("read a machine's history", move |connection| {
-            bodies(connection, sql, &id, rows)
-        });
-        let mut found: Vec<T> = read.await?;
-        found.sort_by_key(|body| std::cmp::Reverse(time(body)));
-        found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
-        Ok(found)
     }
 
     /// A machine's versions, newest first.
