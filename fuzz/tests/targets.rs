@@ -4,6 +4,7 @@
 //! `MCTL_FUZZ_INPUT=FILE` a target runs that file alone. `MCTL_FUZZ_WRITE_CORPUS=1` writes the seeds anew.
 
 use std::fs;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -134,7 +135,6 @@ impl Watched {
                         let why = format!("an input took more than {} s", INPUT_LIMIT.as_secs());
                         let text = failure(target, seed, &stuck, &why);
                         // Not through the test's report, which waits for the test.
-                        use std::io::Write;
                         let _ = writeln!(std::io::stderr(), "{text}");
                         std::process::abort();
                     }
