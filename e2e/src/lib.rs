@@ -14,6 +14,7 @@ pub mod bench;
 pub mod bench_here;
 pub mod child;
 pub mod counter;
+pub mod disk;
 pub mod ending;
 pub mod figures;
 pub mod host;

@@ -23,7 +23,7 @@ use crate::artifacts::GuestImage;
 use crate::host::{KvmHost, Programs, new_state};
 use crate::kvm_process::Paths;
 use crate::machine::STEP_DEADLINE;
-use crate::{counter, output};
+use crate::{counter, disk, output};
 
 /// The image with the guest-init of the release before.
 pub const IMAGE_BEFORE: &str = "before";
@@ -31,7 +31,6 @@ pub const IMAGE_BEFORE: &str = "before";
 /// The mount point of each machine's disk, and the file there with a line for each look at it.
 const DISK: &str = "/disk";
 const LOOKS: &str = "/disk/looks";
-const DISK_BYTES: u64 = 16 << 20;
 
 /// The programs of the release before, and guest images of both.
 #[derive(Debug, Clone, Args)]
@@ -280,8 +279,8 @@ impl Handover {
         image: &str,
     ) -> anyhow::Result<()> {
         let begun = Instant::now();
-        let disk = self.folder.join(format!("{name}.raw"));
-        make_disk(&disk).await?;
+        let file = self.folder.join(format!("{name}.raw"));
+        disk::make(&file)?;
         let config = MachineConfig {
             image: image.to_owned(),
             guest: Some(Guest {
@@ -294,7 +293,7 @@ impl Handover {
                 ..Init::default()
             }),
             mounts: vec![Mount {
-                volume: disk.display().to_string(),
+                volume: file.display().to_string(),
                 path: DISK.to_owned(),
                 read_only: false,
             }],
@@ -432,14 +431,6 @@ async fn shell(client: &Client, id: &str, script: String) -> anyhow::Result<Stri
         "the guest's command failed: {answer:?}"
     );
     Ok(answer.stdout.trim_end().to_owned())
-}
-
-async fn make_disk(path: &Path) -> anyhow::Result<()> {
-    let file = std::fs::File::create(path).context("cannot create a disk")?;
-    file.set_len(DISK_BYTES).context("cannot size a disk")?;
-    let mut command = Command::new("mke2fs");
-    command.arg("-F").arg(path);
-    run_command(command).await
 }
 
 async fn run_command(mut command: Command) -> anyhow::Result<()> {

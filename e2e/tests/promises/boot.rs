@@ -1,7 +1,6 @@
 //! A machine boots, runs its main process, and stops in order.
 
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::ensure;
 use machine_api::{
@@ -95,13 +94,7 @@ pub(crate) async fn stop_sends_the_requested_signal_to_the_main_process(
 
 /// A machine that sleeps, with a new disk in the file `disk`, mounted at `/data`.
 pub(crate) fn config_with_disk(disk: &Path) -> anyhow::Result<MachineConfig> {
-    std::fs::File::create(disk)?.set_len(16 << 20)?;
-    let made = Command::new("mke2fs").arg("-F").arg(disk).output()?;
-    ensure!(
-        made.status.success(),
-        "{}",
-        String::from_utf8_lossy(&made.stderr)
-    );
+    e2e::disk::make(disk)?;
     let mut config = config(&["/bin/sleep", "600"]);
     config.mounts = vec![Mount {
         volume: disk.display().to_string(),

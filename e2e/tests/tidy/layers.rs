@@ -161,7 +161,7 @@ const LAYERS: &[Layers] = &[
             &["kvm_process", "machine", "peer", "figures", "report_files"],
             &["host", "host_socket"],
             &["kvm_place"],
-            &["artifacts", "child", "counter", "ending", "output"],
+            &["artifacts", "child", "counter", "disk", "ending", "output"],
         ],
     },
 ];

@@ -9,6 +9,8 @@ mod permits;
 mod reader;
 mod resources;
 mod status;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -89,7 +89,7 @@ impl GuestReader {
         }
         loop {
             let (length, found) = match guest_protocol::decode(&self.buffer[self.taken..])? {
-                Decoded::Frame(frame, length) => (length, self.owned(frame)?),
+                Decoded::Frame(frame, length) => (length, Some(self.owned(frame)?)),
                 Decoded::Incomplete(missing) => (self.buffer.len() - self.taken + missing, None),
             };
             if length > HEADER_BYTES + self.longest {
@@ -114,14 +114,14 @@ impl GuestReader {
         }
     }
 
-    fn owned(&self, frame: Frame<'_>) -> Result<Option<OwnedFrame>, GuestError> {
-        Ok(Some(match frame {
+    fn owned(&self, frame: Frame<'_>) -> Result<OwnedFrame, GuestError> {
+        Ok(match frame {
             Frame::Json(payload) => OwnedFrame::Json(payload.to_vec()),
             Frame::Stdout(payload) => OwnedFrame::Stdout(payload.to_vec()),
             Frame::Stderr(payload) => OwnedFrame::Stderr(payload.to_vec()),
             Frame::Data(payload) => OwnedFrame::Data(payload.to_vec()),
             Frame::Stdin(_) => return Err(self.bad_reply("output")),
-        }))
+        })
     }
 
     /// Makes room for the rest of a frame of `length` bytes, of which the beginning has arrived. Only what has

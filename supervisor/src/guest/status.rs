@@ -27,31 +27,10 @@ pub(super) fn is_plausible(status: &GuestStatus) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use guest_protocol::{MainProcess, MainProcessState, OpenVsocks, VsockCount};
+    use guest_protocol::VsockCount;
 
     use super::*;
-
-    fn status() -> GuestStatus {
-        GuestStatus {
-            boot_id: "0e2b1c3d-0000-4000-8000-000000000000".to_owned(),
-            generation: 3,
-            protocol: guest_protocol::VERSION,
-            init_version: "0.1.0+leaky".to_owned(),
-            uptime_ms: 1,
-            realtime_ns: 1,
-            clock_step_ms: Some(-3),
-            open_vsocks: OpenVsocks {
-                source: "vsock_diag".to_owned(),
-                ..OpenVsocks::default()
-            },
-            main: MainProcess {
-                state: MainProcessState::Absent,
-                pid: None,
-                exit: None,
-                next_output_sequence: 0,
-            },
-        }
-    }
+    use crate::guest::testing::status;
 
     fn with_counts(number: usize, state: &str) -> GuestStatus {
         let mut status = status();

@@ -31,8 +31,6 @@ const RELEASE_BYTES: u64 = 1 << 20;
 /// Most bytes, and most lines, that are copied before other tasks have a turn.
 const TURN_BYTES: usize = 256 << 10;
 const TURN_LINES: u32 = 2_000;
-/// After so much silence the log tells of lines that were dropped.
-const SILENCE: Duration = Duration::from_secs(2);
 
 /// Watches the console files of all machines.
 #[derive(Debug, Clone)]
@@ -153,12 +151,8 @@ impl ConsoleWatcher {
                     }
                     if turn.is_full {
                         tokio::task::yield_now().await;
-                    } else if log.has_dropped() {
-                        if timeout(SILENCE, changed.notified()).await.is_err() {
-                            log.tell_of_silence();
-                        }
                     } else {
-                        changed.notified().await;
+                        log.await_guest(changed.notified()).await;
                     }
                 }
                 // The machine was destroyed, and its console with it.

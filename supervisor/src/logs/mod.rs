@@ -13,12 +13,13 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use guest_protocol::{OutputRecord, OutputSource};
 use machine_api::{LogLine, LogSource};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 pub(crate) use console::{Collection, ConsoleWatcher};
 pub(crate) use read::{LogFilter, LogReader};
@@ -28,6 +29,8 @@ use crate::disk_usage;
 use crate::model::guest_share::{LOG_LINES_PER_SECOND, LineAdmission, LogShare};
 use crate::paths::MachineDir;
 
+/// After so much silence the log tells of lines that were dropped.
+const SILENCE: Duration = Duration::from_secs(2);
 /// Size at which a log is rotated; one older file is kept.
 const ROTATE_BYTES: u64 = 8 << 20;
 /// Longest text of a line; a longer one becomes several lines.
@@ -216,14 +219,26 @@ impl MachineLog {
         }
     }
 
-    /// Whether lines were dropped that the log does not tell of yet. The next line does, or
-    /// [`Self::tell_of_silence`].
-    pub(crate) fn has_dropped(&self) -> bool {
+    /// Waits for what the guest does next. If lines were dropped before, and it falls silent instead, the log
+    /// tells of them; else its next line does.
+    pub(crate) async fn await_guest<T>(&self, next: impl Future<Output = T>) -> T {
+        let mut next = std::pin::pin!(next);
+        while self.has_dropped() {
+            match timeout(SILENCE, &mut next).await {
+                Ok(next) => return next,
+                Err(_) => self.tell_of_silence(),
+            }
+        }
+        next.await
+    }
+
+    /// Whether lines were dropped that the log does not tell of yet.
+    fn has_dropped(&self) -> bool {
         self.open_log().share.has_dropped()
     }
 
     /// Tells of lines that were dropped, if the guest has fallen silent since.
-    pub(crate) fn tell_of_silence(&self) {
+    fn tell_of_silence(&self) {
         let dropped = self.open_log().share.dropped_before_silence(Instant::now());
         self.tell_dropped(dropped);
     }

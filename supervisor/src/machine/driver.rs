@@ -33,7 +33,7 @@ use crate::machine::unsaved::Unsaved;
 use crate::machine_folder::MachineFile;
 use crate::model::admission::{Admission, CommandKind, RefusalReason, admit};
 use crate::model::event::EventDetails;
-use crate::model::guest_share::Bucket;
+use crate::model::guest_share::Telling;
 use crate::model::record::MachineRecord;
 use crate::model::state::{Event, State};
 use crate::model::view;
@@ -78,8 +78,8 @@ pub(crate) struct Driver {
     pub(super) events: VecDeque<MachineEvent>,
     /// Results of its checks.
     pub(super) checks: Vec<CheckStatus>,
-    /// How many more changed results may become events, and how many did not since the last one.
-    pub(super) check_events: (Bucket, u64),
+    /// Which changed results become events.
+    pub(super) check_events: Telling,
     /// Calls of clients to its guest that may be under way.
     pub(super) call_permits: CallPermits,
     pub(super) inbox: mpsc::Receiver<Message>,
@@ -177,7 +177,7 @@ impl Driver {
             machine_file: None,
             events,
             checks: Vec::new(),
-            check_events: (Bucket::of_check_events(Instant::now()), 0),
+            check_events: Telling::of_check_events(Instant::now()),
             call_permits,
             inbox,
             view: view_sender,

@@ -73,10 +73,9 @@ pub(crate) fn launch_spec(
     // Shorter than the deadline of the attempt, so that the VMM can report which port got no answer.
     let answer = settings.readiness.attempt * 3 / 4;
     words.flag("--vsock-request-timeout-ms", answer.as_millis().max(1));
-    for announcement in &program.announces {
-        if announcement == ANNOUNCE_CONSUMPTION {
-            words.flag("--announce", announcement);
-        }
+    let mut announces = program.announces.iter();
+    if announces.any(|announcement| announcement == ANNOUNCE_CONSUMPTION) {
+        words.flag("--announce", ANNOUNCE_CONSUMPTION);
     }
     for mount in &record.config.mounts {
         let suffix = if mount.read_only { ":ro" } else { "" };

@@ -58,15 +58,10 @@ impl Driver {
     /// Adds a result that is not as before as an event. A guest decides how its checks end: one whose results
     /// change all the time gets few events, and the next one says how many changes are not listed.
     fn add_check_event(&mut self, message: String) {
-        let (bucket, unlisted) = &mut self.check_events;
-        if !bucket.take(Instant::now()) {
-            *unlisted += 1;
-            self.show(None);
-            return;
-        }
-        let message = match std::mem::take(unlisted) {
-            0 => message,
-            changes => format!("{message} ({changes} changes before it are not listed)"),
+        let message = match self.check_events.next(Instant::now()) {
+            None => return self.show(None),
+            Some(0) => message,
+            Some(changes) => format!("{message} ({changes} changes before it are not listed)"),
         };
         self.add_event(EventType::Check, message);
     }
@@ -88,9 +83,7 @@ impl Driver {
         changes.splice(..0, late.iter().cloned());
         let store = &self.context.store;
         if let Err(error) = store.commit("store the machine's new state", changes).await {
-            if !late.is_empty() {
-                self.unsaved.keep(late);
-            }
+            self.unsaved.keep(late);
             return Err(error.into());
         }
         self.take_step(next);

@@ -190,13 +190,12 @@ fn outcome_of(error: &GuestError) -> AttemptOutcome {
 #[cfg(test)]
 mod tests {
     use guest_protocol::backoff::Backoff;
-    use guest_protocol::{
-        Call, Decoded, Frame, MainProcess, MainProcessState, OpenVsocks, Refusal, RefusalKind,
-    };
+    use guest_protocol::{Call, Decoded, Frame, Refusal, RefusalKind};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixListener;
 
     use super::*;
+    use crate::guest::testing::status;
 
     const LIMITS: ReadinessLimits = ReadinessLimits {
         attempt: Duration::from_millis(100),
@@ -284,20 +283,9 @@ mod tests {
             };
             let reply = if call.version == OLDEST_VERSION {
                 Reply::Status(GuestStatus {
-                    boot_id: "b".to_owned(),
                     generation: call.generation,
                     protocol: OLDEST_VERSION,
-                    init_version: "1".to_owned(),
-                    uptime_ms: 1,
-                    realtime_ns: 1,
-                    clock_step_ms: None,
-                    open_vsocks: OpenVsocks::default(),
-                    main: MainProcess {
-                        state: MainProcessState::Absent,
-                        pid: None,
-                        exit: None,
-                        next_output_sequence: 0,
-                    },
+                    ..status()
                 })
             } else {
                 Reply::Refused(Refusal {

@@ -20,8 +20,6 @@ use crate::model::guest_share::ReadPace;
 const SAMPLE_INTERVAL_MS: u32 = 2_000;
 /// Least time between two samples that are read: a guest that sends more waits.
 const SAMPLE_PAUSE: Duration = Duration::from_millis(SAMPLE_INTERVAL_MS as u64 / 4);
-/// After so much silence the log tells of lines that were dropped.
-const SILENCE: Duration = Duration::from_secs(2);
 /// Deadline for opening a stream.
 const OPEN_LIMIT: Duration = Duration::from_secs(5);
 /// Wait before a broken stream is opened again; doubles up to the second one.
@@ -170,7 +168,7 @@ pub(crate) async fn log_output(
     log: &MachineLog,
 ) -> Result<Option<Exit>, GuestError> {
     let mut pace = ReadPace::of_output(Instant::now());
-    while let Some(frame) = next_frame(stream, log).await? {
+    while let Some(frame) = log.await_guest(stream.reader.next()).await? {
         let OwnedFrame::Json(payload) = frame else {
             return Ok(None);
         };
@@ -194,47 +192,24 @@ pub(crate) async fn log_output(
     Ok(None)
 }
 
-/// The next frame of the output. If lines were dropped, a silence before it is the time to tell of them.
-async fn next_frame(
-    stream: &mut GuestStream,
-    log: &MachineLog,
-) -> Result<Option<OwnedFrame>, GuestError> {
-    while log.has_dropped() {
-        match timeout(SILENCE, stream.reader.next()).await {
-            Ok(frame) => return frame,
-            Err(_) => log.tell_of_silence(),
-        }
-    }
-    stream.reader.next().await
-}
-
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
-    use tokio::net::UnixListener;
-
     use super::*;
+    use crate::guest::testing::connected_to;
 
     #[tokio::test(start_paused = true)]
     async fn a_guest_that_sends_samples_without_a_pause_is_read_at_the_supervisors_pace() {
-        let folder = tempfile::tempdir_in("/tmp").unwrap();
-        let path = folder.path().join("v.sock");
-        let listener = UnixListener::bind(&path).unwrap();
-        let address = GuestAddress::new(path.clone(), 1);
         let sample = br#"{"uptime_ms":1,"busy_ms":1,"idle_ms":0,"load":[0,0,0],"memory_total_kib":1,"memory_available_kib":1}"#;
-        let guest = async {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut bytes = b"OK 7\n".to_vec();
-            for _ in 0..1_000 {
-                let frame = guest_protocol::Frame::Json(sample);
-                guest_protocol::encode(frame, &mut bytes).unwrap();
-            }
-            stream.write_all(&bytes).await.unwrap();
-            stream
-        };
-        let (monitor, _kept_open) = tokio::join!(address.connect(), guest);
+        let mut bytes = Vec::new();
+        for _ in 0..1_000 {
+            let frame = guest_protocol::Frame::Json(sample);
+            guest_protocol::encode(frame, &mut bytes).unwrap();
+        }
+        let (monitor, _kept_open) = connected_to(&bytes).await;
+        // It is not connected to again.
+        let address = GuestAddress::new("/none".into(), 1);
         let (sender, mut seen) = watch::channel(Observations::default());
-        let keeping = keep_monitor(address, Some(monitor.unwrap()), Arc::new(sender));
+        let keeping = keep_monitor(address, Some(monitor), Arc::new(sender));
         let keeping = tokio::spawn(keeping);
         let begun = Instant::now();
         for _ in 0..100 {

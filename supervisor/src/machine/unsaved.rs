@@ -51,11 +51,6 @@ impl Unsaved {
         Arc::strong_count(&self.commits) > MOST_COMMITS
     }
 
-    /// Keeps changes that are not handed to the database now.
-    pub(super) fn keep(&mut self, changes: Vec<Change>) {
-        self.add(changes);
-    }
-
     /// Takes back changes that were not stored; dropped once they are.
     pub(super) fn return_path(&self) -> impl FnOnce(Vec<Change>) + Send + use<> {
         let (sender, commit) = (self.sender.clone(), self.commits.clone());
@@ -71,7 +66,7 @@ impl Unsaved {
         loop {
             let retry_at = self.retry_at;
             tokio::select! {
-                Some(changes) = self.returned.recv() => self.add(changes),
+                Some(changes) = self.returned.recv() => self.keep(changes),
                 () = deadline::reached(retry_at) => return,
             }
         }
@@ -80,13 +75,17 @@ impl Unsaved {
     /// Removes and returns the changes, oldest first, without the machine's row.
     pub(super) fn drain(&mut self) -> Vec<Change> {
         while let Ok(changes) = self.returned.try_recv() {
-            self.add(changes);
+            self.keep(changes);
         }
         self.retry_at = None;
         self.changes.drain(..).collect()
     }
 
-    fn add(&mut self, changes: Vec<Change>) {
+    /// Keeps changes that the database has not stored, or is not given now.
+    pub(super) fn keep(&mut self, changes: Vec<Change>) {
+        if changes.is_empty() {
+            return;
+        }
         // A row is outdated by the time of the retry, which writes the present one.
         let lasting = |change: &Change| !matches!(change, Change::Machine(_));
         self.changes.extend(changes.into_iter().filter(lasting));

@@ -81,7 +81,7 @@ pub(crate) fn bounded_text(text: &str) -> String {
 /// A bucket of tokens: so many a second, and a reserve for a burst. What is larger than what is left is
 /// given all the same, and paid for later.
 #[derive(Debug, Clone)]
-pub(crate) struct Bucket {
+struct Bucket {
     per_second: f64,
     capacity: f64,
     filled: f64,
@@ -99,20 +99,8 @@ impl Bucket {
         }
     }
 
-    /// For events about results of checks.
-    pub(crate) fn of_check_events(now: Instant) -> Self {
-        let per_second = 1.0 / CHECK_EVENT_EVERY.as_secs_f64();
-        Self::new(per_second, CHECK_EVENTS.into(), now)
-    }
-
-    /// For lines about connections that were not carried.
-    pub(crate) fn of_refused_connections(now: Instant) -> Self {
-        let per_second = 1.0 / REFUSED_CONNECTION_EVERY.as_secs_f64();
-        Self::new(per_second, REFUSED_CONNECTIONS.into(), now)
-    }
-
     /// Takes one token, if there is one.
-    pub(crate) fn take(&mut self, now: Instant) -> bool {
+    fn take(&mut self, now: Instant) -> bool {
         self.refill(now);
         let there = self.filled >= 1.0;
         if there {
@@ -134,6 +122,42 @@ impl Bucket {
     /// When it is no longer in debt.
     fn debt(&self) -> Duration {
         Duration::from_secs_f64((-self.filled / self.per_second).max(0.0))
+    }
+}
+
+/// Which of many things that are alike are told: some at once, then one at a time, and the others are counted.
+#[derive(Debug, Clone)]
+pub(crate) struct Telling {
+    bucket: Bucket,
+    untold: u64,
+}
+
+impl Telling {
+    /// So many at once, and one more each `every`.
+    fn new(burst: u32, every: Duration, now: Instant) -> Self {
+        Self {
+            bucket: Bucket::new(1.0 / every.as_secs_f64(), burst.into(), now),
+            untold: 0,
+        }
+    }
+
+    /// For events about results of checks.
+    pub(crate) fn of_check_events(now: Instant) -> Self {
+        Self::new(CHECK_EVENTS, CHECK_EVENT_EVERY, now)
+    }
+
+    /// For lines about connections that were not carried.
+    pub(crate) fn of_refused_connections(now: Instant) -> Self {
+        Self::new(REFUSED_CONNECTIONS, REFUSED_CONNECTION_EVERY, now)
+    }
+
+    /// Decides about one more. How many were not told before it, if this one is.
+    pub(crate) fn next(&mut self, now: Instant) -> Option<u64> {
+        if self.bucket.take(now) {
+            return Some(std::mem::take(&mut self.untold));
+        }
+        self.untold += 1;
+        None
     }
 }
 
@@ -352,7 +376,7 @@ mod tests {
     #[test]
     fn a_bucket_gives_its_burst_and_then_one_token_at_a_time() {
         let begun = Instant::now();
-        let mut bucket = Bucket::of_check_events(begun);
+        let mut bucket = Telling::of_check_events(begun).bucket;
         let taken = |bucket: &mut Bucket, now| (0..1_000).filter(|_| bucket.take(now)).count();
         assert_eq!(taken(&mut bucket, begun), 20);
         assert_eq!(taken(&mut bucket, begun + CHECK_EVENT_EVERY), 1);

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -16,8 +15,8 @@ use serde_json::{Value, json};
 
 use crate::support::processes::{Vmm, vmms};
 use crate::support::{
-    MACHINES, SUPERVISOR, add_default_image, config_with, end_of_log, fake_vmm, http, new_folder,
-    open_log, poll, read_log,
+    MACHINES, SUPERVISOR, add_default_image, config_with, end_of_log, fake_vmm, http, is_served_by,
+    new_folder, open_log, poll, read_log,
 };
 
 /// The supervisor under test.
@@ -123,11 +122,7 @@ impl Site {
         poll("the API", || {
             let exit = self.supervisor().as_mut().unwrap().try_wait().unwrap();
             assert!(exit.is_none(), "the supervisor ended: {exit:?}");
-            let stream = UnixStream::connect(self.socket()).ok()?;
-            // A supervisor that was killed while it launched a VMM leaves a child that listens until it has become
-            // that VMM.
-            let listener = rustix::net::sockopt::socket_peercred(&stream).unwrap();
-            (listener.pid == self.pid()).then_some(())
+            is_served_by(&self.socket(), self.pid()).then_some(())
         });
     }
 

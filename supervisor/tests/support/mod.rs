@@ -8,9 +8,12 @@ pub(crate) mod http;
 pub(crate) mod processes;
 
 use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::Pid;
 use serde_json::{Value, json};
 
 /// Longest that any wait of these tests may take. A sync of a busy disk alone has taken 20 s.
@@ -85,6 +88,13 @@ pub(crate) fn end_of_log(folder: &Path) -> String {
         from += 1;
     }
     format!("end of supervisor.log:\n{}", &log[from..])
+}
+
+/// Whether the process `pid` itself listens on the socket. A supervisor that was killed while it launched a VMM
+/// leaves a child that listens until it has become that VMM.
+pub(crate) fn is_served_by(socket: &Path, pid: Pid) -> bool {
+    let stream = UnixStream::connect(socket);
+    stream.is_ok_and(|stream| socket_peercred(&stream).unwrap().pid == pid)
 }
 
 /// Repeats `look` until it finds something. Fails after [`DEADLINE`], naming `what` it waited for.

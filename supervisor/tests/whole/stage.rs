@@ -68,7 +68,10 @@ impl Stage {
     /// Starts the next supervisor on the same state, and waits until it serves.
     pub(crate) fn start(&mut self, flags: &[&str]) {
         self.spawn(flags);
-        poll("the API", || UnixStream::connect(self.socket()).ok());
+        let pid = self.pid();
+        poll("the API", || {
+            support::is_served_by(&self.socket(), pid).then_some(())
+        });
     }
 
     /// Starts a supervisor that dies at `step`, which may be before it serves.
@@ -132,9 +135,11 @@ impl Stage {
 
     /// Sends the supervisor a signal.
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
-        let pid = i32::try_from(self.supervisor.as_ref().unwrap().id()).unwrap();
-        let pid = rustix::process::Pid::from_raw(pid).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
+        rustix::process::kill_process(self.pid(), signal).unwrap();
+    }
+
+    fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(self.supervisor.as_ref().unwrap())
     }
 
     /// Kills the supervisor as a crash would.

@@ -224,32 +224,21 @@ async fn send_input(guest: &mut GuestWriter, bytes: &[u8]) -> Result<(), GuestEr
 #[cfg(test)]
 mod tests {
     use futures_util::sink;
-    use tokio::net::UnixListener;
     use tokio::time::Instant;
 
     use super::*;
-    use crate::guest::GuestAddress;
+    use crate::guest::testing::connected_to;
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_command_does_not_keep_the_connection_of_a_client_that_has_gone_away() {
-        use tokio::io::AsyncWriteExt;
-        let folder = tempfile::tempdir_in("/tmp").unwrap();
-        let path = folder.path().join("v.sock");
-        let listener = UnixListener::bind(&path).unwrap();
-        let guest = async {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            stream.write_all(b"OK 7\n").await.unwrap();
-            stream
-        };
-        let address = GuestAddress::new(path.clone(), 1);
-        let (stream, _kept_open) = tokio::join!(address.connect(), guest);
+        let (stream, _kept_open) = connected_to(b"").await;
         // There at the first look, and gone at the second.
         let mut client = Box::pin(sink::unfold(0, async |looks, message| {
             assert_eq!(message, Message::Ping(Bytes::new()));
             if looks == 1 { Err(()) } else { Ok(looks + 1) }
         }));
         let begun = Instant::now();
-        let output = send_output(stream.unwrap().reader, &mut client);
+        let output = send_output(stream.reader, &mut client);
         let end = timeout(PROBE_AFTER * 3, output).await;
         assert!(end.expect("it ends").is_none());
         assert_eq!(begun.elapsed(), PROBE_AFTER * 2);

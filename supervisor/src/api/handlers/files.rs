@@ -166,6 +166,7 @@ pub(crate) async fn write(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::testing::connected_to;
 
     #[tokio::test(start_paused = true)]
     async fn an_upload_that_stalls_is_given_up() {
@@ -179,21 +180,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_guest_that_does_not_say_how_its_file_ends_is_given_up() {
-        use tokio::io::AsyncWriteExt;
-        let folder = tempfile::tempdir_in("/tmp").unwrap();
-        let path = folder.path().join("v.sock");
-        let listener = tokio::net::UnixListener::bind(&path).unwrap();
-        let guest = async {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut bytes = b"OK 7\n".to_vec();
-            guest_protocol::encode(Frame::Data(b"all of it"), &mut bytes).unwrap();
-            guest_protocol::encode(Frame::Data(b""), &mut bytes).unwrap();
-            stream.write_all(&bytes).await.unwrap();
-            stream
-        };
-        let address = crate::guest::GuestAddress::new(path.clone(), 1);
-        let (stream, _kept_open) = tokio::join!(address.connect(), guest);
-        let mut reader = stream.unwrap().reader;
+        let mut bytes = Vec::new();
+        guest_protocol::encode(Frame::Data(b"all of it"), &mut bytes).unwrap();
+        guest_protocol::encode(Frame::Data(b""), &mut bytes).unwrap();
+        let (stream, _kept_open) = connected_to(&bytes).await;
+        let mut reader = stream.reader;
         let first = next_piece(&mut reader).await.unwrap();
         assert_eq!(first.as_deref(), Some(&b"all of it"[..]));
         let begun = tokio::time::Instant::now();

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 use crate::machine::request::LeaseCheck;
 use crate::machine::{Handle, MachineError};
 use crate::model::event;
-use crate::model::guest_share::Bucket;
+use crate::model::guest_share::Telling;
 
 /// Most connections of a service that names no bound.
 const CONNECTIONS: usize = 10_000;
@@ -56,14 +56,14 @@ pub(super) async fn serve(handle: Handle) {
 /// clients that try all the time, do not fill it. Clones count together.
 #[derive(Debug, Clone)]
 struct Failures {
-    may_tell: Arc<Mutex<(Bucket, u64)>>,
+    telling: Arc<Mutex<Telling>>,
 }
 
 impl Default for Failures {
     fn default() -> Self {
-        let bucket = Bucket::of_refused_connections(Instant::now());
+        let telling = Telling::of_refused_connections(Instant::now());
         Self {
-            may_tell: Arc::new(Mutex::new((bucket, 0))),
+            telling: Arc::new(Mutex::new(telling)),
         }
     }
 }
@@ -77,13 +77,8 @@ impl Failures {
 
     /// Counts one. How many were not told before it, if this one is.
     fn count(&self, now: Instant) -> Option<u64> {
-        let mut may_tell = self.may_tell.lock().unwrap_or_else(PoisonError::into_inner);
-        let (bucket, untold) = &mut *may_tell;
-        if bucket.take(now) {
-            return Some(std::mem::take(untold));
-        }
-        *untold += 1;
-        None
+        let mut telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        telling.next(now)
     }
 }
 
