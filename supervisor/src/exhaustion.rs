@@ -29,6 +29,14 @@ pub(crate) fn hint(error: &io::Error) -> Option<&'static str> {
     })
 }
 
+/// Whether one of the causes of `error` is a limit of descriptors or memory, rather than of space on a
+/// disk: it is over when others have ended, and says nothing about the files it was met on.
+pub(crate) fn is_passing(error: &(dyn Error + 'static)) -> bool {
+    let own = error.downcast_ref().and_then(Errno::from_io_error);
+    own.is_some_and(|errno| matches!(errno, Errno::MFILE | Errno::NFILE | Errno::NOMEM))
+        || error.source().is_some_and(is_passing)
+}
+
 /// What to do about `error`, with which a process or thread could not be created.
 pub(crate) fn spawn_hint(error: &io::Error) -> Option<&'static str> {
     match Errno::from_io_error(error) {
@@ -89,6 +97,8 @@ mod tests {
         assert!(of(Errno::NOSPC).contains("no space"));
         assert!(of(Errno::ROFS).contains("read-only"));
         assert_eq!(of(Errno::NOENT), "");
+        assert!(is_passing(&io::Error::from(Errno::MFILE)));
+        assert!(!is_passing(&io::Error::from(Errno::NOSPC)));
         let again = io::Error::from(Errno::AGAIN);
         assert!(hint(&again).is_none());
         assert!(spawn_hint(&again).unwrap().contains("pids.max"));

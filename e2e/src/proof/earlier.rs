@@ -1,6 +1,7 @@
 //! What an earlier run of the same work has shown already: a proof takes a night, and a night may end early.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
@@ -21,13 +22,18 @@ pub(super) fn digest_of(programs: &[PathBuf]) -> anyhow::Result<String> {
     Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The proof in that file.
+/// The proof in that file, if there is one. A night can end before its first part has.
 ///
 /// # Errors
-/// If there is none, or it is of other programs or of other work.
-pub(super) fn read(path: &Path, work: &str) -> anyhow::Result<Proof> {
-    let json =
-        fs::read(path).with_context(|| format!("cannot continue with {}", path.display()))?;
+/// If it is of other programs or of other work, or cannot be read.
+pub(super) fn read(path: &Path, work: &str) -> anyhow::Result<Option<Proof>> {
+    let json = match fs::read(path) {
+        Ok(json) => json,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot continue with {}", path.display()));
+        }
+    };
     let proof: Proof =
         serde_json::from_slice(&json).with_context(|| format!("{} is no proof", path.display()))?;
     ensure!(
@@ -35,7 +41,7 @@ pub(super) fn read(path: &Path, work: &str) -> anyhow::Result<Proof> {
         "{} is of other programs, or of other cycles or tests, so that cannot be continued",
         path.display()
     );
-    Ok(proof)
+    Ok(Some(proof))
 }
 
 /// What becomes of a part: it is kept if it holds; else it is run once more, which it says.
@@ -59,7 +65,7 @@ mod tests {
     fn a_proof_is_continued_with_the_same_programs_and_work_only() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("proof.json");
-        assert!(read(&path, "w").is_err());
+        assert_eq!(read(&path, "w").unwrap(), None);
         let proof = Proof {
             version: "1".to_owned(),
             work: "w".to_owned(),
@@ -69,7 +75,7 @@ mod tests {
         };
         let json = serde_json::to_vec(&proof).unwrap();
         fs::write(&path, json).unwrap();
-        assert_eq!(read(&path, "w").unwrap(), proof);
+        assert_eq!(read(&path, "w").unwrap(), Some(proof));
         let error = read(&path, "other").unwrap_err().to_string();
         assert!(error.contains("of other programs"), "{error}");
     }

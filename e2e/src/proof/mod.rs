@@ -89,10 +89,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Ending> {
     });
     let work = work(&task)?;
     let earlier = match arguments.continues {
-        true => Some(earlier::read(
-            &arguments.output.join(format!("{STEM}.json")),
-            &work,
-        )?),
+        true => earlier::read(&arguments.output.join(format!("{STEM}.json")), &work)?,
         false => None,
     };
     let mut proof = Proof {

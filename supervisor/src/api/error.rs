@@ -8,6 +8,7 @@ use guest_protocol::RefusalKind;
 use machine_api::ErrorBody;
 
 use crate::error_chain::error_chain;
+use crate::exhaustion;
 use crate::guest::GuestError;
 use crate::images::ImageError;
 use crate::machine::MachineError;
@@ -141,6 +142,9 @@ impl From<MachineError> for ApiError {
         let message = error_chain(&error);
         let plain = |status, code: &str| Self::new(status, code, message.clone());
         match &error {
+            E::Image(_) | E::Files { .. } if exhaustion::is_passing(&error) => {
+                plain(S::SERVICE_UNAVAILABLE, "exhausted")
+            }
             E::NotFound(_) => {
                 plain(S::NOT_FOUND, "not_found").hint("`mctl list` shows all machines")
             }
@@ -249,5 +253,29 @@ fn guest(error: &GuestError, message: String) -> ApiError {
         | GuestError::BadReply { .. } => {
             ApiError::new(StatusCode::BAD_GATEWAY, "guest_unreachable", message)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_host_without_descriptors_is_not_taken_for_an_image_that_cannot_be_used() {
+        let answer = |source: io::Error| {
+            let path = "/images/default/image.json".into();
+            ApiError::from(MachineError::Image(ImageError::Read { path, source }))
+        };
+        let passing = answer(Errno::MFILE.into());
+        assert_eq!(passing.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(passing.body.status, "exhausted");
+        assert!(passing.message().contains("LimitNOFILE"), "{passing:?}");
+        let damaged = answer(Errno::IO.into());
+        assert_eq!(damaged.status, StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(damaged.body.status, "image_unusable");
     }
 }
