@@ -195,6 +195,7 @@ fn trials_with_kvm() -> Vec<Trial> {
         suspend::a_cancelled_suspend_leaves_the_machine_running,
         suspend::images_that_are_not_right_are_refused_before_the_guest_runs,
         suspend::the_time_stamp_counter_never_jumps_back_not_even_in_its_first_second,
+        suspend::only_who_asked_for_it_hears_that_the_consumption_is_durable,
         suspend::damaged_memory_is_found_after_a_lazy_resume,
         suspend::damaged_memory_is_refused_before_the_guest_runs_if_asked_for,
     ]

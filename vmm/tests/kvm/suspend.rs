@@ -5,10 +5,11 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Instant;
 
-use crate::harness::{COUNT, COUNT_DOTS, Host, Vmm, WATCH_TSC, dot_and_halt, failure};
+use crate::harness::{COUNT, COUNT_DOTS, DEADLINE, Host, Vmm, WATCH_TSC, dot_and_halt, failure};
 use crate::small_disk::SmallDisk;
-use vmm_control::{ExitReason, Reply, RequestBody, SuspendFigures, exit_code};
+use vmm_control::{Event, ExitReason, Reply, RequestBody, SuspendFigures, exit_code};
 
 fn suspended(vmm: Vmm<'_>, image: &Path) -> SuspendFigures {
     let mut control = vmm.control();
@@ -217,6 +218,47 @@ pub(crate) fn the_time_stamp_counter_never_jumps_back_not_even_in_its_first_seco
 }
 
 /// Changes one byte of guest memory in the image, in a place that the guest does not use.
+pub(crate) fn only_who_asked_for_it_hears_that_the_consumption_is_durable() {
+    let host = Host::with_guest(&dot_and_halt());
+    let vmm = host.boot();
+    vmm.wait_for_console('.', 1);
+    suspended(vmm, &host.image());
+    let mut generation = 1;
+    // Whether the client saw that it was not durable, and whether it heard that it became so.
+    let mut restored = |extra: &[&str]| {
+        generation += 1;
+        let vmm = host.restore(generation, extra);
+        let mut control = vmm.control();
+        let pending = !control.hello.consumption_durable;
+        assert!(matches!(
+            control.suspend(&host.image()),
+            Reply::Suspended(_)
+        ));
+        vmm.wait();
+        let heard = control.events.contains(&Event::ConsumptionDurable);
+        (pending, heard)
+    };
+    let announce = ["--announce", vmm_control::ANNOUNCE_CONSUMPTION];
+    // The sync may be over before the client is served, so one restore does not show it.
+    let mut tries = 0;
+    let end = Instant::now() + DEADLINE;
+    loop {
+        tries += 1;
+        let (pending, heard) = restored(&announce);
+        assert_eq!(
+            pending, heard,
+            "what was pending, and only that, is announced"
+        );
+        if heard {
+            break;
+        }
+        assert!(Instant::now() < end, "no event in {tries} restores");
+    }
+    for _ in 0..3 * tries {
+        assert_eq!(restored(&[]), (false, false));
+    }
+}
+
 fn damage_memory(host: &Host) {
     let memory = File::options()
         .write(true)
