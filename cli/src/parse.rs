@@ -29,14 +29,19 @@ pub(crate) fn api_duration(text: &str) -> Result<String, String> {
 /// Parses a point in time, RFC 3339 or how long ago. Returns RFC 3339.
 pub(crate) fn since(text: &str) -> Result<String, String> {
     if let Ok(time) = text.parse::<Timestamp>() {
-        return Ok(time.to_string());
+        return Ok(with_microseconds(time));
     }
     let ago = duration(text)
         .map_err(|_| format!("{text:?} is neither a time such as 2026-01-31T12:00:00Z nor 10m"))?;
     let time = Timestamp::now()
         .checked_sub(ago)
         .map_err(|_| format!("{text:?} is too long ago"))?;
-    Ok(time.to_string())
+    Ok(with_microseconds(time))
+}
+
+/// As log lines have it: supervisors up to v0.1.0 compare the two as text.
+fn with_microseconds(time: Timestamp) -> String {
+    format!("{time:.6}")
 }
 
 /// Parses `KEY=VALUE`.
@@ -116,6 +121,20 @@ mod tests {
     fn the_api_gets_durations_with_their_unit() {
         let sent = ["5", "1m", "500ms"].map(|text| api_duration(text).unwrap());
         assert_eq!(sent, ["5s", "60s", "500ms"]);
+    }
+
+    #[test]
+    fn a_point_in_time_is_sent_with_all_of_its_digits() {
+        for (written, sent) in [
+            ("2026-11-27T20:29:13.22955Z", "2026-11-27T20:29:13.229550Z"),
+            ("2026-11-27T20:29:13Z", "2026-11-27T20:29:13.000000Z"),
+        ] {
+            assert_eq!(since(written).unwrap(), sent);
+        }
+        assert_eq!(
+            since("10m").unwrap().len(),
+            "2026-11-27T20:29:13.000000Z".len()
+        );
     }
 
     #[test]

@@ -18,7 +18,7 @@ const BATCH_BYTES: usize = 256 << 10;
 /// Which lines to read.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LogFilter {
-    /// Only lines from then on, RFC 3339 in UTC.
+    /// Only lines from then on: RFC 3339 in UTC with microseconds, as lines have it.
     pub(crate) since: Option<String>,
     /// Only that many of the last lines.
     pub(crate) tail: Option<usize>,

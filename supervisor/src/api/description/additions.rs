@@ -191,6 +191,7 @@ fn bound_parameters(operation: &mut Value) {
             "key" => json!({"minLength": 1, "maxLength": bounds::METADATA_CHARACTERS}),
             "mode" => json!({"pattern": "^[0-7]{1,4}$"}),
             "path" => json!({"pattern": r"^/[^\x00]*$"}),
+            "since" => json!({"format": "date-time"}),
             "signal" => bounds::signal(),
             "state" if id == LIST => {
                 let states = MachineState::ALL.map(MachineState::name).join("|");

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::api::error::ApiError;
 use crate::api::ndjson;
-use crate::api::request::extract::{Params, Target, is_set};
+use crate::api::request::extract::{Params, Target, is_set, moment};
 use crate::logs::{LogFilter, LogReader};
 use crate::machine::MachineError;
 use crate::model::admission::RefusalReason;
@@ -32,10 +32,8 @@ pub(crate) async fn read(
         .map(|text| text.parse::<usize>())
         .transpose();
     let tail = tail.map_err(|_| ApiError::invalid("tail: a number of lines is needed"))?;
-    let filter = LogFilter {
-        since: query.get("since").cloned(),
-        tail,
-    };
+    let since = query.get("since").map(|text| moment(text)).transpose()?;
+    let filter = LogFilter { since, tail };
     let log = handle.log().clone();
     let read = tokio::task::spawn_blocking(move || log.read(&filter)).await;
     let (lines, reader) = read

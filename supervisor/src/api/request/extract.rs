@@ -14,6 +14,7 @@ use crate::api::Api;
 use crate::api::error::ApiError;
 use crate::api::request::body;
 use crate::api::request::unsupported;
+use crate::clock;
 use crate::duration;
 use crate::machine::Handle;
 use crate::model::config_check::METADATA_CHARACTERS;
@@ -239,6 +240,19 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, ApiError> {
     duration::parse(text).map_err(|error| ApiError::invalid(error.to_string()))
 }
 
+/// A point in time of a query, RFC 3339, in the one form that our own times have: those sort as text.
+pub(crate) fn moment(text: &str) -> Result<String, ApiError> {
+    let time: jiff::Timestamp = text.parse().map_err(|_| {
+        ApiError::invalid(format!(
+            "{text:?} is no point in time such as 2026-01-31T12:00:00Z"
+        ))
+    })?;
+    // Before 1970 there is nothing of ours.
+    Ok(clock::rfc3339(
+        u64::try_from(time.as_nanosecond()).unwrap_or(0),
+    ))
+}
+
 /// A switch of a query: `true`, `1`, `false` or `0`. Nothing after the name is refused, as by Go's
 /// `strconv.ParseBool`, with which the Fly Machines API reads it.
 pub(crate) fn is_set(text: Option<&str>) -> Result<bool, ApiError> {
@@ -258,6 +272,31 @@ mod tests {
     use futures_util::stream;
 
     use super::*;
+
+    #[test]
+    fn a_point_in_time_has_one_form_however_it_is_written() {
+        for (written, form) in [
+            ("2026-11-27T20:29:13.22955Z", "2026-11-27T20:29:13.229550Z"),
+            ("2026-11-27T20:29:13Z", "2026-11-27T20:29:13.000000Z"),
+            ("2026-11-27T22:29:13.1+02:00", "2026-11-27T20:29:13.100000Z"),
+            (
+                "2026-11-27T20:29:13.2295509Z",
+                "2026-11-27T20:29:13.229550Z",
+            ),
+            ("1969-12-31T23:59:59Z", "1970-01-01T00:00:00.000000Z"),
+        ] {
+            assert_eq!(moment(written).unwrap(), form);
+        }
+        for written in [
+            "",
+            "10m",
+            "2026-11-27",
+            "2026-13-01T00:00:00Z",
+            "1795811353",
+        ] {
+            assert!(moment(written).is_err(), "{written}");
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_does_not_arrive_is_given_up() {
