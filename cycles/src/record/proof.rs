@@ -45,7 +45,8 @@ pub struct ProofPart {
     /// Seconds that cycles and promises took, by the clock of the machine that made the proof.
     #[serde(default)]
     pub seconds: u64,
-    /// How often it was run: more than once where it was continued after a run in which it did not hold.
+    /// How often it was run: more than once where it was continued after a run in which it did not hold. What held
+    /// in an earlier run is not run again.
     #[serde(default = "once")]
     pub runs: u32,
 }
@@ -61,9 +62,12 @@ pub struct PromiseResult {
     pub name: String,
     /// How it ended.
     pub outcome: PromiseOutcome,
-    /// Why it was broken or not tried.
+    /// Why it was broken, perhaps in an earlier run only, or not tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// In which run of its part it ended so.
+    #[serde(default = "once")]
+    pub run: u32,
 }
 
 /// How a test on real guests ended.

@@ -268,6 +268,7 @@ pub(crate) fn proof() -> Proof {
             name: name.to_owned(),
             outcome,
             message: None,
+            run: 1,
         })
         .to_vec(),
         errors: Vec::new(),

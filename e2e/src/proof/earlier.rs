@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use cycles::{Proof, ProofPart};
+use cycles::{Outcome, Proof, ProofPart, Report};
 use sha2::{Digest, Sha256};
 
 /// The digest of all programs that take part, in this order.
@@ -44,7 +44,8 @@ pub(super) fn read(path: &Path, work: &str) -> anyhow::Result<Option<Proof>> {
     Ok(Some(proof))
 }
 
-/// What becomes of a part: it is kept if it holds; else it is run once more, which it says.
+/// What becomes of a part: it is kept if it holds. Else it is run once more, which it says, without what has held:
+/// flat cycles, and promises that were kept.
 pub(super) fn carry_over(earlier: Option<&Proof>, part: &mut ProofPart) {
     let parts = earlier.map_or(&[][..], |proof| proof.parts.as_slice());
     let Some(before) = parts.iter().find(|before| before.name == part.name) else {
@@ -54,11 +55,19 @@ pub(super) fn carry_over(earlier: Option<&Proof>, part: &mut ProofPart) {
         *part = before.clone();
     } else if before.left_out.is_none() {
         part.runs = before.runs + 1;
+        part.seconds = before.seconds;
+        let is_flat = |report: &&Report| {
+            report.failed_check.is_none() && report.flatness.outcome == Outcome::Flat
+        };
+        part.report = before.report.as_ref().filter(is_flat).cloned();
+        part.promises.clone_from(&before.promises);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use cycles::{PromiseOutcome, PromiseResult};
+
     use super::*;
 
     #[test]
@@ -80,9 +89,8 @@ mod tests {
         assert!(error.contains("of other programs"), "{error}");
     }
 
-    #[test]
-    fn a_part_that_did_not_hold_is_run_again_and_counted_and_one_left_out_is_new() {
-        let part = |name: &str, left_out: Option<&str>| ProofPart {
+    fn part(name: &str, left_out: Option<&str>) -> ProofPart {
+        ProofPart {
             name: name.to_owned(),
             kvm: String::new(),
             left_out: left_out.map(str::to_owned),
@@ -91,14 +99,22 @@ mod tests {
             errors: Vec::new(),
             seconds: 7,
             runs: 1,
-        };
-        let earlier = Proof {
+        }
+    }
+
+    fn proof(parts: Vec<ProofPart>) -> Proof {
+        Proof {
             version: String::new(),
             work: String::new(),
             started_at: String::new(),
             machine: std::collections::BTreeMap::new(),
-            parts: vec![part("amd", None), part("intel", Some("no Bochs"))],
-        };
+            parts,
+        }
+    }
+
+    #[test]
+    fn a_part_that_did_not_hold_is_run_again_and_counted_and_one_left_out_is_new() {
+        let earlier = proof(vec![part("amd", None), part("intel", Some("no Bochs"))]);
         for (name, runs) in [("amd", 2), ("intel", 1), ("other", 1)] {
             let mut next = part(name, None);
             carry_over(Some(&earlier), &mut next);
@@ -106,6 +122,26 @@ mod tests {
             carry_over(None, &mut next);
             assert_eq!(next.runs, runs, "{name}");
         }
+    }
+
+    #[test]
+    fn what_held_of_a_part_that_did_not_is_not_run_again() {
+        let promise = |name: &str, outcome| PromiseResult {
+            name: name.to_owned(),
+            outcome,
+            message: None,
+            run: 1,
+        };
+        let mut before = part("intel-2", None);
+        before.promises = vec![
+            promise("kept", PromiseOutcome::Kept),
+            promise("broken", PromiseOutcome::Broken),
+        ];
+        let mut next = part("intel-2", None);
+        carry_over(Some(&proof(vec![before.clone()])), &mut next);
+        assert_eq!((next.runs, next.seconds), (2, before.seconds));
+        assert_eq!(next.promises, before.promises);
+        assert!(next.report.is_none());
     }
 
     #[test]

@@ -13,9 +13,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use clap::Args;
-use cycles::{Interruption, Outcome, Proof, ProofPart, Report, proof_page};
+use cycles::{
+    Interruption, Outcome, PromiseOutcome, PromiseResult, Proof, ProofPart, Report, proof_page,
+};
 use kvm_host::{probe, qemu};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -198,8 +200,14 @@ fn summary(part: &ProofPart) -> String {
             format!("{outcome} after {} cycles", report.cycles.len())
         },
     );
+    let late = part.promises.iter();
+    let late = late.filter(|one| one.outcome == Kept && one.message.is_some());
+    let late = match late.count() {
+        0 => String::new(),
+        late => format!(" ({late} of them broken before)"),
+    };
     let mut text = format!(
-        "{} ({}): {result}: {verdict}, {} promises kept, {} broken, in {} min",
+        "{} ({}): {result}: {verdict}, {} promises kept{late}, {} broken, in {} min",
         part.name,
         part.kvm,
         part.count(Kept),
@@ -297,19 +305,23 @@ struct PartTask {
 impl PartTask {
     async fn run(self: Arc<Self>, kind: Kind, place: KvmPlace, mut part: ProofPart) -> ProofPart {
         let folder = self.arguments.output.join(kind.name);
-        match self.cycles(kind, place, &folder).await {
-            Ok((report, seconds)) => {
-                part.report = Some(report);
-                part.seconds += seconds;
+        if part.report.is_none() {
+            match self.cycles(kind, place, &folder).await {
+                Ok((report, seconds)) => {
+                    part.report = Some(report);
+                    part.seconds += seconds;
+                }
+                Err(error) => part.errors.push(format!("cycles: {error:#}")),
             }
-            Err(error) => part.errors.push(format!("cycles: {error:#}")),
         }
-        match self.promises(kind, place, &folder).await {
-            Ok((results, seconds)) => {
-                part.promises = results;
-                part.seconds += seconds;
-            }
-            Err(error) => part.errors.push(format!("promises: {error:#}")),
+        let kept = part.promises.iter();
+        let kept = kept.filter(|one| one.outcome == PromiseOutcome::Kept);
+        let kept = kept.map(|one| one.name.clone()).collect();
+        let (results, seconds, ended) = self.promises(kind, place, &folder, kept).await;
+        part.promises = promises::over_all_runs(part.promises, results, part.runs);
+        part.seconds += seconds;
+        if let Err(error) = ended {
+            part.errors.push(format!("promises: {error:#}"));
         }
         part
     }
@@ -350,14 +362,20 @@ impl PartTask {
         kind: Kind,
         place: KvmPlace,
         folder: &Path,
-    ) -> anyhow::Result<(Vec<cycles::PromiseResult>, u64)> {
+        except: Vec<String>,
+    ) -> (Vec<PromiseResult>, u64, anyhow::Result<()>) {
         let needed = self.processors.needed(place, place.runs_at_once());
-        let _processors = self.processors.free.acquire_many(needed).await?;
-        self.check_not_interrupted()?;
+        let Ok(_processors) = self.processors.free.acquire_many(needed).await else {
+            return (Vec::new(), 0, Err(anyhow!("no processors")));
+        };
+        if let Err(interrupted) = self.check_not_interrupted() {
+            return (Vec::new(), 0, Err(interrupted));
+        }
         let begin = Instant::now();
         let run = promises::Run {
             executable: self.tests.clone(),
             only: self.arguments.promises.clone(),
+            except,
             kvm: KvmArguments {
                 kvm: Some(kind.choice),
                 host_cpus: kind.processors,
@@ -365,13 +383,16 @@ impl PartTask {
             log: folder.join("promises.log"),
         };
         let name = kind.name;
-        let results = tokio::task::spawn_blocking(move || {
-            run.results(|done, result| {
+        let ran = tokio::task::spawn_blocking(move || {
+            let mut results = Vec::new();
+            let ended = run.run(&mut results, |done, result| {
                 output::say(&format!("{name}: promise {done}: {}", result.name));
-            })
+            });
+            (results, ended)
         });
-        let results = results.await.context("a thread panicked")??;
-        Ok((results, begin.elapsed().as_secs()))
+        let panicked = |_| (Vec::new(), Err(anyhow!("a thread panicked")));
+        let (results, ended) = ran.await.unwrap_or_else(panicked);
+        (results, begin.elapsed().as_secs(), ended)
     }
 
     fn check_not_interrupted(&self) -> anyhow::Result<()> {

@@ -74,20 +74,24 @@ pub(super) struct Run {
     pub(super) executable: PathBuf,
     /// Part of the names of those that are wanted.
     pub(super) only: String,
+    /// Those that are not wanted.
+    pub(super) except: Vec<String>,
     pub(super) kvm: KvmArguments,
     /// Where what the tests say goes.
     pub(super) log: PathBuf,
 }
 
 impl Run {
-    /// Runs them to their end. `done` is called with the number of those that have ended, and the last.
+    /// Runs them to their end. `done` is called with the number of those that have ended, and the last. `results` gets
+    /// how each ended, also if others did not.
     ///
     /// # Errors
     /// If they cannot be run, or end without having said how each went.
-    pub(super) fn results(
+    pub(super) fn run(
         &self,
+        results: &mut Vec<PromiseResult>,
         mut done: impl FnMut(usize, &PromiseResult),
-    ) -> anyhow::Result<Vec<PromiseResult>> {
+    ) -> anyhow::Result<()> {
         let log = File::create(&self.log)
             .with_context(|| format!("cannot write {}", self.log.display()))?;
         let kvm = self.kvm.kvm.and_then(|kvm| kvm.to_possible_value());
@@ -96,6 +100,7 @@ impl Run {
         command
             .args(["--format", "json"])
             .args((!self.only.is_empty()).then_some(&self.only))
+            .args(self.except.iter().flat_map(|name| ["--skip", name]))
             .env(KVM_ENV, kvm.get_name())
             .env_remove(HOST_CPUS_ENV)
             .envs(
@@ -122,7 +127,6 @@ impl Run {
             })
             .context("cannot start a thread")?;
         let deadline = Instant::now() + DEADLINE;
-        let mut results = Vec::new();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match lines.recv_timeout(left) {
@@ -152,8 +156,31 @@ impl Run {
             self.log.display(),
             last_line(&self.log)
         );
-        Ok(results)
+        Ok(())
     }
+}
+
+/// How promises ended over all runs of their part: what earlier runs have shown, and what run number `run` has. One
+/// that is kept now keeps its message of the run in which it was broken.
+pub(super) fn over_all_runs(
+    earlier: Vec<PromiseResult>,
+    latest: Vec<PromiseResult>,
+    run: u32,
+) -> Vec<PromiseResult> {
+    let mut all = earlier;
+    for mut result in latest {
+        result.run = run;
+        match all.iter_mut().find(|known| known.name == result.name) {
+            Some(known) => {
+                let before = known.message.take();
+                let before = before.map(|text| format!("in run {}: {text}", known.run));
+                result.message = result.message.or(before);
+                *known = result;
+            }
+            None => all.push(result),
+        }
+    }
+    all
 }
 
 /// The result that a line tells, if it tells one.
@@ -173,6 +200,7 @@ fn result_of(line: &[u8]) -> Option<PromiseResult> {
         name: event.name?,
         outcome,
         message: message.map(|text| text.chars().take(MESSAGE_CHARACTERS).collect()),
+        run: 1,
     })
 }
 
@@ -185,6 +213,34 @@ fn last_line(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_promise_that_is_kept_in_a_later_run_says_how_it_was_broken() {
+        let result = |name: &str, outcome, message: Option<&str>, run| PromiseResult {
+            name: name.to_owned(),
+            outcome,
+            message: message.map(str::to_owned),
+            run,
+        };
+        use PromiseOutcome::{Broken, Kept};
+        let earlier = vec![
+            result("a", Kept, None, 1),
+            result("b", Broken, Some("late"), 1),
+            result("c", Broken, Some("lost"), 1),
+        ];
+        let latest = vec![
+            result("b", Kept, None, 1),
+            result("c", Broken, Some("lost again"), 1),
+            result("d", Kept, None, 1),
+        ];
+        let expected = [
+            result("a", Kept, None, 1),
+            result("b", Kept, Some("in run 1: late"), 2),
+            result("c", Broken, Some("lost again"), 2),
+            result("d", Kept, None, 2),
+        ];
+        assert_eq!(over_all_runs(earlier, latest, 2), expected);
+    }
 
     #[test]
     fn results_are_read_from_the_lines_of_the_tests() {

@@ -140,7 +140,11 @@ fn part(part: &ProofPart) -> String {
                 .message
                 .as_ref()
                 .map_or_else(String::new, |text| format!("<pre>{}</pre>", Text(text)));
-            format!("<li>{outcome}: {}{message}</li>", Text(&one.name))
+            let run = match one.run {
+                0 | 1 => String::new(),
+                run => format!(" (in run {run})"),
+            };
+            format!("<li>{outcome}{run}: {}{message}</li>", Text(&one.name))
         })
         .collect();
     let report = part.report.as_ref().map_or_else(String::new, |report| {
